@@ -1,0 +1,190 @@
+"""Typed, validated settings of the method, and the presets `paper`, `paper-l1` and `lt-sft`.
+
+Every field counts towards a stage's address unless it is marked `exclude=True`; what is not meant to change a result
+(device, threads, micro-batch) is in `Execution`, which no stage holds. No torch here: settings load in milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from deftx.errors import ConfigError
+
+PresetName = Literal["paper", "paper-l1", "lt-sft"]
+TaskKind = Literal["sentiment", "nli"]
+Precision = Literal["float32", "tf32", "bf16"]
+
+PAPER_K_LANGUAGE = 7_667_712
+PAPER_K_TASK = 14_155_776
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def rank_text(value: object) -> str:
+    """Spell a rank setting: `100` (uniform rank) or `90%` (smallest rank that explains 90 % of the variance).
+
+    Args:
+        value: an int, or text of either form. A bare fraction is refused: 0.9 could mean either.
+
+    Raises:
+        ValueError: with the spelling that would be right.
+    """
+    if isinstance(value, bool) or value is None:
+        raise ValueError(f"a rank is a whole number such as 100 or a share of variance such as 90%, not {value!r}")
+    text = str(value).strip().replace(" ", "")
+    if re.fullmatch(r"[0-9]+", text):
+        if int(text) < 1:
+            raise ValueError("a rank is at least 1 (full rank is written 100%)")
+        return str(int(text))
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text):
+        share = float(match.group(1))
+        if not 0 < share <= 100:
+            raise ValueError(f"a share of variance lies above 0 % and up to 100 %, not {text}")
+        return f"{share:g}%"
+    if re.fullmatch(r"[0-9]*\.[0-9]+(?:[eE][-+]?[0-9]+)?", text):
+        share = float(text)
+        hint = f"{share * 100:g}% for a share of variance" if 0 < share <= 1 else f"{round(share)} for a uniform rank"
+        raise ValueError(f"{text} is ambiguous as a rank: write {hint}")
+    raise ValueError(f"a rank is a whole number such as 100 or a share of variance such as 90%, not {value!r}")
+
+
+def count_text(value: object) -> int | str:
+    """Spell k: a whole number of entries, or a share of the maskable entries such as `10%`.
+
+    Raises:
+        ValueError: with the spelling that would be right.
+    """
+    text = str(value).strip().replace(" ", "").replace("_", "").replace(",", "")
+    if not isinstance(value, bool) and re.fullmatch(r"[0-9]+", text):
+        if int(text) < 1:
+            raise ValueError("k is at least 1 entry")
+        return int(text)
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text):
+        share = float(match.group(1))
+        if not 0 < share <= 100:
+            raise ValueError(f"a share of the maskable entries lies above 0 % and up to 100 %, not {text}")
+        return f"{share:g}%"
+    raise ValueError(f"k is a number of entries such as 7667712 or a share of the maskable ones such as 10%, not {value!r}")
+
+
+Rank = Annotated[str, BeforeValidator(rank_text)]
+Count = Annotated[int | str, BeforeValidator(count_text)]
+Retention = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Denoise(Settings):
+    """Algorithm 1, lines 4-6: how the weight change is split into low-rank and higher-order parts."""
+
+    rank: Rank = Field(description="rank kept of each matrix: 100, or 90% of the squared singular values")
+    retention: Retention = Field(0.05, description="share of the higher-order entries kept, the largest ones")
+    retention_of: Literal["numel", "nonzero"] = Field(
+        "numel", description="share of all entries of the matrix, or of the non-zero residual entries"
+    )
+
+
+class Training(Settings):
+    """How one phase is trained; the dense and the sparse phase share it."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the data; none: `max_steps` alone decides")
+    max_steps: int = Field(100_000, ge=1, description="never more steps than this")
+    min_steps: int = Field(0, ge=0, description="never fewer steps than this, whatever `epochs` says")
+    batch_size: int = Field(8, ge=1, description="examples (or blocks) a step")
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup: float = Field(0.0, ge=0.0, lt=1.0, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(0.0, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(1.0, gt=0.0, description="largest L2 norm of the gradient of what trains")
+    l1: float = Field(0.0, ge=0.0, description="lambda * sum |theta - start| / number of model parameters")
+    l1_gradient: bool = Field(True, description="false: as coded upstream, where the term has no gradient")
+    validate_every: int = Field(1000, ge=1, description="steps between validations; the best one is kept")
+    dropout: float | None = Field(None, ge=0.0, lt=1.0, description="none: the backbone's own")
+    freeze_embeddings: bool = False
+    freeze_lm_head: bool = False
+    precision: Precision = "float32"
+
+    @property
+    def effective_l1(self) -> float:
+        """The L1 strength that reaches the gradient: 0 for the term as coded upstream."""
+        return self.l1 if self.l1_gradient else 0.0
+
+    @model_validator(mode="after")
+    def _steps_agree(self) -> Training:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps ({self.min_steps}) exceeds max_steps ({self.max_steps})")
+        return self
+
+    def steps(self, examples: int) -> int:
+        """Optimiser steps for a data set of `examples` examples (or blocks)."""
+        if self.epochs is None:
+            return self.max_steps
+        per_epoch = -(-examples // self.batch_size)
+        return max(min(self.epochs * per_epoch, self.max_steps), self.min_steps)
+
+
+class TextSettings(Settings):
+    """How plain text becomes token blocks."""
+
+    block: int = Field(256, ge=8, description="tokens a block, special tokens included")
+    pack: bool = Field(True, description="concatenate passages into full blocks; false: one passage a block")
+    valid_fraction: float = Field(0.05, gt=0.0, lt=0.5, description="share of the passages held out")
+    max_lines: int | None = Field(None, ge=2, description="read no more passages than this")
+
+
+class LanguageRecipe(Settings):
+    """How language vectors are learnt (Section 3.2 of the paper)."""
+
+    text: TextSettings = TextSettings()
+    training: Training = Training()
+    k: Count = Field(PAPER_K_LANGUAGE, description="entries trained in the sparse phase, or a share such as 10%")
+
+
+class TaskRecipe(Settings):
+    """How the task vector is learnt (Section 3.2 of the paper)."""
+
+    training: Training = Training()
+    k: Count = Field(PAPER_K_TASK, description="entries trained in the sparse phase, or a share such as 10%")
+    max_length: int = Field(128, ge=8, description="tokens an example at most")
+    max_rows: int | None = Field(None, ge=1, description="train on no more rows than this")
+
+
+class Execution(Settings):
+    """How a stage is carried out; nothing here is meant to change its result, so no address holds it."""
+
+    device: str = "cpu"
+    threads: int = Field(1, ge=1)
+    micro_batch: int | None = Field(None, ge=1, description="examples at once; gradients are accumulated")
+    checkpoint_seconds: float = Field(600.0, gt=0.0, description="seconds between checkpoints of a running stage")
+
+
+def preset(name: PresetName, task: TaskKind) -> dict[str, Any]:
+    """The settings of a preset as `{"language": ..., "task": ...}`, to be overridden by a space.
+
+    `paper` is DEFT-X as published, its L1 term as coded upstream (no gradient); `paper-l1` makes that term real;
+    `lt-sft` has none and the smaller task learning rate of Ansell et al. (2022).
+
+    Raises:
+        ConfigError: for an unknown preset.
+    """
+    l1 = {"paper": (0.1, False), "paper-l1": (0.1, True), "lt-sft": (0.0, True)}
+    if name not in l1:
+        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(l1)}")
+    strength, gradient = l1[name]
+    language = {
+        "training": {
+            "epochs": 100, "max_steps": 100_000, "min_steps": 30_000, "batch_size": 8, "learning_rate": 5e-5,
+            "validate_every": 1000, "l1": strength, "l1_gradient": gradient,
+        },
+    }  # fmt: skip
+    schedule = {
+        "sentiment": {"epochs": 10, "batch_size": 16, "validate_every": 250},
+        "nli": {"epochs": 5, "batch_size": 32, "validate_every": 625},
+    }[task]
+    rate = 2e-5 if name == "lt-sft" else 5e-5
+    return {"language": language, "task": {"training": {**schedule, "max_steps": 1_000_000, "learning_rate": rate}}}

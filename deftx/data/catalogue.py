@@ -1,0 +1,196 @@
+"""The benchmarks as data: labels, metric, languages, and where their tables lie. Nothing is read here.
+
+With a data root (a folder or fsspec URL) the files are the original ones, in the layouts given below; without, they are
+parquet on the Hugging Face hub, or the original files on GitHub where the hub has a script only (SmSA) or no ids
+(AmericasNLI).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from deftx.config import TaskKind
+from deftx.data.tables import Layout
+
+Split = Literal["train", "valid", "test"]
+Metric = Literal["macro_f1", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """One table a split, as files: `{language}` is the folder or file name, `{split}` what the files call the split."""
+
+    path: str
+    layout: Layout
+    origin: str
+    """For the message that a file is missing."""
+    splits: Mapping[Split, str] = field(default_factory=lambda: {"train": "train", "valid": "valid", "test": "test"})
+    share: Callable[[str, Split], bool] | None = None
+    """Whether the row of an id belongs to a split, where one file holds them all."""
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """One table a split, on the Hugging Face hub."""
+
+    repo: str
+    layout: Layout
+    splits: Mapping[Split, str]
+    configs: Mapping[str, str | None] = field(default_factory=dict)
+    """Configuration of a language, where it is not its code."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled data set under a data root and on line."""
+
+    local: Files
+    online: Files | Parquet | None
+    item: Callable[[str], str] = str
+    """The parallel item that the row of an id belongs to."""
+    unique: bool = True
+    """Whether an id may occur once only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """A task with parallel evaluation sets in several languages, and the labelled data of its source language.
+
+    The order of `labels` is that of the published task vectors' heads.
+    """
+
+    name: str
+    kind: TaskKind
+    labels: tuple[str, ...]
+    metric: Metric
+    source_language: str
+    targets: tuple[str, ...]
+    """The target languages of the paper."""
+    languages: Mapping[str, str]
+    """ISO code of each language that can be graded: its name in the files."""
+    evaluation: Labelled
+    training: Labelled
+    training_splits: tuple[Split, ...] = ("train", "valid")
+    leaks: bool = False
+    """Whether the training data hold sentences of the evaluation sets."""
+
+
+def _premise(row: str) -> str:
+    """AmericasNLI numbers the hypotheses of a premise 3n+1, 3n+2, 3n+3, alike in every language."""
+    return str((int(row) - 1) // 3) if row.isdecimal() else row
+
+
+def _prompt(pair: str) -> str:
+    """MultiNLI's pairID is the premise's promptID and a letter for the label."""
+    return pair.rstrip("cen")
+
+
+def _taxinli_share(pair: str, split: Split) -> bool:
+    """A tenth of the premises, chosen by a hash of their id, is validation: no premise is on both sides."""
+    held_out = int(hashlib.sha256(_prompt(pair).encode()).hexdigest()[:8], 16) % 10 == 0
+    return held_out == (split == "valid")
+
+
+_GITHUB = "https://raw.githubusercontent.com"
+_SENTIMENTS = ("negative", "neutral", "positive")
+_NLI = ("entailment", "neutral", "contradiction")
+_CSV = Layout(id="id", text="text", label="label", quoted=True)
+_SMSA = Layout(text="text", label="label", header=("text", "label"))
+# Three premises of the Nahuatl test set are blank in the original. They stay: the published scores are over all rows.
+_AMERICAS = Layout(id="id", text="premise", pair="hypothesis", label="label", blank_text=True)
+_AMERICAS_SPLITS: Mapping[Split, str] = {"valid": "dev", "test": "test"}
+
+NUSAX = Benchmark(
+    name="nusax",
+    kind="sentiment",
+    labels=_SENTIMENTS,
+    metric="macro_f1",
+    source_language="id",
+    targets=("ace", "ban", "bjn", "mad", "min"),
+    languages={
+        "ace": "acehnese", "ban": "balinese", "bjn": "banjarese", "bug": "buginese", "en": "english",
+        "id": "indonesian", "jv": "javanese", "mad": "madurese", "min": "minangkabau", "nij": "ngaju",
+        "su": "sundanese", "bbc": "toba_batak",
+    },
+    evaluation=Labelled(
+        local=Files("nusax/{language}/{split}.csv", _CSV, "datasets/sentiment of github.com/IndoNLP/nusax"),
+        # Rows by number: the mirror keeps the order of the files, which is the same in all languages.
+        online=Parquet(
+            "mteb/NusaX-senti",
+            Layout(text="text", label="label", codes=_SENTIMENTS),
+            {"valid": "validation", "test": "test"},
+            {"en": "eng", "id": "ind", "jv": "jav", "su": "sun"},
+        ),
+    ),
+    training=Labelled(
+        local=Files("smsa/{split}.tsv", _SMSA, "dataset/smsa_doc-sentiment-prosa of github.com/IndoNLP/indonlu"),
+        online=Files(
+            f"{_GITHUB}/IndoNLP/indonlu/5ec863db9e04beeb5430e833e0ef26c7a47762bc"
+            "/dataset/smsa_doc-sentiment-prosa/{split}_preprocess.tsv",
+            _SMSA,
+            "GitHub",
+        ),
+    ),
+    training_splits=("train", "valid", "test"),  # no one trains on test, but LT-SFT's rule for leaks looks there too
+    leaks=True,
+)  # fmt: skip
+
+AMERICASNLI = Benchmark(
+    name="americasnli",
+    kind="nli",
+    labels=_NLI,
+    metric="accuracy",
+    source_language="en",
+    targets=("aym", "bzd", "cni", "gn", "hch", "nah", "oto", "quy", "shp", "tar"),
+    languages={code: code for code in ("aym", "bzd", "cni", "gn", "hch", "nah", "oto", "quy", "shp", "tar")},
+    evaluation=Labelled(
+        local=Files(
+            "americasnli/{split}/{language}.tsv",
+            _AMERICAS,
+            "data/anli_final of github.com/abteen/americasnli",
+            _AMERICAS_SPLITS,
+        ),
+        online=Files(
+            f"{_GITHUB}/abteen/americasnli/bebd02ca1e4529016fca2e4554a5c48c285b8fba"
+            "/data/anli_final/{split}/{language}.tsv",
+            _AMERICAS,
+            "GitHub",
+            _AMERICAS_SPLITS,
+        ),
+        item=_premise,
+    ),
+    training=Labelled(
+        local=Files(
+            "nli_en/taxinli/taxinli10k.tsv",
+            Layout(id="pairID", text="prem", pair="hyp", label="label"),
+            "github.com/microsoft/TaxiNLI",
+            share=_taxinli_share,
+        ),
+        # Not XNLI's English validation: AmericasNLI's development sets are translations of it.
+        online=Parquet(
+            "nyu-mll/multi_nli",
+            Layout(id="pairID", text="premise", pair="hypothesis", label="label", codes=_NLI),
+            {"train": "train", "valid": "validation_matched"},
+            {"en": None},
+        ),
+        item=_prompt,
+        unique=False,
+    ),
+)
+
+ARCHIPELAGO = Benchmark(
+    name="archipelago",
+    kind="sentiment",
+    labels=_SENTIMENTS,
+    metric="macro_f1",
+    source_language="sor",
+    targets=("ila", "vek", "tum"),
+    languages={code: code for code in ("sor", "ila", "vek", "tum")},
+    evaluation=Labelled(Files("archipelago/{language}/{split}.csv", _CSV, "deftx.data.archipelago"), online=None),
+    training=Labelled(Files("archipelago/{language}/{split}.csv", _CSV, "deftx.data.archipelago"), online=None),
+)
+
+BENCHMARKS: Mapping[str, Benchmark] = {known.name: known for known in (NUSAX, AMERICASNLI, ARCHIPELAGO)}

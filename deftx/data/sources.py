@@ -1,0 +1,203 @@
+"""Where bytes come from, and how they are counted in an address: a file by its content, a hub data set by its commit.
+
+A source is resolved once, by the driver; a worker that later finds other bytes at the same place refuses them. Files
+are any fsspec URL, so a data root may be a folder, s3:// or gs://. What the rows mean is not known here (see tables).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import fsspec
+from pydantic import Field
+
+from deftx.config import Settings
+from deftx.errors import DataError, HubError
+
+
+class FileSource(Settings):
+    """One local or remote file. Its content counts; where it lies does not."""
+
+    kind: Literal["file"] = "file"
+    sha256: str
+    url: str = Field(exclude=True)
+
+
+class HubSource(Settings):
+    """One split of a hub data set at one commit (parquet, no loading script)."""
+
+    kind: Literal["hub"] = "hub"
+    repo: str
+    commit: str
+    config: str | None = None
+    split: str
+
+
+Source = FileSource | HubSource
+
+
+def read_bytes(url: str) -> bytes:
+    """The bytes at an fsspec URL.
+
+    Raises:
+        DataError: when there is no such file, or it cannot be read.
+        HubError: when a web address does not answer.
+    """
+    remote = url.startswith(("http://", "https://"))
+    options = {"client_kwargs": {"trust_env": True}} if remote else {}  # else a proxy in the environment is ignored
+    try:
+        with fsspec.open(url, "rb", **options) as file:
+            content: bytes = file.read()
+    except Exception as error:
+        if remote:  # fsspec calls an unreachable host, too, a missing file
+            raise HubError(
+                f"{url}: could not be fetched ({_reason(error)}); give a data root, or run where there is a network"
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{url}: no such file") from None
+        if isinstance(error, (OSError, ValueError, ImportError)):
+            raise DataError(f"{url}: cannot be read: {_reason(error)}") from error
+        raise
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def file_source(url: str) -> FileSource:
+    """Resolve a file to its content.
+
+    Raises:
+        DataError: when it is missing or empty.
+    """
+    content = read_bytes(url)
+    if not content.strip():
+        raise DataError(f"{url}: the file is empty")
+    return FileSource(sha256=hashlib.sha256(content).hexdigest(), url=url)
+
+
+UNRESOLVED = "unresolved"
+"""Stands for a commit in a plan that is made without a network."""
+
+
+@dataclass
+class Pins:
+    """Hub revisions resolved so far, by `kind repo@revision`: a sweep resolves each once and keeps to it."""
+
+    commits: dict[str, str] = field(default_factory=dict)
+    lenient: bool = False
+    """Whether a commit that cannot be had is `unresolved` rather than an error: for planning."""
+
+
+_PINS: ContextVar[Pins | None] = ContextVar("pins", default=None)
+
+
+@contextmanager
+def pinned(pins: Pins) -> Iterator[Pins]:
+    """Within the block `hub_commit` answers from the pins, and notes there what it had to ask."""
+    token = _PINS.set(pins)
+    try:
+        yield pins
+    finally:
+        _PINS.reset(token)
+
+
+def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "dataset"] = "model") -> str:
+    """The commit that a revision of a hub repository points to: pinned, or from the hub or, offline, the local cache.
+
+    Raises:
+        HubError: when the hub cannot be reached and the cache does not know it, or the id or revision is unknown.
+    """
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    pins = _PINS.get() or Pins()
+    key = f"{kind} {repo}@{revision}"
+    if key not in pins.commits:
+        try:
+            pins.commits[key] = _ask_hub(repo, revision, kind)
+        except HubError:
+            if not pins.lenient:
+                raise
+            pins.commits[key] = UNRESOLVED
+    return pins.commits[key]
+
+
+def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        info = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10)
+    except RevisionNotFoundError:
+        raise HubError(f"{kind} {repo!r} has no revision {revision!r} on the hub") from None
+    except RepositoryNotFoundError:
+        raise HubError(f"there is no {kind} {repo!r} on the hub, or it is private and no token was given") from None
+    except Exception as error:  # the hub client lets through whatever its HTTP library raises
+        folder = f"{kind}s--{repo.replace('/', '--')}"
+        cached = os.path.join(constants.HF_HUB_CACHE, folder, "refs", revision)
+        if os.path.isfile(cached):
+            with open(cached, encoding="ascii") as file:
+                return file.read().strip()
+        raise HubError(
+            f"the hub could not be reached for {kind} {repo!r} ({_reason(error)}); "
+            f"give a local folder instead, or run where there is a network"
+        ) from None
+    if info.sha is None:
+        raise HubError(f"the hub did not say which commit {repo!r} is at")
+    return info.sha
+
+
+def read_text(source: FileSource) -> str:
+    """The text of a resolved file, without a byte-order mark.
+
+    Raises:
+        DataError: when the file has changed since it was resolved, or is not UTF-8 (with the line).
+    """
+    content = read_bytes(source.url)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != source.sha256:
+        raise DataError(
+            f"{source.url}: changed since the sweep was planned (SHA-256 {digest[:12]}, was {source.sha256[:12]})"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{source.url}, line {line}: not UTF-8 (byte 0x{content[error.start]:02x})") from None
+
+
+def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
+    """One split of a hub data set, with these columns only, as a `datasets.Dataset`.
+
+    Raises:
+        HubError: when it cannot be had.
+        DataError: when a column is missing.
+    """
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset(source.repo, source.config, split=source.split, revision=source.commit)
+    except Exception as error:  # as above, and the errors of datasets have no common ancestor
+        raise HubError(f"{describe(source)}: could not be had from the hub ({_reason(error)})") from error
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise DataError(
+            f"{describe(source)}: no column {missing[0]!r}; "
+            f"found: {', '.join(table.column_names)}; expected: {', '.join(columns)}"
+        )
+    return table.select_columns(list(columns))
+
+
+def describe(source: Source) -> str:
+    """Where a source lies, for messages: a URL, or repository, configuration and split."""
+    if isinstance(source, FileSource):
+        return source.url
+    return "/".join(part for part in (source.repo, source.config, source.split) if part)

@@ -1,0 +1,152 @@
+"""Labelled tables cell by cell: quoted CSV, unquoted TSV with or without a header, and hub data sets.
+
+The traps of the formats end here: line breaks within a quoted cell, quotes that are plain text, spaces at the edges,
+integer labels that mean different things in different repositories (a label leaves here by its name). What the labels
+and ids are to a benchmark is not known here. The csv module and not pandas, so that an error can name its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from deftx.data.sources import FileSource, HubSource, Source, describe, hub_table, read_text
+from deftx.errors import DataError
+
+Cells = tuple[str, Mapping[str, str]]
+"""Where a row stands (file and line), and its stripped cells by column."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a table are meant, and how its cells are written."""
+
+    text: str
+    label: str
+    pair: str | None = None
+    """Column of the hypothesis, where rows are pairs."""
+    id: str | None = None
+    """None: a row is known by its number, from 0."""
+    header: tuple[str, ...] | None = None
+    """Columns of a file that has no header line."""
+    quoted: bool = False
+    """CSV with commas and quotes; else tabs, and a quote is plain text."""
+    blank_text: bool = False
+    """Whether `text` may be empty; no other column ever may."""
+    codes: tuple[str, ...] = ()
+    """Names of integer labels, for a hub data set that does not say them itself."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a table must have."""
+        return tuple(column for column in (self.id, self.text, self.pair, self.label) if column is not None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled row as written; `where` is for messages."""
+
+    where: str
+    id: str
+    text: str
+    pair: str | None
+    label: str
+
+
+def read_rows(source: Source, layout: Layout) -> list[Row]:
+    """All rows of a table, in its order.
+
+    Raises:
+        DataError: naming file and line, for a missing column, an empty or missing cell, broken quoting, no row at all.
+        HubError: when a hub data set cannot be had.
+    """
+    cells = _file_cells(source, layout) if isinstance(source, FileSource) else _hub_cells(source, layout)
+    rows = [_row(number, where, values, layout) for number, (where, values) in enumerate(cells)]
+    if not rows:
+        raise DataError(f"{describe(source)}: the table has no rows")
+    return rows
+
+
+def _row(number: int, where: str, cells: Mapping[str, str], layout: Layout) -> Row:
+    for column in layout.columns:
+        if not cells[column] and not (layout.blank_text and column == layout.text):
+            raise DataError(f"{where}: the column {column!r} is empty")
+    return Row(
+        where=where,
+        id=cells[layout.id] if layout.id else str(number),
+        text=cells[layout.text],
+        pair=cells[layout.pair] if layout.pair else None,
+        label=cells[layout.label],
+    )
+
+
+def _file_cells(source: FileSource, layout: Layout) -> Iterator[Cells]:
+    text = read_text(source)
+    lines = _quoted_lines(text, source.url) if layout.quoted else _plain_lines(text)
+    header = layout.header
+    for number, cells in lines:
+        where = f"{source.url}, line {number}"
+        if header is None:
+            header = tuple(cells)
+            _check_header(where, header, layout)
+        elif len(cells) == len(header):
+            yield where, dict(zip(header, cells, strict=True))
+        else:
+            raise DataError(f"{where}: {len(cells)} cells where there should be {len(header)} ({', '.join(header)})")
+
+
+def _check_header(where: str, header: tuple[str, ...], layout: Layout) -> None:
+    if missing := [column for column in layout.columns if column not in header]:
+        raise DataError(
+            f"{where}: no column {missing[0]!r}; found: {', '.join(header)}; expected: {', '.join(layout.columns)}"
+        )
+
+
+def _plain_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of tab-separated text; only a line feed ends a line, other control characters are text."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, [cell.strip() for cell in line.split("\t")]
+
+
+def _quoted_lines(text: str, url: str) -> Iterator[tuple[int, list[str]]]:
+    """Number of the first line and cells of each row of quoted CSV; a cell may hold line breaks.
+
+    Raises:
+        DataError: for a quote that is never closed or stands where none may.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    number = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield number, [cell.strip() for cell in cells]
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{url}, line {number}: not valid CSV ({error})") from None
+
+
+def _hub_cells(source: HubSource, layout: Layout) -> Iterator[Cells]:
+    table = hub_table(source, layout.columns)
+    names = getattr(table.features[layout.label], "names", None) or layout.codes
+    columns = table[:]
+    for number, values in enumerate(zip(*(columns[column] for column in layout.columns), strict=True)):
+        where = f"{describe(source)}, row {number}"
+        cells = dict(zip(layout.columns, values, strict=True))
+        cells[layout.label] = _label_name(where, cells[layout.label], names)
+        yield where, {column: "" if cell is None else str(cell).strip() for column, cell in cells.items()}
+
+
+def _label_name(where: str, label: object, names: tuple[str, ...]) -> object:
+    """The name behind an integer label; a label that is text stays.
+
+    Raises:
+        DataError: for an integer that has no name, such as the -1 of unlabelled rows.
+    """
+    if not isinstance(label, int):
+        return label
+    if not 0 <= label < len(names):
+        raise DataError(f"{where}: label {label} has no name; names: {', '.join(names) or 'none'}")
+    return names[label]

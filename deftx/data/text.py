@@ -1,0 +1,103 @@
+"""Plain text as token blocks, the training data of a language vector: made once, read by both phases.
+
+Packing is that of Hugging Face's run_mlm: passages with their special tokens, end to end, cut into full blocks. What is
+held out is whole passages, drawn before blocks are cut, so no block mixes the two sides. Masking is not done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deftx.config import TextSettings
+from deftx.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tokens = NDArray[np.int32]
+
+_CHUNK = 1000  # passages tokenised at once: a whole corpus as lists of Python ints would take ten times its arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Token ids to train on and to validate on."""
+
+    train: Tokens
+    """int32 (blocks, block)"""
+    valid: Tokens
+    """int32 (held-out blocks, block)"""
+
+
+def token_blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, seed: int) -> Blocks:
+    """Tokenise passages, hold some out and cut both sides into blocks; the same for the same arguments.
+
+    Packed, a tail shorter than a block is dropped. Unpacked, a passage is one block, cut or padded to its length.
+
+    Args:
+        lines: one passage each; the first `settings.max_lines` are used.
+        seed: draws the passages that are held out. Both sides keep the order of the text.
+
+    Raises:
+        DataError: when a side has too little text for one block, or there is no token to pad passages with.
+    """
+    lines = lines[: settings.max_lines]
+    held_out = _held_out(len(lines), settings.valid_fraction, seed)
+    sides = {
+        "training": [line for line, held in zip(lines, held_out, strict=True) if not held],
+        "validation": [line for line, held in zip(lines, held_out, strict=True) if held],
+    }
+    cut = _packed if settings.pack else _padded
+    blocks = {side: cut(passages, tokenizer, settings.block, side) for side, passages in sides.items()}
+    return Blocks(train=blocks["training"], valid=blocks["validation"])
+
+
+def _held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which of `count` passages are held out: the share asked for, and at least one."""
+    chosen = np.random.default_rng(seed).permutation(count)[: max(1, round(count * fraction))]
+    held = np.zeros(count, dtype=bool)
+    held[chosen] = True
+    return held
+
+
+def _packed(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, block: int, side: str) -> Tokens:
+    stream = np.fromiter(chain.from_iterable(_tokenised(passages, tokenizer)), dtype=np.int32)
+    if len(stream) < block:
+        raise DataError(
+            f"too little text for one {side} block: "
+            f"{len(stream)} tokens in {len(passages)} passages, {block} tokens are needed"
+        )
+    return stream[: len(stream) // block * block].reshape(-1, block)
+
+
+def _padded(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, block: int, side: str) -> Tokens:
+    if tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has no padding token, which one passage a block needs; use `pack: true`")
+    if not passages:
+        raise DataError(f"too little text for one {side} block: 0 passages and 0 tokens, at least 1 passage is needed")
+    blocks = np.full((len(passages), block), tokenizer.pad_token_id, dtype=np.int32)
+    for row, tokens in zip(blocks, _tokenised(passages, tokenizer, longest=block), strict=True):
+        row[: len(tokens)] = tokens
+    return blocks
+
+
+def _tokenised(
+    passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int | None = None
+) -> Iterator[list[int]]:
+    """Token ids of each passage, special tokens included; cut to `longest` tokens unless none."""
+    for start in range(0, len(passages), _CHUNK):
+        encoded = tokenizer(
+            list(passages[start : start + _CHUNK]),
+            truncation=longest is not None,
+            max_length=longest,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # passages longer than the model reads are what packing is for
+        )
+        yield from encoded["input_ids"]

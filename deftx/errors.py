@@ -1,0 +1,29 @@
+"""The errors that deftx and the orchestrator raise for what a user or the outside world did.
+
+A `DeftxError` is an answer, not an accident: its message names the file, field or value and what would be right, it is
+shown without a traceback, and a trial that meets one is not retried. Bugs stay ordinary Python exceptions.
+"""
+
+
+class DeftxError(Exception):
+    """Something that trying again will not mend; the message says what, where and what would be right."""
+
+
+class ConfigError(DeftxError):
+    """A setting is unknown, of the wrong type or out of range. Carries every problem found, one to a line."""
+
+
+class DataError(DeftxError):
+    """A file, table, label or vector does not hold what it should. Names the file and, where there is one, the line."""
+
+
+class HubError(DeftxError):
+    """A model or data set could not be had from the hub: unreachable, unknown id or unknown revision."""
+
+
+class StoreError(DeftxError):
+    """The store holds something that does not match its manifest, or a lease is held by another driver."""
+
+
+class TrainingError(DeftxError):
+    """A loss or a weight stopped being a number. Names the step and the tensor."""

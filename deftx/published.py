@@ -1,0 +1,96 @@
+"""Models and vectors that somebody published: a folder on disk, or a hub repository at one commit.
+
+Resolved once by the driver, so that an address counts a folder by its content and a repository by its commit. What is
+inside a folder is read elsewhere (backbones, sft). No pickle is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from deftx.config import Settings
+from deftx.data.sources import hub_commit
+from deftx.errors import DataError, HubError
+
+_WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
+
+
+class LocalFolder(Settings):
+    """A folder on disk. The names and bytes of its files count; where it lies does not."""
+
+    kind: Literal["local"] = "local"
+    sha256: str
+    path: str = Field(exclude=True)
+
+
+class HubFolder(Settings):
+    """A hub model repository at one commit."""
+
+    kind: Literal["hub"] = "hub"
+    repo: str
+    commit: str
+
+
+Published = LocalFolder | HubFolder
+
+
+def name_of(source: Published) -> str:
+    """What a person calls it: the hub id, or the folder's path."""
+    return source.repo if isinstance(source, HubFolder) else source.path
+
+
+def resolve_folder(name: str, revision: str = "main") -> Published:
+    """Resolve a folder path or a hub id to what counts in an address.
+
+    Args:
+        name: an existing folder, else a hub id such as `FacebookAI/xlm-roberta-base`.
+
+    Raises:
+        DataError: for an empty folder, or a path that does not exist and cannot be a hub id.
+        HubError: see `hub_commit`.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return LocalFolder(sha256=_folder_digest(folder), path=str(folder.resolve()))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise DataError(f"{name}: no such folder (and not a hub id of the form owner/name)")
+    return HubFolder(repo=name, commit=hub_commit(name, revision))
+
+
+def local_folder(source: Published) -> Path:
+    """The folder on this machine, downloaded into the hub's cache when it is not there yet.
+
+    Raises:
+        HubError: when it has to be downloaded and the hub cannot be reached.
+        DataError: when a local folder is gone.
+    """
+    if isinstance(source, LocalFolder):
+        if not Path(source.path).is_dir():
+            raise DataError(f"{source.path}: no such folder on this machine")
+        return Path(source.path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=_WEIGHT_PATTERNS))
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HubError(
+            f"{source.repo} at commit {source.commit[:12]} could not be downloaded from the hub ({reason}); "
+            f"give a local folder instead, or run where there is a network"
+        ) from None
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise DataError(f"{folder}: the folder is empty; a model or vector is expected there")
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""The search: stages scheduled by Ray Tune, combinations asked of Optuna, results mirrored into MLflow."""

@@ -1,0 +1,101 @@
+"""The mirror of a living sweep: its calls are made one after another by a thread, so that no tracker holds up the driver."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from deftx.stages import Stage
+from orchestrator.mirror import SweepMirror
+from orchestrator.record import Failure, StageEntry
+from orchestrator.runs import Point, RunStatus
+
+FLUSH_SECONDS = 5.0
+PAUSE_SECONDS = 10.0
+"""After a failure calls are dropped for so long: a dead tracker costs one timeout, and not one for each call."""
+
+Call = Callable[[], object]
+
+
+class BackgroundMirror:
+    """Mirrors a living sweep. No call waits for the tracker but `finish`, and none raises what the tracker raises."""
+
+    def __init__(self, sweep: SweepMirror, tracker: str) -> None:
+        """Bind a sweep and start the thread; nothing is sent yet. `tracker` is what warnings call it."""
+        self.warning: str | None = None
+        self._sweep, self._tracker = sweep, tracker
+        self._points: queue.SimpleQueue[tuple[str, Point]] = queue.SimpleQueue()
+        self._flush_at = self._quiet_until = 0.0
+        self._calls: queue.SimpleQueue[tuple[Call, bool] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+        self._thread.start()
+
+    def start(self) -> None:
+        """Open the parent run; runs that a dead driver left RUNNING are ended."""
+        self._submit(self._sweep.begin)
+
+    def stage_started(self, stage: Stage) -> None:
+        """Open the stage's run, or open it again when it failed before."""
+        self._submit(lambda: self._sweep.stage_started(stage))
+
+    def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
+        """Let a running stage's curve grow; points are sent together every few seconds."""
+        now = int(time.time() * 1000)
+        for key, value in metrics.items():
+            self._points.put((address, Point(key, step, value, now)))
+        if time.monotonic() >= self._flush_at:
+            self._flush_at = time.monotonic() + FLUSH_SECONDS
+            self._submit(self._flush)
+
+    def stage_done(self, stage: Stage, reused: bool) -> None:
+        """Mirror a published stage; one that was `reused` points to its SFT in the store."""
+        entry = StageEntry.of(stage).model_copy(update={"status": "reused" if reused else "done"})
+        self._submit(lambda: self._sweep.stage_done(stage.address, entry))
+
+    def stage_failed(self, stage: Stage, failure: Failure) -> None:
+        """End the stage's run as FAILED, with the reason."""
+        self._submit(lambda: self._sweep.stage_failed(stage, failure))
+
+    def finish(self, status: RunStatus) -> None:
+        """Mirror whatever was missed, end all runs and wait for it; a dead tracker is given up at the first error.
+
+        Args:
+            status: how the sweep ended; `sweep_status` tells it from the state.
+        """
+        self._submit(lambda: self._catch_up(status), urgent=True)
+        self._calls.put(None)
+        self._thread.join()
+
+    def _submit(self, call: Call, *, urgent: bool = False) -> None:
+        self._calls.put((call, urgent))
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, urgent = item
+            if urgent or time.monotonic() >= self._quiet_until:
+                self._make(call)
+
+    def _make(self, call: Call) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a tracker raises must not reach the sweep
+            self._quiet_until = time.monotonic() + PAUSE_SECONDS
+            self._sweep.runs.forget()
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            self.warning = (
+                f"MLflow at {self._tracker} did not take an update ({reason}); the sweep is not affected, and what is "
+                f"missing there is mirrored at its end, or by `python -m orchestrator.tracking`"
+            )
+
+    def _flush(self) -> None:
+        points: dict[str, list[Point]] = {}
+        while not self._points.empty():
+            address, point = self._points.get()
+            points.setdefault(address, []).append(point)
+        self._sweep.runs.add(points)
+
+    def _catch_up(self, status: RunStatus) -> None:
+        self._sweep.everything(status)
+        self.warning = None

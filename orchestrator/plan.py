@@ -1,0 +1,273 @@
+"""From a space to stages: what is read is resolved once, then every combination and baseline is a row of stages.
+
+Resolving touches files and the hub; everything after it is pure. In what order stages run is in `schedule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeVar
+
+from deftx.config import Denoise
+from deftx.data.benchmarks import Split, corpus_source, evaluation_source, read_examples, training_sources
+from deftx.data.leaks import texts_digest
+from deftx.data.sources import Source, file_source
+from deftx.errors import ConfigError, DataError, DeftxError
+from deftx.published import Published, resolve_folder
+from deftx.stages import (
+    BackboneSettings,
+    DenseSettings,
+    GradeSettings,
+    SparseSettings,
+    Stage,
+    TaskData,
+    TextStageSettings,
+    walk,
+)
+from orchestrator.record import Row, RowKind
+from orchestrator.space import Parameters, Pretraining, Space
+
+T = TypeVar("T")
+EvaluationSplit = Literal["valid", "test"]
+_SPLITS: tuple[EvaluationSplit, ...] = ("test", "valid")
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Everything outside that a space needs, resolved to content or commit."""
+
+    backbone: Published | Stage
+    lm_head: Published | Literal["own", "random"]
+    source_sft: Published | None
+    corpora: dict[str, Source]
+    training: dict[Split, tuple[Source, ...]]
+    evaluation: dict[tuple[str, EvaluationSplit], Source]
+    evaluation_texts: str | None
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row of the report as stages: one grade for each target language."""
+
+    kind: RowKind
+    grades: dict[str, Stage]
+    number: int | None = None
+    parameters: Parameters = field(default_factory=dict)
+
+    @property
+    def task(self) -> Stage:
+        """The task vector of the row (or, in the baseline `dense-task`, the dense stage)."""
+        return dict(next(iter(self.grades.values())).inputs)["task"]
+
+    @property
+    def languages(self) -> dict[str, Stage]:
+        """The language vector graded on each target, where it is a stage."""
+        found = {target: grade.input("language") for target, grade in self.grades.items()}
+        return {target: stage for target, stage in found.items() if stage is not None}
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every stage the row needs, inputs first."""
+        return list(walk(self.grades.values()))
+
+    def record(self) -> Row:
+        """The row as the sweep's state keeps it."""
+        return Row(
+            kind=self.kind, number=self.number, parameters=dict(self.parameters), task_sft=self.task.address,
+            grades={target: grade.address for target, grade in self.grades.items()},
+            language_sfts={target: stage.address for target, stage in self.languages.items()},
+        )  # fmt: skip
+
+
+class _Gathering:
+    """Runs look-ups and keeps their errors, so that all are shown at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def get(self, look_up: Callable[[], T]) -> T | None:
+        try:
+            return look_up()
+        except DeftxError as error:
+            self.errors += [line for line in [str(error)] if line not in self.errors]
+            return None
+
+
+def resolve(space: Space, data_root: str | None) -> Materials:
+    """Resolve every file, data set, model and vector that a space names.
+
+    Args:
+        data_root: folder or URL of the original files; none: the hub.
+
+    Raises:
+        DataError: naming every file, model and data set that could not be had.
+    """
+    known, look = space.of, _Gathering()
+    languages = [*space.targets] + ([known.source_language] if space.source.learn else [])
+    corpora = {lang: look.get(lambda lang=lang: corpus_source(known, lang, data_root)) for lang in languages}  # type: ignore[misc]
+    training = look.get(lambda: training_sources(known, data_root))
+    wanted = [*space.targets] + ([known.source_language] if _leaks(space) != "none" else [])
+    evaluation = {
+        (lang, split): look.get(lambda lang=lang, split=split: evaluation_source(known, lang, split, data_root))  # type: ignore[misc]
+        for lang in wanted
+        for split in _SPLITS
+    }
+    backbone = look.get(lambda: _backbone(space, data_root))
+    own = space.lm_head in ("own", "random")
+    lm_head = space.lm_head if own else look.get(lambda: resolve_folder(space.lm_head))
+    sft = look.get(lambda: resolve_folder(space.source.sft)) if space.source.sft else None
+    if not look.errors:
+        texts = look.get(lambda: _texts(space, evaluation))  # type: ignore[arg-type]
+    if look.errors:
+        raise DataError("\n".join(look.errors))
+    return Materials(backbone, lm_head, sft, corpora, training, evaluation, texts)  # type: ignore[arg-type]
+
+
+def _leaks(space: Space) -> Literal["strict", "lt-sft", "none"]:
+    return space.leaks if space.of.leaks else "none"
+
+
+def _texts(space: Space, evaluation: dict[tuple[str, EvaluationSplit], Source]) -> str | None:
+    """Digest of the source language's evaluation sentences (labels do not count) that training rows are compared with."""
+    if _leaks(space) == "none":
+        return None
+    source = space.of.source_language
+    return texts_digest(*(read_examples(space.of, evaluation[source, split], source, split) for split in _SPLITS))
+
+
+def _backbone(space: Space, data_root: str | None) -> Published | Stage:
+    if isinstance(space.backbone, str):
+        return resolve_folder(space.backbone, space.backbone_revision)
+    recipe = space.backbone
+    settings = BackboneSettings(
+        texts=tuple((language, _pretraining_text(language, data_root)) for language in recipe.languages),
+        tokenizer_texts=tuple((lang, _pretraining_text(lang, data_root)) for lang in recipe.tokenizer_languages),
+        seed=space.seed,
+        **{name: getattr(recipe, name) for name in Pretraining.model_fields if name in BackboneSettings.model_fields},
+    )
+    return Stage("backbone", settings)
+
+
+def _pretraining_text(language: str, data_root: str | None) -> Source:
+    if data_root is None:
+        raise ConfigError("a backbone that is pre-trained here reads its text under --data-root; none was given")
+    try:
+        return file_source(f"{data_root}/pretraining/{language}.txt")
+    except DataError:
+        return file_source(f"{data_root}/corpora/{language}.txt")
+
+
+class Planner:
+    """The stages of a space's combinations and baselines. Pure: the same space and materials give the same stages."""
+
+    def __init__(self, space: Space, materials: Materials) -> None:
+        self._space, self._given = space, materials
+
+    def combination(self, number: int, cell: Parameters) -> PlannedRow:
+        """What combination `number` of the search needs."""
+        by_language, by_task = self._space.denoising(cell, "l"), self._space.denoising(cell, "t")
+        grades = {t: self._grade(t, self._task(by_task), self._language(t, by_language)) for t in self._space.targets}
+        parameters: Parameters = {
+            "rank_l": by_language.rank, "rank_t": by_task.rank,
+            "retention_l": by_language.retention, "retention_t": by_task.retention,
+        }  # fmt: skip
+        return PlannedRow("combination", grades, number, parameters)
+
+    def baselines(self) -> list[PlannedRow]:
+        """The baselines of the space. LT-SFT shares the dense stages, the training settings and k."""
+        rows = {
+            "lt-sft": lambda target: self._grade(target, self._task(None), self._language(target, None)),
+            "task": lambda target: self._grade(target, self._control_task, None),
+            "task+source": lambda target: self._grade(target, self._control_task, self._source_vector),
+            "other-language": lambda target: self._grade(
+                target, self._control_task, self._language(self._next(target), self._control_l)
+            ),
+            "dense-task": lambda target: self._grade(target, self._dense_task, None),
+        }
+        wanted = [kind for kind in self._space.baselines if kind != "task+source" or self._space.source.given]
+        return [PlannedRow(kind, {target: rows[kind](target) for target in self._space.targets}) for kind in wanted]
+
+    @property
+    def _control_task(self) -> Stage:
+        """The task vector of the rows without the right language vector: the first combination's."""
+        return self._task(self._space.denoising(self._space.cells()[0], "t"))
+
+    @property
+    def _control_l(self) -> Denoise:
+        return self._space.denoising(self._space.cells()[0], "l")
+
+    def _next(self, target: str) -> str:
+        targets = self._space.targets
+        return targets[(targets.index(target) + 1) % len(targets)]
+
+    def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
+        valid, test = (self._given.evaluation[target, split] for split in ("valid", "test"))  # type: ignore[index]
+        inputs: list[tuple[str, Stage]] = [("task", task)]
+        if isinstance(vector, Stage):
+            inputs.append(("language", vector))
+        settings = GradeSettings(
+            language=target, benchmark=self._space.benchmark, valid=valid, test=test,
+            vector=None if isinstance(vector, Stage) else vector, max_length=self._space.task.max_length,
+        )  # fmt: skip
+        return Stage("grade", settings, tuple(inputs))
+
+    def _task(self, denoise: Denoise | None) -> Stage:
+        settings = SparseSettings(denoise=denoise, k=self._space.task.k)
+        return Stage("sparse", settings, (("dense", self._dense_task),))
+
+    def _language(self, language: str, denoise: Denoise | None) -> Stage:
+        settings = SparseSettings(denoise=denoise, k=self._space.language.k)
+        return Stage("sparse", settings, (("dense", self._dense_language(language)),))
+
+    @cached_property
+    def _source_vector(self) -> Stage | Published | None:
+        """phi_source: published, or learnt here at one setting of its own."""
+        if self._space.source.learn is not None:
+            return self._language(self._space.of.source_language, self._space.source.learn)
+        return self._given.source_sft
+
+    @cached_property
+    def _dense_task(self) -> Stage:
+        start = self._source_vector if self._space.source.start else None
+        settings = DenseSettings(
+            language=self._space.of.source_language, task=self._task_data, backbone=self._published,
+            start=None if isinstance(start, Stage) else start, training=self._space.task.training,
+            seed=self._space.seed,
+        )  # fmt: skip
+        return Stage("dense", settings, self._trained + ((("start", start),) if isinstance(start, Stage) else ()))
+
+    def _dense_language(self, language: str) -> Stage:
+        settings = DenseSettings(
+            language=language, task=None, backbone=self._published, lm_head=self._given.lm_head,
+            training=self._space.language.training, seed=self._space.seed,
+        )  # fmt: skip
+        return Stage("dense", settings, (("text", self._text(language)), *self._trained))
+
+    def _text(self, language: str) -> Stage:
+        settings = TextStageSettings(
+            language=language, source=self._given.corpora[language], text=self._space.language.text,
+            backbone=self._published, seed=self._space.seed,
+        )  # fmt: skip
+        return Stage("text", settings, self._trained)
+
+    @cached_property
+    def _task_data(self) -> TaskData:
+        leaks, given, source = _leaks(self._space), self._given, self._space.of.source_language
+        # only LT-SFT's rule looks at the training data's own test split
+        splits = [split for split in given.training if split != "test" or leaks == "lt-sft"]
+        return TaskData(
+            benchmark=self._space.benchmark, training={split: given.training[split] for split in splits}, leaks=leaks,
+            evaluation_texts=given.evaluation_texts,
+            evaluation={split: given.evaluation[source, split] for split in _SPLITS} if leaks != "none" else {},
+            max_length=self._space.task.max_length, max_rows=self._space.task.max_rows,
+        )  # fmt: skip
+
+    @property
+    def _published(self) -> Published | None:
+        return None if isinstance(self._given.backbone, Stage) else self._given.backbone
+
+    @property
+    def _trained(self) -> tuple[tuple[str, Stage], ...]:
+        return (("backbone", self._given.backbone),) if isinstance(self._given.backbone, Stage) else ()

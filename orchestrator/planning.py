@@ -1,0 +1,88 @@
+"""`--plan`: the stages that would run and those found in the store; nothing runs.
+
+Exact for a grid. For TPE the first `lag` combinations, and the worst case, in which no later one shares a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from deftx.data.sources import UNRESOLVED
+from deftx.stages import Stage, walk
+from orchestrator.plan import PlannedRow
+from orchestrator.session import Prepared
+from orchestrator.space import Parameters, Space
+from orchestrator.study import Replay
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would make.
+
+    Attributes:
+        search: stages to make for the combinations, inputs first.
+        baselines: stages to make that only baselines need.
+        found: stages in the store already.
+        combinations: how many combinations are planned exactly.
+        unresolved: hub revisions that could not be resolved.
+    """
+
+    space: Space
+    search: list[Stage]
+    baselines: list[Stage]
+    found: list[Stage]
+    combinations: int
+    unresolved: list[str]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Preview:
+        """Plan a prepared sweep."""
+        space, has = prepared.space, prepared.folder.store.has
+        rows = _rows(prepared)
+        search = list(walk(grade for row in rows for grade in row.grades.values()))
+        known = {stage.address for stage in search}
+        baselines = [
+            stage for stage in walk(g for row in prepared.planner.baselines() for g in row.grades.values())
+            if stage.address not in known
+        ]  # fmt: skip
+        found = {stage.address: stage for stage in search + baselines if has(stage.address)}
+        unresolved = sorted(key for key, commit in prepared.pins.commits.items() if commit == UNRESOLVED)
+        return cls(
+            space, [s for s in search if s.address not in found], [s for s in baselines if s.address not in found],
+            list(found.values()), len(rows), unresolved,
+        )  # fmt: skip
+
+    def counts(self, kind: str) -> tuple[int, int]:
+        """(to make, in the store) of a kind, baselines included."""
+        return _count(self.search + self.baselines, kind), _count(self.found, kind)
+
+    def sentence(self) -> str:
+        """The plan in words, the baselines counted apart."""
+        words = (
+            f"{_count(self.search, 'dense')} dense and {_count(self.search, 'sparse')} sparse trainings "
+            f"for {self.combinations} combinations; baselines: {_count(self.baselines, 'dense')} dense and "
+            f"{_count(self.baselines, 'sparse')} sparse trainings more"
+        )
+        if self.space.search == "tpe" and self.space.combinations and self.space.combinations > self.combinations:
+            more = self.space.combinations - self.combinations
+            worst = more * (len(self.space.targets) + 1)
+            words += f"; the {more} later combinations need at most {worst} sparse trainings more"
+        return words
+
+
+def _rows(prepared: Prepared) -> list[PlannedRow]:
+    space = prepared.space
+    cells = space.cells()[: space.combinations] if space.search == "grid" else _first_asks(space)
+    return [prepared.planner.combination(number, cell) for number, cell in enumerate(cells)]
+
+
+def _first_asks(space: Space) -> list[Parameters]:
+    replay = Replay(space)
+    while not replay.ended() and replay.may_ask([False] * len(replay.asked)):
+        replay.ask([None] * len(replay.asked))
+    return replay.asked
+
+
+def _count(stages: Iterable[Stage], kind: str) -> int:
+    return sum(stage.kind == kind for stage in stages)

@@ -1,0 +1,119 @@
+"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. With sweep, the only importer of ray.
+
+Every run is a fresh experiment in a throw-away folder: what was done is answered by the store, not by Tune. The driver
+decides everything; here its jobs become trials with the resources of their stage kind.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "600")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.experiment import Trial  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from orchestrator.driver import Driver  # noqa: E402
+from orchestrator.schedule import Job  # noqa: E402
+from orchestrator.trials import Workplace, carry_out  # noqa: E402
+
+
+class ScheduleSearcher(Searcher):
+    """Suggests the next ready job; tells the driver when a trial has ended."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self._driver = driver
+        self._jobs: dict[str, Job] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A job as a trial's configuration, none while nothing is ready, FINISHED at the end."""
+        job = self._driver.next_job()
+        if job is None:
+            return str(Searcher.FINISHED) if self._driver.finished() else None
+        self._jobs[trial_id] = job
+        return {"job": job}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """What the trial made or why it failed is in the store and on record."""
+        self._driver.settle(self._jobs.pop(trial_id))
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Tune's own limit holds (`max_concurrent_trials`); no limiter is wrapped around this searcher."""
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: every run is a fresh experiment."""
+
+
+class _Progress(tune.Callback):
+    """Passes reported points on to the driver."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
+        """A point of a stage's curve."""
+        if "address" in result:
+            self._driver.progress(result["address"], result["point"])
+
+
+def run_tune(driver: Driver, address: str | None) -> None:
+    """Run all jobs as trials of one Tune experiment.
+
+    Args:
+        address: of a running Ray cluster (`auto` on its head); none starts Ray on this machine.
+    """
+    _connect(address, driver)
+    try:
+        with tempfile.TemporaryDirectory(prefix="deftx-tune-") as scratch:
+            searcher = ScheduleSearcher(driver)
+            limit = driver.space.parallel
+            tuner = tune.Tuner(
+                tune.with_resources(_trainable(driver.workplace), lambda config: _placement(driver, config["job"])),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, num_samples=-1, max_concurrent_trials=limit, reuse_actors=True,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch, name="sweep", verbose=0, callbacks=[_Progress(driver)],
+                    failure_config=tune.FailureConfig(max_failures=driver.space.max_failures),
+                ),
+            )  # fmt: skip
+            tuner.fit()
+    finally:
+        ray.shutdown()
+
+
+def _trainable(workplace: Workplace) -> Any:
+    def trial(config: dict[str, Any]) -> None:
+        carry_out(config["job"], workplace, lambda address, point: tune.report({"address": address, "point": point}))
+
+    return trial
+
+
+def _placement(driver: Driver, job: Job) -> tune.PlacementGroupFactory:
+    need = driver.space.resources_of(job.kind)
+    return tune.PlacementGroupFactory([{"CPU": need.cpu, "GPU": need.gpu} if need.gpu else {"CPU": need.cpu}])
+
+
+def _connect(address: str | None, driver: Driver) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if address is not None:
+        ray.init(address=address, **quiet)
+        return
+    # trials share this machine's CPUs as the space says; Ray must not wait for CPUs that are not there
+    wanted = max(driver.space.resources_of(kind).cpu for kind in driver.workplace.executions) * driver.space.parallel
+    cpus = max(os.cpu_count() or 1, wanted)
+    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)

@@ -1,0 +1,147 @@
+"""One call of the sweep command: from its arguments to a prepared sweep, and from there to an exit code.
+
+    0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed for good    130 interrupted
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+
+from deftx.data.sources import Pins, pinned
+from deftx.errors import ConfigError
+from deftx.published import LocalFolder
+from deftx.stages import Stage
+from deftx.store import Store
+from orchestrator.driver import Driver
+from orchestrator.lease import Lease
+from orchestrator.plan import Materials, Planner, resolve
+from orchestrator.record import State, SweepFolder, SweepInfo
+from orchestrator.space import Pretraining, Space
+
+Run = Callable[[Driver], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A space with everything it reads resolved, ready to be planned or run."""
+
+    space: Space
+    folder: SweepFolder
+    materials: Materials
+    planner: Planner
+    pins: Pins = field(default_factory=Pins)
+
+    @property
+    def backbone(self) -> str:
+        """The identity of the backbone: hub id and commit, content of a folder, or address of the stage."""
+        given = self.materials.backbone
+        if isinstance(given, Stage):
+            return f"stage {given.address}"
+        return f"folder {given.sha256}" if isinstance(given, LocalFolder) else f"{given.repo}@{given.commit}"
+
+
+def prepare(space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False) -> Prepared:
+    """Resolve what the space reads, with the revisions that an earlier start of the sweep recorded.
+
+    Args:
+        lenient: mark hub revisions that cannot be resolved rather than failing: for a plan.
+
+    Raises:
+        DeftxError: for what is missing or unreachable, and when the sweep's name stands for something else.
+    """
+    info = folder.info()
+    _check_same(info, space)
+    root = _demo_data(space, folder.store) if space.benchmark == "archipelago" and data_root is None else data_root
+    with pinned(Pins(dict(info.revisions) if info else {}, lenient)) as pins:
+        materials = resolve(space, root)
+    prepared = Prepared(space, folder, materials, Planner(space, materials), pins)
+    if info is not None and not lenient and info.backbone_identity != prepared.backbone:
+        raise ConfigError(_another(info, "backbone", info.backbone_identity, prepared.backbone))
+    return prepared
+
+
+def run(prepared: Prepared, driver: Driver, work: Run) -> int:
+    """Run a sweep to its end, then choose.
+
+    Returns:
+        The exit code: 0, 3 or 130.
+    """
+    driver.write_state()
+    interrupted = False
+    try:
+        work(driver)
+    except KeyboardInterrupt:
+        interrupted = True
+    finished = driver.finished() and not interrupted
+    driver.write_state(ended=finished)
+    if not finished:
+        return 130
+    return 3 if driver.schedule.failures else 0
+
+
+@contextmanager
+def held(prepared: Prepared) -> Iterator[SweepInfo]:
+    """Hold the sweep's lease, with what the sweep is on record.
+
+    Raises:
+        StoreError: while another driver lives.
+    """
+    with Lease(prepared.folder):
+        info = _info(prepared)
+        prepared.folder.write_info(info)
+        yield info
+
+
+def forget_failures(folder: SweepFolder) -> int:
+    """Take all failures off the record, so that their stages are tried again; how many there were."""
+    failures = folder.failures()
+    for address in failures:
+        folder.forget_failure(address)
+    return len(failures)
+
+
+def summary(state: State) -> str:
+    """How many stages are done, failed and waiting."""
+    counts = {s: sum(e.status == s for e in state.stages.values()) for s in ("done", "reused", "failed", "waiting")}
+    return ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing planned yet"
+
+
+def _info(prepared: Prepared) -> SweepInfo:
+    before = prepared.folder.info()
+    # the store must be importable without torch, and this is read from a manifest's point of view
+    from deftx.environment import git_commit
+
+    space = prepared.space
+    backbone = "pre-trained here" if isinstance(space.backbone, Pretraining) else space.backbone
+    return SweepInfo(
+        name=prepared.folder.name, benchmark=space.benchmark, backbone=backbone,
+        backbone_identity=prepared.backbone, seed=space.seed, space=space.model_dump(mode="json"),
+        revisions=prepared.pins.commits, command=[shlex.join([sys.executable, *sys.argv])],
+        packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
+        git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _check_same(info: SweepInfo | None, space: Space) -> None:
+    for name in ("benchmark", "seed"):
+        if info is not None and getattr(info, name) != getattr(space, name):
+            raise ConfigError(_another(info, name, getattr(info, name), getattr(space, name)))
+
+
+def _another(info: SweepInfo, what: str, old: object, new: object) -> str:
+    return f"sweep {info.name!r} has {what} {old}, not {new}: give this one another --name"
+
+
+def _demo_data(space: Space, store: Store) -> str:
+    from deftx.data.archipelago import write_family
+
+    folder = store.path("data", f"archipelago-{space.seed}")
+    url = folder if store.local else store.fs.unstrip_protocol(folder)
+    write_family(url, space.seed)
+    return str(url)

@@ -1,0 +1,356 @@
+"""The YAML schema of search_spaces/: what is learnt, what is searched, where it runs. All errors are shown at once.
+
+A space is data only: a preset, overridden by the file, overridden by `--set`. Which stages it means is in `plan`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from deftx.config import (
+    Denoise,
+    LanguageRecipe,
+    PresetName,
+    Rank,
+    Retention,
+    Settings,
+    TaskRecipe,
+    Training,
+    preset,
+    rank_text,
+)
+from deftx.data.benchmarks import BENCHMARKS, Benchmark, benchmark
+from deftx.errors import ConfigError
+
+
+
+Parameters = dict[str, str | float]
+Selection = Literal["target-valid", "unlabelled"]
+Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-task"]
+
+
+class Resources(Settings):
+    """What one trial of a stage kind takes; a stage runs with as many threads as it has CPUs."""
+
+    cpu: int = Field(1, ge=1)
+    gpu: float = Field(0.0, ge=0.0)
+
+
+class Pretraining(Settings):
+    """A backbone that is pre-trained here. See `deftx.stages.BackboneSettings` for the fields it shares."""
+
+    languages: tuple[str, ...] = Field(min_length=1, description="read from pretraining/<iso>.txt, else corpora/<iso>.txt")
+    tokenizer_languages: tuple[str, ...] = Field((), description="languages that only the tokenizer sees")
+    vocabulary: int = 1700
+    layers: int = 2
+    hidden: int = 128
+    heads: int = 4
+    feed_forward: int = 256
+    init: float = 0.04
+    block: int = 32
+    pack: bool = False
+    mask_share: float = 0.2
+    training: Training = Training()
+
+
+class SourceVector(Settings):
+    """The language vector of the source language: published, learnt here at one fixed setting, or none."""
+
+    sft: str | None = Field(None, description="hub id or folder of a published one")
+    learn: Denoise | None = Field(None, description="the one setting at which it is learnt here")
+    start: bool = Field(True, description="whether the task is learnt from theta0 + phi_source")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceVector:
+        if self.sft is not None and self.learn is not None:
+            raise ValueError("give either `sft` (a published vector) or `learn` (its rank and retention), not both")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a source vector at all."""
+        return self.sft is not None or self.learn is not None
+
+
+def _expand_ranks(value: object) -> object:
+    """Lists of ranks; an item `{from: 25, to: 400, step: 25}` or `{from: 50%, to: 99%, step: 7%}` is a discrete range."""
+    items = value if isinstance(value, list | tuple) else [value]
+    expanded: list[object] = []
+    for item in items:
+        expanded += _rank_range(item) if isinstance(item, Mapping) else [item]
+    return list(dict.fromkeys(rank_text(item) for item in expanded))
+
+
+def _rank_range(item: Mapping[str, Any]) -> list[object]:
+    if set(item) != {"from", "to", "step"}:
+        raise ValueError("a range of ranks is written {from: 25, to: 400, step: 25} or {from: 50%, to: 99%, step: 7%}")
+    words = [str(item[key]).replace(" ", "") for key in ("from", "to", "step")]
+    percent = [word.endswith("%") for word in words]
+    if any(percent) != all(percent):
+        raise ValueError("a range of ranks has `from`, `to` and `step` all whole numbers or all with %")
+    try:
+        first, last, step = (int(word.removesuffix("%")) for word in words)
+    except ValueError:
+        raise ValueError("a range of ranks has whole numbers") from None
+    if step < 1 or last < first:
+        raise ValueError("a range of ranks goes up: `from` <= `to`, `step` >= 1")
+    return [f"{value}%" if all(percent) else value for value in range(first, last + 1, step)]
+
+
+def _as_list(value: object) -> object:
+    return list(dict.fromkeys(value)) if isinstance(value, list | tuple) else [value]
+
+
+Ranks = Annotated[tuple[Rank, ...], BeforeValidator(_expand_ranks), Field(min_length=1)]
+Retentions = Annotated[tuple[Retention, ...], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Space(Settings):
+    """One search: benchmark, backbone, recipes, the parameters searched, and the resources of its trials."""
+
+    benchmark: str
+    backbone: str | Pretraining = Field(description="hub id, folder, or a backbone pre-trained here")
+    backbone_revision: str = "main"
+    lm_head: str = Field("own", description="own, random, or the hub id or folder of a donor")
+    targets: tuple[str, ...] = Field((), validate_default=True, description="left out: the benchmark's own")
+    source: SourceVector = SourceVector()
+    preset: PresetName = "paper"
+    language: LanguageRecipe
+    task: TaskRecipe
+    leaks: Literal["strict", "lt-sft", "none"] = "strict"
+
+    rank_l: Ranks = Field(description="rank of the language vectors")
+    rank_t: Ranks = Field(description="rank of the task vector")
+    retention: Retentions = Field((0.05,), description="share of higher-order entries kept, both kinds of vector alike")
+    retention_l: Retentions | None = Field(None, description="of the language vectors; then `retention` is not searched")
+    retention_t: Retentions | None = Field(None, description="of the task vector; then `retention` is not searched")
+    retention_of: Literal["numel", "nonzero"] = "numel"
+    search: Literal["grid", "tpe"] = "grid"
+    combinations: int | None = Field(None, ge=1, description="how many combinations; none: every cell of a grid")
+    first: tuple[dict[str, Any], ...] = Field((), description="combinations asked before all others")
+    lag: int = Field(4, ge=1, description="combinations in flight at most; part of the search, not of the machine")
+    selection: Selection = "target-valid"
+    baselines: tuple[Baseline, ...] = ("lt-sft", "task", "task+source", "dense-task")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    resources: dict[Literal["backbone", "text", "dense", "sparse", "grade"], Resources] = {}
+    parallel: int = Field(1, ge=1, description="trials at once (Tune's max_concurrent_trials)")
+    max_failures: int = Field(3, ge=0, description="how often a trial is tried again after an unexpected failure")
+
+    @field_validator("benchmark")
+    @classmethod
+    def _known_benchmark(cls, name: str) -> str:
+        try:
+            return benchmark(name).name
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, targets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = BENCHMARKS.get(info.data.get("benchmark", ""))
+        if known is None:
+            return targets
+        wrong = [f"unknown language {t!r}{nearest(t, known.languages)}" for t in targets if t not in known.languages]
+        if known.source_language in targets:
+            wrong.append(f"{known.source_language!r} is the source language and cannot be a target")
+        if wrong:
+            raise ValueError("; ".join(wrong) + f"; {known.name} has {', '.join(known.languages)}")
+        return targets or known.targets
+
+    @field_validator("selection", mode="before")
+    @classmethod
+    def _test_is_sealed(cls, value: object) -> object:
+        if "test" in str(value):
+            raise ValueError("the test split is sealed: select by target-valid or unlabelled, never by test scores")
+        return value
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Space:
+        if self.search == "tpe" and self.combinations is None:
+            raise ValueError("search: tpe needs `combinations` (or --combinations)")
+        for number, cell in enumerate(self.first):
+            self.cell(cell, f"first[{number}]")
+        if "other-language" in self.baselines and len(self.targets) < 2:
+            raise ValueError("baselines: other-language needs at least two targets")
+        return self
+
+    @property
+    def of(self) -> Benchmark:
+        """The benchmark."""
+        return benchmark(self.benchmark)
+
+    @property
+    def parameters(self) -> dict[str, tuple[str | float, ...]]:
+        """The searched parameters and their values, in a fixed order."""
+        found: dict[str, tuple[str | float, ...]] = {"rank_l": self.rank_l, "rank_t": self.rank_t}
+        if self.retention_l is None and self.retention_t is None:
+            return {**found, "retention": self.retention}
+        return {**found, "retention_l": self.retention_l or self.retention, "retention_t": self.retention_t or self.retention}
+
+    def cells(self) -> list[Parameters]:
+        """Every combination of the grid: the `first` ones, then the others in order."""
+        names = list(self.parameters)
+        grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.parameters.values())]
+        first = [self.cell(cell, "first") for cell in self.first]
+        return first + [cell for cell in grid if cell not in first]
+
+    def cell(self, given: Mapping[str, Any], where: str) -> Parameters:
+        """A combination as written in `first`, checked against the searched values.
+
+        Raises:
+            ValueError: when it lacks a parameter, or has another one or another value.
+        """
+        if set(given) != set(self.parameters):
+            raise ValueError(f"{where}: needs exactly {', '.join(self.parameters)}")
+        cell = {n: rank_text(given[n]) if n.startswith("rank") else float(given[n]) for n in self.parameters}
+        for name, value in cell.items():
+            if value not in self.parameters[name]:
+                raise ValueError(f"{where}: {name} {value} is not among {', '.join(map(str, self.parameters[name]))}")
+        return cell
+
+    def denoising(self, cell: Parameters, kind: Literal["l", "t"]) -> Denoise:
+        """The denoising of the language (`l`) or task (`t`) vectors in a combination."""
+        retention = cell.get("retention", cell.get(f"retention_{kind}"))
+        return Denoise(rank=str(cell[f"rank_{kind}"]), retention=float(retention or 0), retention_of=self.retention_of)
+
+    def resources_of(self, kind: str) -> Resources:
+        """What a trial of a stage kind takes."""
+        return dict(self.resources).get(kind, Resources())  # type: ignore[call-overload,no-any-return]
+
+
+def shipped_spaces() -> list[str]:
+    """The names of the spaces that come with the package."""
+    folder = files("search_spaces")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> tuple[str, Space]:
+    """Load a space by shipped name or path.
+
+    Args:
+        name: a name in search_spaces/, or the path of a YAML file.
+        overrides: `key=value`, key dotted, value YAML: `language.training.max_steps=5`.
+        options: top-level keys that have an option of their own; none is left alone.
+
+    Returns:
+        (the space's name, the space).
+
+    Raises:
+        ConfigError: listing every problem with its path and, for a misspelt name, the nearest valid one.
+    """
+    title, text = _read(name)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: a space is a mapping of settings, this is {type(raw).__name__}")
+    problems = [problem for text in overrides if (problem := _override(raw, text))]
+    raw |= {key: value for key, value in options.items() if value is not None}
+    merged = _with_preset(raw)
+    try:
+        space = Space.model_validate(merged)
+    except ValidationError as error:
+        problems += [_explain(problem, merged) for problem in error.errors()]
+    if problems:
+        raise ConfigError(f"{name}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
+    return title, space
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing when no known name is near."""
+    from rapidfuzz import process
+
+    found = process.extractOne(word, list(known), score_cutoff=60)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _read(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        try:
+            return path.stem, path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{name}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
+    known = shipped_spaces()
+    if name not in known:
+        raise ConfigError(f"unknown space {name!r}{nearest(name, known)}; there are {', '.join(known)}, or give a path")
+    return name, (files("search_spaces") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _override(raw: dict[str, Any], text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        return f"--set {text}: write key=value, such as language.training.max_steps=5"
+    *parents, last = key.strip().split(".")
+    here = raw
+    for parent in parents:
+        here = here.setdefault(parent, {})
+        if not isinstance(here, dict):
+            return f"--set {text}: {parent} is not a group of settings"
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return f"--set {text}: the value is not YAML"
+    return None
+
+
+def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
+    known = BENCHMARKS.get(str(raw.get("benchmark")))
+    name = raw.get("preset", "paper")
+    if name not in get_args(PresetName):
+        return raw
+    defaults = preset(name, known.kind if known else "sentiment")
+    merged = {**raw, **{part: _merge(defaults[part], raw.get(part) or {}) for part in ("language", "task")}}
+    return merged
+
+
+def _merge(below: Mapping[str, Any], above: Any) -> Any:
+    if not isinstance(above, Mapping):
+        return above
+    merged = dict(below)
+    for key, value in above.items():
+        merged[key] = _merge(below[key], value) if isinstance(below.get(key), Mapping) else value
+    # a smaller max_steps is meant: the preset's floor gives way to it
+    if "max_steps" in above and "min_steps" not in above and isinstance(merged.get("max_steps"), int):
+        merged["min_steps"] = min(merged.get("min_steps", 0), merged["max_steps"])
+    return merged
+
+
+def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
+    location = [part for part in problem["loc"] if part not in ("str", "Pretraining")]
+    path = ".".join(map(str, location)) or "space"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _fields(problem["loc"][:-1])
+        return f"{path}: unknown key{nearest(str(location[-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{path}: missing"
+    given = problem.get("input")
+    shown = "" if isinstance(given, Mapping) or given is None else f" (given: {given!r})"
+    return f"{path}: {message}{shown}"
+
+
+def _fields(location: Iterable[object]) -> list[str]:
+    """The field names of the settings at a location of the schema."""
+    here: Any = Space
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel) and str(part) in here.model_fields:
+            here = here.model_fields[str(part)].annotation
+        elif part == "Pretraining":
+            here = Pretraining
+        args = [arg for arg in get_args(here) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        here = args[0] if args else here
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+

@@ -1,0 +1,240 @@
+"""The command: `python -m orchestrator.sweep SPACE`, and `status`, `failed` and `gc`, which need no Ray.
+
+Only arguments, messages and exit codes here; what a call does is in `session`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
+
+from deftx.errors import DeftxError  # noqa: E402
+from deftx.stages import KINDS  # noqa: E402
+from deftx.store import Store  # noqa: E402
+from orchestrator import session  # noqa: E402
+from orchestrator.estimate import SUSTAINED_TFLOPS, estimate  # noqa: E402
+from orchestrator.record import SweepFolder, known_sweep  # noqa: E402
+from orchestrator.space import Space, load_space  # noqa: E402
+
+
+class _RunByDefault(TyperGroup):
+    """`sweep SPACE` means `sweep run SPACE`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunByDefault, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": False},
+    help="Search the denoising ranks and retention of DEFT-X: learn sparse language and task vectors, compose them, "
+    "and grade every combination. [bold]sweep SPACE[/bold] is short for [bold]sweep run SPACE[/bold].",
+)  # fmt: skip
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Storage = Annotated[str, typer.Option(help="Where results go: a folder, s3://..., gs://...", envvar="DEFTX_STORAGE")]
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """A user's mistake is a message and exit code 2, never a traceback."""
+    try:
+        yield
+    except DeftxError as error:
+        err.print(f"[red]error:[/red] {_plain(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+@app.command(name="run")
+def run_sweep(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A name in search_spaces/, or the path of a YAML file.")],
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and run nothing.")] = False,
+    combinations: Annotated[int | None, typer.Option(help="How many combinations to grade.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
+    backbone: Annotated[str | None, typer.Option(metavar="NAME_OR_PATH", help="Hub id or model folder.")] = None,
+    data_root: Annotated[str | None, typer.Option(metavar="DIR", help="The original data files; else the hub.")] = None,
+    storage: Storage = "results",
+    tracking_uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow; else a file in the storage.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="RAY_ADDRESS", help="A running Ray cluster, or auto.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the sweep; else the space's.")] = None,
+    serial: Annotated[bool, typer.Option("--serial", help="One process, no Ray: for debugging.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try stages again that failed for good.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+) -> None:
+    """Run the search of a space; run again, it goes on where it was.
+
+    A setting's key is dotted: --set language.training.max_steps=100 --set 'rank_l=[100,90%]'
+    """
+    with _user_errors():
+        options = {"combinations": combinations, "seed": seed, "backbone": backbone}
+        title, loaded = load_space(space, set_ or [], **options)
+        store = Store(_absolute(storage))
+        folder = SweepFolder(store, name or title)
+        root = _absolute(data_root) if data_root else None
+        if plan:
+            _print_plan(session.prepare(loaded, folder, root, lenient=True))
+            return
+        uri = _tracking(store, tracking_uri)
+        prepared = session.prepare(loaded, folder, root)
+        code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
+    """How far a sweep is."""
+    with _user_errors():
+        folder, info = known_sweep(Store(_absolute(storage)), name)
+        state = folder.state()
+        out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
+        table = Table("kind", "done", "reused", "failed", "waiting")
+        for kind in KINDS:
+            found = [entry.status for entry in state.stages.values() if entry.kind == kind]
+            if found:
+                table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
+        out.print(table)
+        for row in state.combinations:
+            score = f"{row.score * 100:.2f}" if row.score is not None else row.reason or "waiting"
+            out.print(f"  {row.title}: {score}{'  (chosen)' if row.number == state.chosen else ''}", soft_wrap=True)
+
+
+@app.command()
+def failed(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
+    """Which stages of a sweep failed for good, why, and where their logs lie."""
+    with _user_errors():
+        folder, _ = known_sweep(Store(_absolute(storage)), name)
+        failures = folder.failures()
+        for failure in failures.values():
+            out.print(f"{failure.label}: {failure.reason}\n  log: {failure.log}", soft_wrap=True)
+        out.print(f"{len(failures)} failed; try again with --retry-failed" if failures else "nothing failed")
+
+
+@app.command()
+def gc(
+    storage: Storage = "results",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would be.")] = False,
+) -> None:
+    """Remove dense deltas of ended sweeps, losing attempts, and stages that no sweep has."""
+    from orchestrator.garbage import collect
+
+    with _user_errors():
+        removed = collect(Store(_absolute(storage)), remove=yes)
+        word = "removed" if yes else "would remove (with --yes)"
+        out.print(f"{word}: {removed.stages} stages, {removed.attempts} attempts, {removed.deltas} deltas, "
+                  f"{removed.bytes / 2**20:.1f} MiB")  # fmt: skip
+
+
+def _run(prepared: session.Prepared, uri: str, address: str | None, *, serial: bool, retry_failed: bool) -> int:
+    from orchestrator.driver import Driver
+    from orchestrator.report import write_report
+    from orchestrator.runs import sweep_status
+    from orchestrator.screen import Screen
+    from orchestrator.tracking import Mirror
+
+    folder = prepared.folder
+    with session.held(prepared) as info:
+        if retry_failed:
+            session.forget_failures(folder)
+        mirror, screen = Mirror(folder.store, folder, info, uri), Screen(out)
+        driver = Driver(prepared.space, prepared.planner, folder, [mirror, screen])
+        if driver.finished():
+            out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {folder.store.url}")
+        mirror.start()
+        screen.start(driver)
+        try:
+            code = session.run(prepared, driver, lambda d: _work(d, address, serial=serial))
+        finally:
+            screen.stop()
+        write_report(folder.store, folder)
+        mirror.finish(sweep_status(folder.state()))
+    if mirror.warning:
+        err.print(f"[yellow]warning:[/yellow] {_plain(mirror.warning)}", soft_wrap=True)
+    _print_end(folder, prepared.space, uri, code)
+    return code
+
+
+def _work(driver: Any, address: str | None, *, serial: bool) -> None:
+    if driver.finished():
+        return
+    if serial:
+        from orchestrator.serial import run_serial
+
+        run_serial(driver)
+    else:
+        from orchestrator.searcher import run_tune
+
+        run_tune(driver, address)
+
+
+def _print_end(folder: SweepFolder, space: Space, uri: str, code: int) -> None:
+    state = folder.state()
+    if code == 130:
+        out.print(f"interrupted: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
+        return
+    if (row := state.chosen_row) is not None and row.score is not None:
+        kind = "few-label selection" if space.selection == "target-valid" else "selection without target labels"
+        out.print(f"chosen: {row.title}, {row.score * 100:.2f} on validation ({kind})", soft_wrap=True)
+        out.print(f"task vector: {folder.store.path('stages', row.task_sft or '')}", soft_wrap=True)
+    if code == 3:
+        out.print(f"[red]{session.summary(state)}[/red]; see: python -m orchestrator.sweep failed {folder.name} "
+                  f"--storage {folder.store.url}", soft_wrap=True)  # fmt: skip
+    out.print(f"report: {folder.path}/report.md", soft_wrap=True)
+    out.print(f"browse: mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+
+
+def _print_plan(prepared: session.Prepared) -> None:
+    from orchestrator.planning import Preview
+
+    preview = Preview.of(prepared)
+    table = Table("stage", "to make", "in the store", title=f"plan of {prepared.folder.name}", title_justify="left")
+    for kind in KINDS:
+        if sum(preview.counts(kind)):
+            table.add_row(kind, *map(str, preview.counts(kind)))
+    out.print(table)
+    out.print(preview.sentence(), soft_wrap=True)
+    for title, stages in (("search", preview.search), ("baselines", preview.baselines)):
+        cost = estimate(stages)
+        words = "size of the backbone unknown" if cost is None else (
+            f"about {cost.bytes / 2**30:.2f} GiB in the store, at most {cost.gpu_hours:.2f} GPU hours"
+        )  # fmt: skip
+        out.print(f"{title}: {words}", soft_wrap=True)
+    rates = ", ".join(f"{rate:g} TFLOP/s {name}" for name, rate in SUSTAINED_TFLOPS.items())
+    out.print(f"[dim]GPU hours are of one A100 at an assumed {rates}[/dim]", soft_wrap=True)
+    for name in preview.unresolved:
+        out.print(f"[yellow]not resolved without a network:[/yellow] {_plain(name)}", soft_wrap=True)
+
+
+def _tracking(store: Store, uri: str | None) -> str:
+    from orchestrator.tracking import check_tracking_uri, default_tracking_uri
+
+    return check_tracking_uri(uri) if uri else default_tracking_uri(store)
+
+
+def _absolute(url: str) -> str:
+    """A folder as an absolute path (trials run in folders of their own); a URL as it is."""
+    return url if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    app()

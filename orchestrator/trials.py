@@ -1,0 +1,104 @@
+"""A job as a trial, wherever it runs: stages are made in order, each with its own log; failures go on record.
+
+A `DeftxError` ends a stage for good and the trial as completed; anything else is put on record and raised, so that the
+trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+
+from deftx.config import Execution
+from deftx.errors import DeftxError
+from deftx.stages import Stage
+from deftx.store import Store
+from orchestrator.record import Failure, SweepFolder
+from orchestrator.schedule import Job
+from orchestrator.space import Space
+
+Progress = Callable[[str, dict[str, float]], None]
+"""Called with a stage's address and a point of its curve."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a trial needs beyond its job. Plain values, so that it travels to workers."""
+
+    storage: str
+    sweep: str
+    executions: dict[str, Execution]
+
+    @classmethod
+    def of(cls, space: Space, folder: SweepFolder) -> Workplace:
+        """Resources of the space as device and threads of each stage kind."""
+        kinds = ("backbone", "text", "dense", "sparse", "grade")
+        needs = {kind: space.resources_of(kind) for kind in kinds}
+        executions = {
+            kind: Execution(device="cuda" if need.gpu else "cpu", threads=need.cpu) for kind, need in needs.items()
+        }
+        return cls(folder.store.url, folder.name, executions)
+
+
+def carry_out(job: Job, workplace: Workplace, progress: Progress) -> None:
+    """Make the stages of a job.
+
+    Raises:
+        Exception: whatever a stage raised that is not a DeftxError; it is on record then.
+    """
+    store = Store(workplace.storage)
+    folder = SweepFolder(store, workplace.sweep)
+    for stage in job.stages:
+        with _logged(stage, folder):
+            _make(stage, folder, workplace.executions[stage.kind], progress)
+
+
+def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> None:
+    # torch and transformers take seconds to import; a driver that only plans needs neither
+    from deftx.algorithm import make
+
+    try:
+        make(stage, folder.store, execution, lambda point: progress(stage.address, point))
+    except DeftxError as error:
+        _record(stage, folder, error, expected=True)
+    except Exception as error:
+        _record(stage, folder, error, expected=False)
+        raise
+
+
+def _record(stage: Stage, folder: SweepFolder, error: Exception, *, expected: bool) -> None:
+    logging.getLogger("deftx").error("%s", error if expected else traceback.format_exc())
+    reason = str(error) if expected else f"{type(error).__name__}: {error}"
+    failure = Failure(
+        address=stage.address, label=stage.label, reason=reason, expected=expected,
+        trace=traceback.format_exc(), log=folder.log_path(stage.address),
+    )  # fmt: skip
+    folder.write_failure(failure)
+
+
+@contextmanager
+def _logged(stage: Stage, folder: SweepFolder) -> Iterator[None]:
+    """What is logged and warned of goes to the stage's log and not to the screen."""
+    buffer = StringIO()
+    handler = logging.StreamHandler(buffer)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("deftx", "transformers", "datasets", "py.warnings")]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    logging.getLogger("deftx").setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, level, propagate in before:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        folder.append_log(stage, buffer.getvalue())

@@ -1,0 +1,1 @@
+"""The search spaces that come with the package: YAML, read by `orchestrator.space`."""

@@ -1,0 +1,536 @@
+"""The mirror against a real MLflow on SQLite: what it shows, that repeating it changes nothing, and what a dead one costs."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from deftx.config import Denoise, TextSettings, Training
+from deftx.data.sources import FileSource
+from deftx.errors import ConfigError, StoreError
+from deftx.published import HubFolder
+from deftx.stages import (
+    DenseSettings,
+    GradeSettings,
+    SparseSettings,
+    Stage,
+    TaskData,
+    TextStageSettings,
+    walk,
+)
+from deftx.store import Manifest, Store
+from orchestrator import background
+from orchestrator.record import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
+from orchestrator.runs import PARENT, sweep_status
+from orchestrator.tracking import Mirror, check_tracking_uri, default_tracking_uri, mirror_sweep
+
+BACKBONE = HubFolder(repo="owner/tiny", commit="c" * 40)
+FILE = FileSource(sha256="f" * 64, url="/nowhere/text.txt")
+CURVE = [{"step": 10, "train_loss": 2.0, "valid_loss": 1.75}, {"step": 20, "train_loss": 1.0, "valid_loss": 1.5}]
+_numbers = itertools.count(1)
+
+
+def language_stage(language: str, seed: int, rank: str | None = "100") -> Stage:
+    text = TextStageSettings(language=language, source=FILE, text=TextSettings(), backbone=BACKBONE, seed=seed)
+    dense = DenseSettings(language=language, task=None, backbone=BACKBONE, training=Training(), seed=seed)
+    denoise = Denoise(rank=rank, retention=0.05) if rank else None
+    inputs = (("dense", Stage("dense", dense, (("text", Stage("text", text)),))),)
+    return Stage("sparse", SparseSettings(denoise=denoise, k=5), inputs)
+
+
+def task_stage(seed: int) -> Stage:
+    data = TaskData(
+        benchmark="made-up", training={"train": (FILE,)}, leaks="none", evaluation_texts=None, evaluation={}, max_length=64
+    )  # fmt: skip
+    dense = DenseSettings(language="ind", task=data, backbone=BACKBONE, training=Training(), seed=seed)
+    return Stage("sparse", SparseSettings(denoise=None, k="10%"), (("dense", Stage("dense", dense)),))
+
+
+def grade_stage(language: str, seed: int, rank: str) -> Stage:
+    settings = GradeSettings(language=language, benchmark="made-up", valid=FILE, test=FILE, max_length=64)
+    return Stage("grade", settings, (("language", language_stage(language, seed, rank)), ("task", task_stage(seed))))
+
+
+def publish(store: Store, stage: Stage, test_score: float = 0.5) -> Manifest:
+    attempt = store.attempt(stage.address)
+    facts: dict[str, Any] = {"metrics": {}, "seconds": 40.0, "created": "2026-11-21T10:00:00+00:00"}
+    if stage.kind == "sparse":
+        (attempt.folder / "sft").mkdir()
+        (attempt.folder / "sft" / "sft.safetensors").write_bytes(b"weights of " + stage.address.encode())
+        (attempt.folder / "sft" / "sft.json").write_text("{}")
+        facts["details"] = {"jaccard": 0.25}
+    if stage.kind in ("dense", "sparse"):
+        (attempt.folder / "delta.bin").write_bytes(b"large")
+        facts |= {"metrics": {"best_step": 20.0, "valid_loss": 1.5}, "curve": CURVE}
+    if stage.kind == "grade":
+        (attempt.folder / "sealed_test.json").write_text(
+            f'{{"language": "{stage.language}", "metric": "macro_f1", "macro_f1": {test_score}, "accuracy": 0.125}}'
+        )
+        facts["metrics"] = {"valid_macro_f1": 0.625, "valid_accuracy": 0.75}
+    return attempt.publish(stage, git_commit="abc123", **facts)
+
+
+@dataclass
+class Sweep:
+    """A sweep of two combinations over two languages, none of its stages made yet."""
+
+    store: Store
+    uri: str
+    name: str
+    number: int = field(default_factory=lambda: next(_numbers))
+    languages: tuple[str, ...] = ("ace",)
+
+    def __post_init__(self) -> None:
+        self.folder = SweepFolder(self.store, self.name)
+        self.info = SweepInfo(
+            name=self.name, benchmark="made-up", backbone="owner/tiny", seed=self.number,
+            space={"name": f"space-{self.number}", "rank_l": ["100", "90%"]}, command=["python", "-m", "x"],
+            packages={}, git_commit="def456", created=f"2026-11-21T09:00:{self.number:02}+00:00",
+        )  # fmt: skip
+        self.folder.write_info(self.info)
+        self.rows = [self.row(0, "100", 0.5), self.row(1, "90%", 0.75)]
+        self.grades = [
+            grade_stage(language, self.number, rank) for rank in ("100", "90%") for language in self.languages
+        ]
+        self.stages = list(walk(self.grades))
+        self.state = State(stages={stage.address: StageEntry.of(stage) for stage in self.stages}, rows=self.rows)
+        self.folder.write_state(self.state)
+
+    def row(self, number: int, rank: str, score: float) -> Row:
+        parameters: dict[str, str | float] = {"rank_l": rank, "rank_t": "100", "retention_l": 0.05, "retention_t": 0.05}
+        grades = {language: grade_stage(language, self.number, rank).address for language in self.languages}
+        return Row(
+            kind="combination", number=number, parameters=parameters, status="complete", score=score, grades=grades
+        )
+
+    def mark(self, stage: Stage, status: str) -> None:
+        self.state.stages[stage.address].status = status  # type: ignore[assignment]
+        self.folder.write_state(self.state)
+
+    def make(self, stages: list[Stage], status: str = "done") -> None:
+        for index, stage in enumerate(stages):
+            publish(self.store, stage, test_score=0.25 + index / 64)
+            self.folder.append_log(stage, "it ran here")
+            self.mark(stage, status)
+
+    def end(self, chosen: int = 1) -> None:
+        self.state.chosen, self.state.ended = chosen, True
+        self.folder.write_state(self.state)
+        self.folder.write_file(b"# Report", "report.md")
+        self.folder.write_file(b"row,ace\n", "results.csv")
+        self.folder.write_file(b"\x89PNG", "plots", "heat.png")
+
+    def mirror(self, uri: str | None = None) -> Mirror:
+        return Mirror(self.store, self.folder, self.info, uri or self.uri)
+
+    def runs(self) -> dict[str, Any]:
+        """The sweep's runs by address; each address has one."""
+        client = mlflow_client(self.uri)
+        experiment = client.get_experiment_by_name(f"space-{self.number}")
+        found = client.search_runs([experiment.experiment_id], f"tags.sweep_created = '{self.info.created}'")
+        runs = {run.data.tags["address"]: run for run in found}
+        assert len(runs) == len(found)
+        return runs
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that a reader of MLflow sees of the sweep, but for wall times and the ids of runs and attempts."""
+        runs = self.runs()
+        parents = {run.info.run_id: address for address, run in runs.items()}
+        return {
+            address: {
+                "name": run.info.run_name,
+                "status": run.info.status,
+                "parent": parents.get(run.data.tags.get("mlflow.parentRunId")),
+                "tags": {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"},
+                "params": run.data.params,
+                "metrics": {key: self.history(run, key) for key in run.data.metrics},
+                "artifacts": self.artifacts(run),
+            }
+            for address, run in runs.items()
+        }
+
+    def history(self, run: Any, key: str) -> list[tuple[int, float]]:
+        history = mlflow_client(self.uri).get_metric_history(run.info.run_id, key)
+        return sorted((point.step, point.value) for point in history)
+
+    def artifacts(self, run: Any, path: str | None = None) -> list[tuple[str, int]]:
+        found = []
+        for file in mlflow_client(self.uri).list_artifacts(run.info.run_id, path):
+            found += self.artifacts(run, file.path) if file.is_dir else [(file.path, file.file_size)]
+        return found
+
+
+def comparable(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot without what the plan says of reuse: the parent's copy of it, and the digest over that."""
+    parent = snapshot[PARENT]
+    tags = {key: value for key, value in parent["tags"].items() if key != "mirrored"}
+    artifacts = [(path, size) for path, size in parent["artifacts"] if path != "plan.json"]
+    return snapshot | {PARENT: parent | {"tags": tags, "artifacts": artifacts}}
+
+
+def mlflow_client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("storage")))
+
+
+@pytest.fixture(scope="module")
+def finished(storage: Store) -> Sweep:
+    """A sweep over two languages that went well; to be looked at and not to be touched."""
+    sweep = Sweep(storage, default_tracking_uri(storage), "finished", languages=("ace", "min"))
+    run_live(sweep)
+    return sweep
+
+
+@pytest.fixture
+def sweep(storage: Store, request: pytest.FixtureRequest) -> Sweep:
+    return Sweep(storage, default_tracking_uri(storage), request.function.__name__)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_point_is_sent_at_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(background, "FLUSH_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture
+def dead_uri() -> Iterator[str]:
+    """A port that is bound and does not listen: nobody else takes it while the test runs."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def run_live(sweep: Sweep) -> None:
+    """What a driver does from the first stage to the report."""
+    mirror = sweep.mirror()
+    mirror.start()
+    for stage in sweep.stages:
+        mirror.stage_started(stage)
+        if stage.kind in ("dense", "sparse"):
+            mirror.progress(stage.address, 10, {"train_loss": 2.0, "valid_loss": 1.75})
+        sweep.make([stage])
+        mirror.stage_done(stage, reused=False)
+    sweep.end()
+    mirror.finish(sweep_status(sweep.state))
+    assert mirror.warning is None
+
+
+def test_a_sweep_reads_well(finished: Sweep) -> None:
+    seen = finished.snapshot()
+    assert seen.keys() == {PARENT, *(stage.address for stage in finished.stages)}
+    assert (
+        len(seen) == 1 + 2 + 2 + 4 + 1 + 1 + 4
+    )  # the sweep; text, dense, 2 sparse by language; the task's two; grades
+    assert {run["status"] for run in seen.values()} == {"FINISHED"}
+    assert {run["parent"] for address, run in seen.items() if address != PARENT} == {PARENT}
+    sparse = seen[language_stage("ace", finished.number).address]
+    assert sparse["name"] == "ace · sparse · rank 100 · keep 5 %"
+    assert sparse["params"] == {
+        "denoise.rank": "100", "denoise.retention": "0.05", "denoise.retention_of": "numel", "k": "5", "retrain": "true"
+    }  # fmt: skip
+    expected = {
+        "kind": "sparse", "language": "ace", "address": language_stage("ace", finished.number).address, "reused": "false",
+        "git_commit": "abc123", "backbone": "owner/tiny", "sweep": finished.name, "subject": "ace",
+    }  # fmt: skip
+    assert expected.items() <= sparse["tags"].items()
+    assert "sft" not in sparse["tags"]
+
+
+def test_curves_have_each_point_once_and_results_stand_beside_them(finished: Sweep) -> None:
+    assert finished.snapshot()[language_stage("ace", finished.number).address]["metrics"] == {
+        "train_loss": [(10, 2.0), (20, 1.0)],
+        "valid_loss": [(10, 1.75), (20, 1.5)],
+        "best_valid_loss": [(0, 1.5)],
+        "best_step": [(0, 20.0)],
+        "seconds": [(0, 40.0)],
+        "peak_bytes": [(0, 0.0)],
+    }
+    run = finished.runs()[task_stage(finished.number).address]
+    times = {
+        point.step: point.timestamp
+        for point in mlflow_client(finished.uri).get_metric_history(run.info.run_id, "valid_loss")
+    }
+    assert times[20] == run.info.end_time == run.info.end_time // 1000 * 1000  # when it was made, not when mirrored
+
+
+def test_a_sparse_stage_carries_its_sft(finished: Sweep, tmp_path: Path) -> None:
+    address = language_stage("min", finished.number, "90%").address
+    run = finished.runs()[address]
+    assert [path for path, _ in finished.artifacts(run)] == ["details.json", "sft/sft.json", "sft/sft.safetensors"]
+    got = mlflow_client(finished.uri).download_artifacts(run.info.run_id, "sft/sft.safetensors", str(tmp_path))
+    assert Path(got).read_bytes() == b"weights of " + address.encode()
+    assert Path(finished.store.path("mlartifacts"), run.info.run_id, "artifacts", "sft", "sft.json").is_file()
+
+
+def test_the_parent_has_what_was_asked_and_what_was_chosen(finished: Sweep) -> None:
+    parent = finished.snapshot()[PARENT]
+    assert parent["name"] == finished.name
+    assert [path for path, _ in parent["artifacts"]] == [
+        "plan.json", "plots/heat.png", "report.md", "results.csv", "space.json", "finished.json"
+    ]  # fmt: skip
+    assert parent["metrics"]["score"] == [(0, 0.5), (1, 0.75)]
+    assert parent["metrics"]["chosen_score"] == [(0, 0.75)]
+    assert parent["tags"]["chosen"] == "DEFT-X r_l 90%, r_t 100, keep 5 %"
+    assert (parent["tags"]["chosen.number"], parent["tags"]["chosen.rank_l"]) == ("1", "90%")
+    assert parent["params"] == {"benchmark": "made-up", "backbone": "owner/tiny", "seed": str(finished.number)}
+    grade = finished.runs()[finished.rows[0].grades["ace"]]
+    assert grade.data.tags["combinations"] == "0"
+
+
+def test_mirroring_again_changes_nothing(sweep: Sweep) -> None:
+    run_live(sweep)
+    ids = {address: run.info.run_id for address, run in sweep.runs().items()}
+    before = sweep.snapshot()
+    assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == len(before) == 10
+    assert sweep.snapshot() == before
+    resumed = sweep.mirror()
+    resumed.start()
+    for stage in sweep.stages:
+        resumed.stage_done(stage, reused=True)
+    resumed.finish(sweep_status(sweep.state))
+    assert sweep.snapshot() == before
+    assert {address: run.info.run_id for address, run in sweep.runs().items()} == ids
+
+
+def test_a_mirror_made_afterwards_is_the_same(sweep: Sweep) -> None:
+    run_live(sweep)
+    live = sweep.snapshot()
+    client = mlflow_client(sweep.uri)
+    for resumed in (False, True):
+        old = client.get_experiment_by_name(f"space-{sweep.number}")
+        client.rename_experiment(old.experiment_id, f"old-{sweep.number}-{resumed}")
+        mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+        assert comparable(sweep.snapshot()) == comparable(live)
+        for stage in sweep.stages:  # what a second run of the command finds
+            sweep.mark(stage, "reused")
+
+
+def test_a_stage_of_another_sweep_points_to_its_sft(sweep: Sweep) -> None:
+    stage = language_stage("ace", sweep.number)
+    manifest = publish(sweep.store, stage)
+    sweep.mark(stage, "reused")
+    mirror = sweep.mirror()
+    mirror.stage_done(stage, reused=True)
+    mirror.finish("KILLED")
+    run = sweep.runs()[stage.address]
+    assert run.data.tags["reused"] == "true"
+    assert Path(run.data.tags["sft"], "sft.safetensors").is_file() and manifest.attempt in run.data.tags["sft"]
+    assert sweep.artifacts(run) == [("details.json", 20)]
+    assert sweep.history(run, "train_loss") == [(10, 2.0), (20, 1.0)]
+
+
+def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
+    stage, other = sweep.stages[1], sweep.stages[0]
+    dead = sweep.mirror()
+    dead.start()
+    dead.stage_started(stage)
+    dead.stage_started(other)
+    dead.progress(stage.address, 10, {"train_loss": 2.0})
+    dead._calls.put(None)  # the driver is gone: its thread ends without `finish`
+    dead._thread.join()
+    before = sweep.runs()
+    assert {run.info.status for run in before.values()} == {"RUNNING"}
+
+    mirror = sweep.mirror()
+    mirror.start()
+    mirror.stage_started(stage)
+    mirror.progress(stage.address, 10, {"train_loss": 2.0})  # again, from a checkpoint
+    sweep.make([stage])
+    mirror.stage_done(stage, reused=False)
+    mirror.finish("KILLED")
+    after = sweep.runs()
+    assert {address: run.info.status for address, run in after.items()} == {
+        PARENT: "KILLED", stage.address: "FINISHED", other.address: "KILLED"
+    }  # fmt: skip
+    assert after[stage.address].info.run_id == before[stage.address].info.run_id
+    assert "reason" in after[other.address].data.tags and "reason" not in after[stage.address].data.tags
+    assert sweep.history(after[stage.address], "train_loss") == [(10, 2.0), (20, 1.0)]
+
+
+def test_a_failed_stage_says_why_and_may_be_tried_again(sweep: Sweep) -> None:
+    stage = sweep.stages[0]
+    failure = Failure(address=stage.address, label=stage.label, reason="too little text", expected=True, trace="Trace")
+    sweep.folder.write_failure(failure)
+    sweep.mark(stage, "failed")
+    mirror = sweep.mirror()
+    mirror.stage_started(stage)
+    mirror.stage_failed(stage, failure)
+    mirror.finish("KILLED")
+    run = sweep.runs()[stage.address]
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "too little text")
+    assert [path for path, _ in sweep.artifacts(run)] == ["failure.txt"]
+
+    sweep.make([stage])
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    again = sweep.runs()[stage.address]
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    assert "reason" not in again.data.tags
+
+
+def test_test_scores_stay_sealed_until_the_search_has_ended(storage: Store) -> None:
+    sweep = Sweep(storage, default_tracking_uri(storage), "sealed", languages=("ace", "min"))
+    sweep.make(sweep.stages)
+    mirror = sweep.mirror()
+    mirror.start()
+    for stage in sweep.stages:
+        mirror.stage_done(stage, reused=False)
+    mirror.finish("KILLED")
+    shown = [key for run in sweep.snapshot().values() for key in run["metrics"]]
+    assert "valid_macro_f1" in shown and not [key for key in shown if "test" in key]
+
+    sweep.end(chosen=0)
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    seen = sweep.snapshot()
+    scores = [
+        seen[sweep.rows[0].grades[language]]["metrics"][f"sealed_test/{language}"] for language in sweep.languages
+    ]
+    values = [score for ((_, score),) in scores]
+    assert values == [0.25 + sweep.stages.index(grade) / 64 for grade in sweep.grades[:2]]
+    assert seen[PARENT]["metrics"]["sealed_test/ace"] == [(0, values[0])]
+    assert seen[PARENT]["metrics"]["sealed_test/average"] == [(0, sum(values) / 2)]
+
+
+def test_a_later_choice_replaces_the_earlier_one(sweep: Sweep) -> None:
+    sweep.make(sweep.stages)
+    sweep.end(chosen=1)
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    first = sweep.runs()[PARENT].data
+    sweep.end(chosen=0)
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    second = sweep.runs()[PARENT].data
+    assert (first.tags["chosen.number"], second.tags["chosen.number"]) == ("1", "0")
+    grade = sweep.runs()[sweep.rows[0].grades["ace"]].data
+    assert second.metrics["sealed_test/ace"] == grade.metrics["sealed_test/ace"] < first.metrics["sealed_test/ace"]
+    assert (first.metrics["chosen_score"], second.metrics["chosen_score"]) == (0.75, 0.5)
+
+
+def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_uri: str) -> None:
+    mirror = sweep.mirror(dead_uri)
+    begun = time.monotonic()
+    mirror.start()
+    for stage in sweep.stages:
+        mirror.stage_started(stage)
+        mirror.progress(stage.address, 10, {"train_loss": 2.0})
+        sweep.make([stage])
+        mirror.stage_done(stage, reused=False)
+    assert time.monotonic() - begun < 1
+    sweep.end()
+    mirror.finish("FINISHED")
+    assert time.monotonic() - begun < 15
+    assert mirror.warning is not None and dead_uri in mirror.warning and "\n" not in mirror.warning
+    assert "python -m orchestrator.tracking" in mirror.warning
+
+    assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == 10
+    assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
+
+
+def test_what_an_outage_missed_is_mirrored_at_the_end(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "PAUSE_SECONDS", 0.0)
+    mirror = sweep.mirror()
+    write = mirror._sweep.runs.write
+    down = {"down": False}
+
+    def flaky(address: str, content: Any) -> None:
+        if down["down"]:
+            raise ConnectionError("the server is away\nfor a minute")
+        write(address, content)
+
+    monkeypatch.setattr(mirror._sweep.runs, "write", flaky)
+    mirror.start()
+    for number, stage in enumerate(sweep.stages):
+        mirror._submit(lambda number=number: down.update(down=2 <= number < 6))  # type: ignore[misc]
+        mirror.stage_started(stage)
+        sweep.make([stage])
+        mirror.stage_done(stage, reused=False)
+    mirror._submit(lambda: down.update(warning=mirror.warning))  # type: ignore[arg-type]
+    sweep.end()
+    mirror.finish("FINISHED")
+    assert "(the server is away)" in str(down["warning"]) and mirror.warning is None
+    assert len(sweep.runs()) == 10
+    assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
+
+
+def test_two_sweeps_of_one_name_are_kept_apart(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.make([sweep.stages[0]])
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    theirs = Sweep(Store(str(tmp_path)), sweep.uri, sweep.name)
+    theirs.info.space["name"] = sweep.info.space["name"]
+    theirs.folder.write_info(theirs.info)
+    mirror = theirs.mirror()
+    mirror.start()
+    mirror.finish("KILLED")
+    assert sweep.runs().keys() == {PARENT, sweep.stages[0].address}
+    theirs.number = sweep.number  # one experiment for both
+    assert theirs.runs().keys() == {PARENT}
+
+
+def test_a_long_curve_arrives_whole(sweep: Sweep) -> None:
+    stage = sweep.stages[1]
+    curve = [{"step": step, "train_loss": 1.0 / step} for step in range(1, 1202)]
+    sweep.store.attempt(stage.address).publish(stage, metrics={}, curve=curve, seconds=1.0)
+    sweep.mark(stage, "done")
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    assert sweep.history(sweep.runs()[stage.address], "train_loss") == [(p["step"], p["train_loss"]) for p in curve]
+
+
+def test_a_spoilt_sft_is_named_and_the_rest_is_mirrored(sweep: Sweep) -> None:
+    sweep.make(sweep.stages)
+    spoilt = language_stage("ace", sweep.number)
+    manifest = sweep.store.manifest(spoilt.address)
+    assert manifest is not None
+    Path(sweep.store.path("stages", spoilt.address, manifest.attempt, "sft", "sft.json")).write_text("[]")
+    with pytest.raises(StoreError, match=r"sft\.json: does not match its manifest"):
+        mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    statuses = {address: run.info.status for address, run in sweep.runs().items()}
+    assert len(statuses) == 10 and statuses.pop(spoilt.address) == "KILLED"
+    assert statuses.pop(PARENT) == "KILLED" and set(statuses.values()) == {"FINISHED"}
+
+
+def test_an_sft_of_a_remote_store_keeps_its_file_name(sweep: Sweep, tmp_path: Path) -> None:
+    store = Store(f"memory://deftx-{sweep.number}", cache=tmp_path / "cache")
+    remote = Sweep(store, sweep.uri, sweep.name)
+    client = mlflow_client(remote.uri)  # MLflow itself cannot write to memory://
+    client.create_experiment(f"space-{remote.number}", artifact_location=(tmp_path / "artifacts").as_uri())
+    stage = language_stage("ace", remote.number)
+    remote.make([stage])
+    mirror_sweep(store, remote.folder, remote.uri)
+    run = remote.runs()[stage.address]
+    assert [path for path, _ in remote.artifacts(run)] == ["details.json", "sft/sft.json", "sft/sft.safetensors"]
+    got = Path(client.download_artifacts(run.info.run_id, "sft/sft.safetensors"))
+    assert got.read_bytes() == b"weights of " + stage.address.encode() and not got.is_symlink()
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "/tmp/mlflow.db", "sqlite", "ftp://host/x"])
+def test_a_tracking_uri_that_cannot_work_is_refused(uri: str, sweep: Sweep) -> None:
+    with pytest.raises(ConfigError, match="sqlite:////absolute/path/mlflow.db or http://HOST:5000"):
+        sweep.mirror(uri)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////x/y.db", "postgresql+psycopg2://h/db", "https://h", "databricks"])
+def test_a_tracking_uri_that_may_work_is_taken(uri: str) -> None:
+    assert check_tracking_uri(uri) == uri
+
+
+def test_a_remote_store_needs_a_tracking_uri(tmp_path: Path) -> None:
+    assert default_tracking_uri(Store(str(tmp_path))) == f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(
+        ConfigError, match=r"memory://x: a remote storage needs --tracking-uri, such as http://HOST:5000"
+    ):
+        default_tracking_uri(Store("memory://x"))
