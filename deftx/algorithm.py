@@ -23,18 +23,18 @@ from torch import Tensor
 from deftx import environment
 from deftx.backbones import head_of, load_classifier, load_masked_lm, load_tokenizer
 from deftx.compose import apply, compose
-from deftx.config import Denoise, Execution, Precision, Settings
-from deftx.data.benchmarks import Benchmark, Split, benchmark, read_examples, read_lines, read_training
+from deftx.config import Denoise, Execution, Precision, Settings, resolve_k
+from deftx.data.benchmarks import Benchmark, Examples, Split, benchmark, read_examples, read_lines, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.data.sources import Source
 from deftx.data.text import Blocks, token_blocks
 from deftx.denoise import Denoised, denoise, factorise, is_matrix
 from deftx.errors import DataError
 from deftx.evaluate import Metric, score
-from deftx.objectives import Classification, Masking, MaskedLanguageModelling, Objective, encode, predict
+from deftx.objectives import Classification, MaskedLanguageModelling, Masking, Objective, encode, predict
 from deftx.pretrain import pretrain
 from deftx.published import HubFolder, Published, local_folder, name_of
-from deftx.select import Indices, jaccard, non_zero, resolve_k, select
+from deftx.select import Indices, jaccard, non_zero, select
 from deftx.sft import SFTMetadata, SparseFineTuning
 from deftx.stages import (
     BackboneSettings,
@@ -260,7 +260,7 @@ def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
     tokenizer = load_tokenizer(folder)
     if settings.task is None:
         lm_head = settings.lm_head if isinstance(settings.lm_head, str) else local_folder(settings.lm_head)
-        model = load_masked_lm(folder, lm_head, settings.training.dropout, seed=dense.seed)  # type: ignore[arg-type]
+        model = load_masked_lm(folder, lm_head, settings.training.dropout, seed=dense.seed)
         return model, _language_objective(context.store, dense, tokenizer)
     known = benchmark(settings.task.benchmark)
     model = load_classifier(folder, known.labels, dense.seed, settings.training.dropout)
@@ -293,7 +293,9 @@ def _labelled(known: Benchmark, task: TaskData) -> Cleaned:
     """The labelled data of the source language without its leaks."""
     training = {split: read_training(known, sources, split) for split, sources in task.training.items()}
     language = known.source_language
-    evaluation = {split: read_examples(known, source, language, split) for split, source in task.evaluation.items()}
+    evaluation: dict[Split, Examples] = {
+        split: read_examples(known, source, language, split) for split, source in task.evaluation.items()
+    }
     if evaluation and texts_digest(*(evaluation[split] for split in sorted(evaluation))) != task.evaluation_texts:
         raise DataError(f"{known.name}: the evaluation sentences changed since the sweep was planned")
     return clean_training(known, training, evaluation, task.leaks)
@@ -320,8 +322,8 @@ def _grade(context: Context) -> Facts:
             rows = read_examples(known, source, settings.language, split)
             encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, settings.max_length)
             predicted = predict(model, encoded, tokenizer.pad_token_id, device)
-            scores = {m: score(encoded.labels.tolist(), predicted.tolist(), known.labels, m) for m in METRICS}
-            record = {
+            scores = {str(m): score(encoded.labels.tolist(), predicted.tolist(), known.labels, m) for m in METRICS}
+            record: dict[str, Any] = {
                 "language": settings.language, "labels": list(known.labels), "metric": known.metric,
                 "ids": list(rows.ids), "gold": encoded.labels.tolist(), "predicted": predicted.tolist(), **scores,
             }  # fmt: skip
@@ -383,8 +385,8 @@ def _vector(store: Store, stage: Stage, role: str, published: Published | None) 
 def _backbone_folder(store: Store, stage: Stage) -> Path:
     if (trained := stage.input("backbone")) is not None:
         return store.fetch_folder(trained.address, "model")
-    published = getattr(stage.settings, "backbone")
-    return local_folder(published)
+    assert isinstance(stage.settings, TextStageSettings | DenseSettings) and stage.settings.backbone is not None
+    return local_folder(stage.settings.backbone)
 
 
 def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: Indices) -> SFTMetadata:

@@ -117,7 +117,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _bytes(parameter: Tensor) -> memoryview:
-    return memoryview(parameter.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()).cast("B")
+    return parameter.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().data.cast("B")
 
 
 def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tuple[Any, set[str]]:

@@ -1,4 +1,4 @@
-"""Adding SFTs to a model: theta0 + lambda_T phi_T + lambda_L phi_L (Equation 3 of the paper), and taking them off again.
+"""Adding SFTs to a model, theta0 + lambda_T phi_T + lambda_L phi_L (Equation 3 of the paper), and taking them off.
 
 Adding and then subtracting is not the identity in float32, so the touched entries are kept and put back: the model is
 bit-identical afterwards. Works on any module with a Hugging Face base model; knows nothing of training or data.

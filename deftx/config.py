@@ -7,6 +7,7 @@ Every field counts towards a stage's address unless it is marked `exclude=True`;
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -71,7 +72,28 @@ def count_text(value: object) -> int | str:
         if not 0 < share <= 100:
             raise ValueError(f"a share of the maskable entries lies above 0 % and up to 100 %, not {text}")
         return f"{share:g}%"
-    raise ValueError(f"k is a number of entries such as 7667712 or a share of the maskable ones such as 10%, not {value!r}")
+    raise ValueError(f"k is a number of entries such as 7667712 or a share of them such as 10%, not {value!r}")
+
+
+def share_of(share: float | str, total: int) -> int:
+    """floor(share * total), the share taken as it is written: 0.29 of 100 is 29, which floats make 28."""
+    return int(Fraction(str(share)) * total)
+
+
+def resolve_k(k: int | str, maskable: int) -> int:
+    """The number of entries that a setting of k stands for.
+
+    Args:
+        k: a number, or a share of the maskable entries such as `10%`.
+        maskable: how many entries there are to choose from.
+
+    Raises:
+        ConfigError: when k is below 1 or above `maskable`.
+    """
+    number = share_of(k.removesuffix("%"), maskable) // 100 if isinstance(k, str) else k
+    if not 1 <= number <= maskable:
+        raise ConfigError(f"k = {k} is {number:,} entries; it must lie between 1 and the {maskable:,} maskable ones")
+    return number
 
 
 Rank = Annotated[str, BeforeValidator(rank_text)]

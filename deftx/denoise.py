@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deftx.config import Denoise
-from deftx.select import select, share_of
+from deftx.config import Denoise, share_of
+from deftx.select import select
 
 _ROWS = 8192
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -39,15 +40,13 @@ def reset_peak_memory() -> None:
     """Begin to measure peak memory anew."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):
         # 5 resets the high-water mark of the resident set (proc(5))
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def peak_memory() -> int:
-    """Bytes of the largest resident set since `reset_peak_memory`, or of GPU memory where a GPU was used; 0: unknown."""
+    """Most bytes since `reset_peak_memory`: of GPU memory where a GPU was used, else resident; 0 where unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     try:

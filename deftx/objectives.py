@@ -87,13 +87,11 @@ class Masking:
         labels = np.where(chosen, blocks, IGNORED)
         return {"input_ids": _long(masked), "labels": _long(labels)}
 
-    def _chosen(
-        self, blocks: Integers, plain: NDArray[np.bool_], generator: np.random.Generator
-    ) -> NDArray[np.bool_]:
+    def _chosen(self, blocks: Integers, plain: NDArray[np.bool_], generator: np.random.Generator) -> NDArray[np.bool_]:
         if self.word_starts is None:
             return (generator.random(blocks.shape) < self.share) & plain
         # every token takes the draw of the word it belongs to
-        word = np.cumsum(self.word_starts[blocks] | ~plain, axis=1)
+        word = np.cumsum(self.word_starts[blocks] | ~plain, axis=1, dtype=np.int64)
         draws = generator.random((blocks.shape[0], blocks.shape[1] + 1))
         return (np.take_along_axis(draws, word, axis=1) < self.share) & plain
 
@@ -134,7 +132,7 @@ class MaskedLanguageModelling(Objective):
         return cross_entropy(logits.float(), batch["labels"][chosen], reduction="sum")
 
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
-        """The mean loss over the fixed masked positions, and the accuracy-free perplexity that follows from it."""
+        """The mean loss over the fixed masked positions."""
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(self._valid["labels"]), _VALIDATION_BATCH):
             part = {key: tensor[start : start + _VALIDATION_BATCH].to(device) for key, tensor in self._valid.items()}
@@ -167,7 +165,7 @@ def encode(
 
 
 class Classification(Objective):
-    """Cross-entropy on labelled sentences; chosen by the benchmark's metric on the source language's validation split."""
+    """Cross-entropy on labelled sentences; chosen by the benchmark's metric on the source language's validation."""
 
     metric, higher_is_better = "valid_score", True
 

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from deftx.config import Execution, TextSettings
 from deftx.data.text import Blocks, token_blocks
-from deftx.objectives import Masking, MaskedLanguageModelling
+from deftx.objectives import MaskedLanguageModelling, Masking
 from deftx.stages import BackboneSettings
 from deftx.training import Checkpoints, Outcome, Report, Trainable, train
 

@@ -7,13 +7,12 @@ largest magnitude exactly, for non-negative floats order like their bits. No sor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deftx.errors import ConfigError, DataError
+from deftx.errors import DataError
 
 Indices = dict[str, Tensor]
 """Flat row-major indices of the chosen entries by tensor name: int64, ascending. Tensors without any are left out."""
@@ -21,27 +20,6 @@ Indices = dict[str, Tensor]
 _CHUNK = 1 << 24
 _HALF = 16
 _INFINITY = 0x7F800000
-
-
-def share_of(share: float | str, total: int) -> int:
-    """floor(share * total), the share taken as it is written: 0.29 of 100 is 29, which floats make 28."""
-    return int(Fraction(str(share)) * total)
-
-
-def resolve_k(k: int | str, maskable: int) -> int:
-    """The number of entries that a setting of k stands for.
-
-    Args:
-        k: a number, or a share of the maskable entries such as `10%`.
-        maskable: how many entries there are to choose from.
-
-    Raises:
-        ConfigError: when k is below 1 or above `maskable`.
-    """
-    number = share_of(k.removesuffix("%"), maskable) // 100 if isinstance(k, str) else k
-    if not 1 <= number <= maskable:
-        raise ConfigError(f"k = {k} is {number:,} entries; it must lie between 1 and the {maskable:,} maskable ones")
-    return number
 
 
 def select(delta: Mapping[str, Tensor], k: int) -> Indices:

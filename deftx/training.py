@@ -108,7 +108,7 @@ class Trainable:
 
 
 def body_of(model: nn.Module, settings: Training) -> dict[str, nn.Parameter]:
-    """The base model's parameters that train, by base-model name: the maskable ones that are not frozen by a setting."""
+    """The base model's parameters that train, by base-model name: the maskable ones that no setting freezes."""
     frozen = embeddings_of(model) if settings.freeze_embeddings else set()
     return {name: parameter for name, parameter in maskable(model).items() if name not in frozen}
 
@@ -194,7 +194,7 @@ class _Run:
         torch.manual_seed(_mix(self._seed, self.step))
         batch = self._batch()
         labelled = max(self._objective.labelled(batch), 1)
-        loss = sum((self._backward(part, labelled) for part in self._parts(batch)), torch.zeros((), device=self._device))
+        loss = torch.stack([self._backward(part, labelled) for part in self._parts(batch)]).sum()
         self._losses.append(loss)
         if self._device.type == "cpu" or self.step % 50 == 0:
             self._check(loss)

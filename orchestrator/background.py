@@ -1,4 +1,4 @@
-"""The mirror of a living sweep: its calls are made one after another by a thread, so that no tracker holds up the driver."""
+"""The mirror of a living sweep: a thread makes its calls one after another, so that no tracker holds up the driver."""
 
 from __future__ import annotations
 

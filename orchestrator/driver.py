@@ -166,9 +166,16 @@ class Driver:
         languages = [self._metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
         return statistics.fmean(languages or [0.0]), self._metrics(row.task).get("mean_rank", 0.0)
 
+    def seconds(self, stage: Stage) -> float:
+        """How long a published stage took."""
+        return self._manifest(stage).seconds
+
     def _metrics(self, stage: Stage) -> Mapping[str, float]:
+        return self._manifest(stage).metrics
+
+    def _manifest(self, stage: Stage) -> Manifest:
         if stage.address not in self._manifests:
             manifest = self.folder.store.manifest(stage.address)
             assert manifest is not None, f"{stage.label} is published"
             self._manifests[stage.address] = manifest
-        return self._manifests[stage.address].metrics
+        return self._manifests[stage.address]

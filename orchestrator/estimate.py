@@ -1,4 +1,4 @@
-"""What a plan would cost, before anything runs: bytes in the store, and arithmetic as GPU hours. Estimates, and marked so.
+"""What a plan would cost, before anything runs: bytes in the store, and arithmetic as GPU hours. Estimates only.
 
 Sizes come from a backbone's config.json where it can be had; of the published backbones they are known.
 """
@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deftx.config import Training
+from deftx.config import Training, resolve_k
 from deftx.data.sources import FileSource, read_bytes
 from deftx.errors import DeftxError
 from deftx.published import HubFolder, LocalFolder, Published
-from deftx.select import resolve_k
 from deftx.stages import BackboneSettings, DenseSettings, SparseSettings, Stage, TextStageSettings
 
 SUSTAINED_TFLOPS = {"float32": 12.0, "tf32": 60.0, "bf16": 120.0}

@@ -38,8 +38,9 @@ class Lease:
         self._folder = folder
         self._parts = ("sweeps", folder.name, "lease.json")
         self._me = Holder(
-            token=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), born=_born(os.getpid()), beat=time.time()
-        )
+            token=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), born=_born(os.getpid()),
+            beat=time.time(),
+        )  # fmt: skip
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 

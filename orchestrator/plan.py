@@ -117,7 +117,8 @@ def resolve(space: Space, data_root: str | None) -> Materials:
     backbone = look.get(lambda: _backbone(space, data_root))
     own = space.lm_head in ("own", "random")
     lm_head = space.lm_head if own else look.get(lambda: resolve_folder(space.lm_head))
-    sft = look.get(lambda: resolve_folder(space.source.sft)) if space.source.sft else None
+    published = space.source.sft
+    sft = look.get(lambda: resolve_folder(published)) if published else None
     if not look.errors:
         texts = look.get(lambda: _texts(space, evaluation))  # type: ignore[arg-type]
     if look.errors:
@@ -130,7 +131,7 @@ def _leaks(space: Space) -> Literal["strict", "lt-sft", "none"]:
 
 
 def _texts(space: Space, evaluation: dict[tuple[str, EvaluationSplit], Source]) -> str | None:
-    """Digest of the source language's evaluation sentences (labels do not count) that training rows are compared with."""
+    """Digest of the source language's evaluation sentences, labels apart, that training rows are compared with."""
     if _leaks(space) == "none":
         return None
     source = space.of.source_language
@@ -203,7 +204,7 @@ class Planner:
         return targets[(targets.index(target) + 1) % len(targets)]
 
     def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
-        valid, test = (self._given.evaluation[target, split] for split in ("valid", "test"))  # type: ignore[index]
+        test, valid = (self._given.evaluation[target, split] for split in _SPLITS)
         inputs: list[tuple[str, Stage]] = [("task", task)]
         if isinstance(vector, Stage):
             inputs.append(("language", vector))

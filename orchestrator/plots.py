@@ -26,6 +26,7 @@ from orchestrator.results import Results, RowResult
 from orchestrator.words import METRIC_WORDS
 
 _COLOURS = colormaps["cividis"]
+_RANKS = ("rank_l", "rank_t")
 _PAGE_INCHES = 18
 _MANY_CELLS = 8
 _GREY = "#8a8a8a"
@@ -48,14 +49,14 @@ def heatmap(results: Results) -> bytes | None:
     cells = _cells(results)
     if cells.empty:
         return None
-    ranks = [sorted(cells[axis].unique(), key=_rank_order) for axis in ("rank_l", "rank_t")]
     panels = list(cells.groupby(["retention_l", "retention_t"]))
-    figure, axes = _panels(len(panels), *map(len, ranks))
+    figure, axes = _panels(len(panels), *(max(panel[rank].nunique() for _, panel in panels) for rank in _RANKS))
     norm = _norm(cells["value"])
     for axis, (kept, panel) in zip(axes, panels, strict=True):
-        _draw_panel(axis, panel, ranks, norm)
+        _draw_panel(axis, panel, norm)
         axis.set_title(_kept_words(*kept), fontsize=10)
-    bar = figure.colorbar(ScalarMappable(norm, _COLOURS), ax=axes, aspect=30, pad=0.02)
+    shrink = min(1.0, 5 / figure.get_figheight())
+    bar = figure.colorbar(ScalarMappable(norm, _COLOURS), ax=axes, aspect=30, pad=0.02, shrink=shrink)
     bar.set_label(_unit(results), fontsize=9)
     figure.suptitle(f"Mean {results.split} score: {_sample(results)}{_typical_interval(cells)}", fontsize=11)
     figure.supxlabel("r_t: rank of the task vector", fontsize=10)
@@ -73,7 +74,8 @@ def language_bars(results: Results) -> bytes | None:
     if not systems:
         return None
     names = [*results.targets, AVERAGE]
-    figure = Figure(figsize=(max(7.0, (0.3 + 0.2 * len(systems)) * len(names) + 1.0), 4.6), dpi=150, layout="constrained")
+    width = max(7.0, (0.3 + 0.2 * len(systems)) * len(names) + 1.0)
+    figure = Figure(figsize=(width, 4.6), dpi=150, layout="constrained")
     axis = figure.subplots()
     for place, one in enumerate(systems):
         _draw_bars(axis, one, names, place, len(systems))
@@ -94,11 +96,12 @@ def _cells(results: Results) -> pd.DataFrame:
 
 def _panels(count: int, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     """A figure that grows with its cells, smaller ones where there are many, and as many axes as there are panels."""
-    across, down = (0.8, 0.6) if columns <= _MANY_CELLS else (0.46, 0.34)
+    across, down = (0.8, 0.6) if columns <= _MANY_CELLS else (0.54, 0.36)
     wide, high = 0.8 + across * columns, 0.9 + down * rows
     abreast = min(count, max(1, int(_PAGE_INCHES // wide)))
     deep = -(-count // abreast)
-    figure = Figure(figsize=(max(6.0, abreast * wide + 1.4), max(3.6, deep * high + 1.0)), dpi=150, layout="constrained")
+    size = (max(6.0, abreast * wide + 1.4), max(3.6, deep * high + 1.0))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = list(figure.subplots(deep, abreast, squeeze=False).flat)
     for spare in axes[count:]:
         figure.delaxes(spare)
@@ -113,16 +116,18 @@ def _norm(values: pd.Series) -> Normalize:
     return Normalize(middle - half, middle + half)
 
 
-def _draw_panel(axis: Axes, panel: pd.DataFrame, ranks: Sequence[Sequence[str]], norm: Normalize) -> None:
-    axis.set_xlim(-0.5, len(ranks[1]) - 0.5)
-    axis.set_ylim(-0.5, len(ranks[0]) - 0.5)
-    axis.set_xticks(range(len(ranks[1])), ranks[1])
-    axis.set_yticks(range(len(ranks[0])), ranks[0])
+def _draw_panel(axis: Axes, panel: pd.DataFrame, norm: Normalize) -> None:
+    """The cells of one retention over the ranks asked with it; what was not asked stays empty."""
+    ranks_l, ranks_t = (sorted(panel[rank].unique(), key=_rank_order) for rank in _RANKS)
+    axis.set_xticks(range(len(ranks_t)), ranks_t)
+    axis.set_yticks(range(len(ranks_l)), ranks_l)
+    axis.set_xlim(-0.5, len(ranks_t) - 0.5)
+    axis.set_ylim(-0.5, len(ranks_l) - 0.5)
     axis.tick_params(length=0)
     axis.grid(color="#e4e4e4", linewidth=0.6)
     axis.set_axisbelow(True)
     for cell in panel.sort_values("chosen").to_dict("records"):
-        _draw_cell(axis, ranks[1].index(cell["rank_t"]), ranks[0].index(cell["rank_l"]), cell, norm)
+        _draw_cell(axis, ranks_t.index(cell["rank_t"]), ranks_l.index(cell["rank_l"]), cell, norm)
 
 
 def _draw_cell(axis: Axes, x: int, y: int, cell: dict[str, Any], norm: Normalize) -> None:
@@ -151,9 +156,10 @@ def _draw_bars(axis: Axes, one: RowResult, names: Sequence[str], place: int, cou
     reach = np.abs(values[:, [0]] - values[:, 1:]).T
     _, caps, bars = axis.errorbar(left, values[:, 0], reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
     for line in (*caps, *bars):
-        line.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
+        line.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
     if there[-1][0] == len(names) - 1:
-        axis.text(left[-1], values[-1, 2] + 1, f"{values[-1, 0]:.1f}", ha="center", fontsize=7.5, rotation=90)
+        top = values[-1, 2] + 1.5
+        axis.text(left[-1], top, f"{values[-1, 0]:.1f}", ha="center", va="bottom", fontsize=7.5, rotation=90)
 
 
 def _rank_order(rank: str) -> tuple[bool, float]:

@@ -134,7 +134,7 @@ class SweepFolder:
             ConfigError: for a name that is not letters, digits, `.`, `_` and `-`.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"sweep name {name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
+            raise ConfigError(f"sweep name {name!r}: letters, digits, '.', '_' and '-', the first a letter or digit")
         self.store, self.name = store, name
 
     @property

@@ -140,7 +140,7 @@ def _number(one: RowResult) -> str:
 
 def _row_words(one: RowResult, results: Results) -> str:
     if one is results.chosen:
-        return f"**{one.row.title}** (chosen by validation)"
+        return f"**{one.row.title}** (chosen)"
     if one.row.status == "failed":
         return f"{one.row.title} (failed: {one.row.reason or 'no reason on record'})"
     return one.row.title + (" (waiting)" if one.row.status == "waiting" else "")

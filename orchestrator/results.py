@@ -1,6 +1,6 @@
 """The grades of a sweep as numbers: every row on every target, with joint intervals and differences to LT-SFT.
 
-The only reader of the sealed test scores, which it refuses to open before the search has ended. Words and pictures are
+The one place where a report opens the sealed test scores, refused before the search has ended. Words and pictures are
 made from these numbers in `words`, `plots` and `report`.
 """
 

@@ -1,9 +1,8 @@
-"""What a running sweep shows: one live table on a terminal, plain lines elsewhere. Everything else goes to log files."""
+"""What a running sweep shows: one live table on a terminal, plain lines elsewhere. All else goes to log files."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ class Screen:
         self._driver: Driver | None = None
         self._live: Live | None = None
         self._lock = threading.Lock()
-        self._began: dict[str, float] = {}
         self._seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self._steps: dict[str, int] = {}
         self._reused = 0
@@ -46,7 +44,6 @@ class Screen:
 
     def stage_started(self, stage: Stage) -> None:
         """A trial was handed the stage."""
-        self._began[stage.address] = time.monotonic()
         self._refresh()
 
     def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
@@ -59,13 +56,13 @@ class Screen:
         if reused:
             self._reused += 1
             return
-        seconds = time.monotonic() - self._began.pop(stage.address, time.monotonic())
+        assert self._driver is not None
+        seconds = self._driver.seconds(stage)
         self._seconds[stage.kind].append(seconds)
         self._say(f"done    {stage.label}  [dim]{seconds:.0f} s[/dim]")
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
         """The stage failed for good: which, why, and where its log lies."""
-        self._began.pop(stage.address, None)
         self._say(f"[red]FAILED[/red]  {stage.label}: {failure.reason}\n        log: {failure.log}")
 
     def _say(self, text: str) -> None:

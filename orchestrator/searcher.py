@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "600")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.experiment import Trial  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
 
-from orchestrator.driver import Driver  # noqa: E402
-from orchestrator.schedule import Job  # noqa: E402
-from orchestrator.trials import Workplace, carry_out  # noqa: E402
+from orchestrator.driver import Driver
+from orchestrator.schedule import Job
+from orchestrator.space import Space
+from orchestrator.trials import Workplace, carry_out
 
 
-class ScheduleSearcher(Searcher):
+class _Unsaved:
+    """Tune snapshots what it is given; nothing of the driver belongs there, for the store is the truth."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class ScheduleSearcher(_Unsaved, Searcher):
     """Suggests the next ready job; tells the driver when a trial has ended."""
 
     def __init__(self, driver: Driver) -> None:
@@ -34,7 +42,7 @@ class ScheduleSearcher(Searcher):
         self._driver = driver
         self._jobs: dict[str, Job] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """A job as a trial's configuration, none while nothing is ready, FINISHED at the end."""
         job = self._driver.next_job()
         if job is None:
@@ -57,13 +65,15 @@ class ScheduleSearcher(Searcher):
         """Nothing: every run is a fresh experiment."""
 
 
-class _Progress(tune.Callback):
+class _Progress(_Unsaved, tune.Callback):
     """Passes reported points on to the driver."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
         """A point of a stage's curve."""
         if "address" in result:
             self._driver.progress(result["address"], result["point"])
@@ -81,7 +91,7 @@ def run_tune(driver: Driver, address: str | None) -> None:
             searcher = ScheduleSearcher(driver)
             limit = driver.space.parallel
             tuner = tune.Tuner(
-                tune.with_resources(_trainable(driver.workplace), lambda config: _placement(driver, config["job"])),
+                tune.with_resources(_trainable(driver.workplace), _placement(driver.space)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher, num_samples=-1, max_concurrent_trials=limit, reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -103,13 +113,16 @@ def _trainable(workplace: Workplace) -> Any:
     return trial
 
 
-def _placement(driver: Driver, job: Job) -> tune.PlacementGroupFactory:
-    need = driver.space.resources_of(job.kind)
-    return tune.PlacementGroupFactory([{"CPU": need.cpu, "GPU": need.gpu} if need.gpu else {"CPU": need.cpu}])
+def _placement(space: Space) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+    def of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        need = space.resources_of(config["job"].kind)
+        return tune.PlacementGroupFactory([{"CPU": need.cpu, "GPU": need.gpu} if need.gpu else {"CPU": need.cpu}])
+
+    return of
 
 
 def _connect(address: str | None, driver: Driver) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is not None:
         ray.init(address=address, **quiet)
         return

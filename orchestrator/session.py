@@ -1,11 +1,10 @@
 """One call of the sweep command: from its arguments to a prepared sweep, and from there to an exit code.
 
-    0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed for good    130 interrupted
+0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed for good    130 interrupted
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,7 +121,7 @@ def _info(prepared: Prepared) -> SweepInfo:
     return SweepInfo(
         name=prepared.folder.name, benchmark=space.benchmark, backbone=backbone,
         backbone_identity=prepared.backbone, seed=space.seed, space=space.model_dump(mode="json"),
-        revisions=prepared.pins.commits, command=[shlex.join([sys.executable, *sys.argv])],
+        revisions=prepared.pins.commits, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
         packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
         git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from deftx.config import (
     Denoise,
@@ -29,8 +37,6 @@ from deftx.config import (
 from deftx.data.benchmarks import BENCHMARKS, Benchmark, benchmark
 from deftx.errors import ConfigError
 
-
-
 Parameters = dict[str, str | float]
 Selection = Literal["target-valid", "unlabelled"]
 Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-task"]
@@ -46,7 +52,7 @@ class Resources(Settings):
 class Pretraining(Settings):
     """A backbone that is pre-trained here. See `deftx.stages.BackboneSettings` for the fields it shares."""
 
-    languages: tuple[str, ...] = Field(min_length=1, description="read from pretraining/<iso>.txt, else corpora/<iso>.txt")
+    languages: tuple[str, ...] = Field(min_length=1, description="of pretraining/<iso>.txt, else corpora/<iso>.txt")
     tokenizer_languages: tuple[str, ...] = Field((), description="languages that only the tokenizer sees")
     vocabulary: int = 1700
     layers: int = 2
@@ -80,7 +86,7 @@ class SourceVector(Settings):
 
 
 def _expand_ranks(value: object) -> object:
-    """Lists of ranks; an item `{from: 25, to: 400, step: 25}` or `{from: 50%, to: 99%, step: 7%}` is a discrete range."""
+    """Lists of ranks; `{from: 25, to: 400, step: 25}` or `{from: 50%, to: 99%, step: 7%}` is a discrete range."""
     items = value if isinstance(value, list | tuple) else [value]
     expanded: list[object] = []
     for item in items:
@@ -129,8 +135,8 @@ class Space(Settings):
     rank_l: Ranks = Field(description="rank of the language vectors")
     rank_t: Ranks = Field(description="rank of the task vector")
     retention: Retentions = Field((0.05,), description="share of higher-order entries kept, both kinds of vector alike")
-    retention_l: Retentions | None = Field(None, description="of the language vectors; then `retention` is not searched")
-    retention_t: Retentions | None = Field(None, description="of the task vector; then `retention` is not searched")
+    retention_l: Retentions | None = Field(None, description="of the language vectors alone")
+    retention_t: Retentions | None = Field(None, description="of the task vector alone")
     retention_of: Literal["numel", "nonzero"] = "numel"
     search: Literal["grid", "tpe"] = "grid"
     combinations: int | None = Field(None, ge=1, description="how many combinations; none: every cell of a grid")
@@ -193,7 +199,8 @@ class Space(Settings):
         found: dict[str, tuple[str | float, ...]] = {"rank_l": self.rank_l, "rank_t": self.rank_t}
         if self.retention_l is None and self.retention_t is None:
             return {**found, "retention": self.retention}
-        return {**found, "retention_l": self.retention_l or self.retention, "retention_t": self.retention_t or self.retention}
+        by_kind = {"retention_l": self.retention_l, "retention_t": self.retention_t}
+        return {**found, **{name: values or self.retention for name, values in by_kind.items()}}
 
     def cells(self) -> list[Parameters]:
         """Every combination of the grid: the `first` ones, then the others in order."""
@@ -352,5 +359,3 @@ def _fields(location: Iterable[object]) -> list[str]:
         args = [arg for arg in get_args(here) if isinstance(arg, type) and issubclass(arg, BaseModel)]
         here = args[0] if args else here
     return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
-
-

@@ -1,4 +1,4 @@
-"""The search as a replay: ask n is a pure function of (space, seed, n, results of asks 0..n-lag). Only importer of optuna.
+"""The search as a replay: ask n is a function of (space, seed, n, results of asks 0..n-lag). Only importer of optuna.
 
 Ask n sees asks 0..n-lag as finished, told in ask order, and asks n-lag+1..n-1 as RUNNING; its sampler is seeded from
 (seed, n). No study is kept: every ask builds one from the results, so the combinations are the same for any number of
@@ -33,9 +33,7 @@ class Replay:
         self._space = space
         self._cells = space.cells()
         self._total = min(space.combinations or len(self._cells), len(self._cells))
-        self._distributions: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(values) for name, values in space.parameters.items()
-        }
+        self._distributions = _distributions(space)
         self._asked: list[Parameters] = []
         self._repeats: list[tuple[int, Parameters]] = []
 
@@ -91,7 +89,7 @@ class Replay:
         return {name: trial.params[name] for name in self._distributions}
 
     def _tell(self, study: optuna.Study, n: int, scores: Sequence[Score]) -> None:
-        """Give the study what ask n may know: finished asks, running asks, and the repeats after the ask that drew them."""
+        """Give the study what ask n may know: finished asks, running asks, and the repeats, in the order of asking."""
         visible = max(n - self._space.lag + 1, 0)
         for number in range(n + 1):
             for _, cell in (repeat for repeat in self._repeats if repeat[0] == number):
@@ -114,7 +112,10 @@ def export_journal(path: Path, space: Space, asked: Sequence[Parameters], scores
     study = optuna.create_study(
         study_name=space.benchmark, direction="maximize", storage=JournalStorage(JournalFileBackend(str(path)))
     )
-    distributions = {name: CategoricalDistribution(values) for name, values in space.parameters.items()}
     for cell, score in zip(asked, scores, strict=True):
         state = TrialState.FAIL if score is None else TrialState.COMPLETE
-        study.add_trial(create_trial(params=cell, distributions=distributions, value=score, state=state))
+        study.add_trial(create_trial(params=cell, distributions=_distributions(space), value=score, state=state))
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    return {name: CategoricalDistribution(values) for name, values in space.parameters.items()}

@@ -14,18 +14,18 @@ from typing import Annotated, Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import typer  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from typer.core import TyperGroup  # noqa: E402
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
 
-from deftx.errors import DeftxError  # noqa: E402
-from deftx.stages import KINDS  # noqa: E402
-from deftx.store import Store  # noqa: E402
-from orchestrator import session  # noqa: E402
-from orchestrator.estimate import SUSTAINED_TFLOPS, estimate  # noqa: E402
-from orchestrator.record import SweepFolder, known_sweep  # noqa: E402
-from orchestrator.space import Space, load_space  # noqa: E402
+from deftx.errors import DeftxError
+from deftx.stages import KINDS
+from deftx.store import Store
+from orchestrator import session
+from orchestrator.estimate import SUSTAINED_TFLOPS, estimate
+from orchestrator.record import SweepFolder, known_sweep
+from orchestrator.space import Space, load_space
 
 
 class _RunByDefault(TyperGroup):
@@ -64,7 +64,7 @@ def _user_errors() -> Iterator[None]:
 
 @app.command(name="run")
 def run_sweep(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="A name in search_spaces/, or the path of a YAML file.")],
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A name in search_spaces/, or a YAML file.")],
     plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and run nothing.")] = False,
     combinations: Annotated[int | None, typer.Option(help="How many combinations to grade.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
@@ -75,7 +75,7 @@ def run_sweep(
     address: Annotated[str | None, typer.Option(metavar="RAY_ADDRESS", help="A running Ray cluster, or auto.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the sweep; else the space's.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="One process, no Ray: for debugging.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try stages again that failed for good.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed stages again.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
 ) -> None:
     """Run the search of a space; run again, it goes on where it was.

@@ -247,8 +247,9 @@ def _artifacts(store: Store) -> str:
 
 
 def _sweeps(directory: str) -> list[SweepFolder]:
-    root, _, name = directory.rstrip("/").rpartition("/sweeps/")
-    store = Store(root or directory)
+    whole = directory if "://" in directory else str(Path(directory).resolve())
+    root, _, name = whole.rstrip("/").rpartition("/sweeps/")
+    store = Store(root or whole)
     names = [name] if root else store.names("sweeps")
     if not names:
         raise ConfigError(f"{directory}: no sweeps there; give a sweep's storage, or STORAGE/sweeps/NAME")

@@ -116,10 +116,7 @@ class HandMade:
         for name, content in files.items():
             (attempt.folder / name).write_bytes(content)
         attempt.publish(stage, **{"metrics": {}, "seconds": 12.5, **facts})
-        inputs = {role: needed.address for role, needed in stage.inputs}
-        self.state.stages[stage.address] = StageEntry(
-            kind=stage.kind, label=stage.label, subject=stage.subject, language=stage.language, inputs=inputs
-        )  # fmt: skip
+        self.state.stages[stage.address] = StageEntry.of(stage)
 
     def publish_vector(self, stage: Stage) -> None:
         assert isinstance(stage.settings, SparseSettings)

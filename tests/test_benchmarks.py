@@ -31,7 +31,7 @@ from deftx.errors import ConfigError, DataError, HubError
 NUSAX, AMERICASNLI, ARCHIPELAGO = (BENCHMARKS[name] for name in ("nusax", "americasnli", "archipelago"))
 COMMIT = "0123456789" * 4
 
-needs_real_files = pytest.mark.skipif("DEFTX_DATA_ROOT" not in os.environ, reason="DEFTX_DATA_ROOT is not set")
+needs_real_files = pytest.mark.skipif(not os.environ.get("DEFTX_DATA_ROOT"), reason="DEFTX_DATA_ROOT is not set")
 
 
 def put(root: Path, path: str, content: str | bytes) -> Path:

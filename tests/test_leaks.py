@@ -24,7 +24,7 @@ from deftx.data.leaks import Cleaned, Dropped, Leak, Mode, clean_training, find_
 NUSAX = BENCHMARKS["nusax"]
 SENTENCE = "Tempatnya nyaman, makanannya enak; cocok untuk keluarga!"
 
-needs_real_files = pytest.mark.skipif("DEFTX_DATA_ROOT" not in os.environ, reason="DEFTX_DATA_ROOT is not set")
+needs_real_files = pytest.mark.skipif(not os.environ.get("DEFTX_DATA_ROOT"), reason="DEFTX_DATA_ROOT is not set")
 
 
 def examples(*texts: str) -> Examples:
@@ -63,6 +63,12 @@ def test_strict_leaves_the_rest(row: str, sentence: str) -> None:
 
 def test_containment_begins_at_twenty_characters() -> None:
     assert find_leaks(["a" * 20], ["b" * 30 + "a" * 20], "strict") == [Leak(0, "contained", 0)]
+
+
+def test_neighbouring_rows_with_the_same_sentence_all_go() -> None:
+    part = "tempat nyaman makanan enak"
+    rows = [part + " tetapi harga mahal sekali"] * 3 + ["saya kira mahal sekali juga " + part]
+    assert [leak.row for leak in find_leaks(rows, ["lain sekali", part], "strict")] == [0, 1, 2, 3]
 
 
 def test_ratio_begins_at_85() -> None:

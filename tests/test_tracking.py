@@ -1,11 +1,9 @@
-"""The mirror against a real MLflow on SQLite: what it shows, that repeating it changes nothing, and what a dead one costs."""
+"""The mirror against a real MLflow on SQLite: what it shows, that repeating it changes nothing, what a dead one costs."""
 
 from __future__ import annotations
 
 import itertools
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+import typer
+from typer.testing import CliRunner, Result
 
 from deftx.config import Denoise, TextSettings, Training
 from deftx.data.sources import FileSource
@@ -32,7 +31,7 @@ from deftx.store import Manifest, Store
 from orchestrator import background
 from orchestrator.record import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.runs import PARENT, sweep_status
-from orchestrator.tracking import Mirror, check_tracking_uri, default_tracking_uri, mirror_sweep
+from orchestrator.tracking import Mirror, check_tracking_uri, default_tracking_uri, main, mirror_sweep
 
 BACKBONE = HubFolder(repo="owner/tiny", commit="c" * 40)
 FILE = FileSource(sha256="f" * 64, url="/nowhere/text.txt")
@@ -50,7 +49,8 @@ def language_stage(language: str, seed: int, rank: str | None = "100") -> Stage:
 
 def task_stage(seed: int) -> Stage:
     data = TaskData(
-        benchmark="made-up", training={"train": (FILE,)}, leaks="none", evaluation_texts=None, evaluation={}, max_length=64
+        benchmark="made-up", training={"train": (FILE,)}, leaks="none",
+        evaluation_texts=None, evaluation={}, max_length=64,
     )  # fmt: skip
     dense = DenseSettings(language="ind", task=data, backbone=BACKBONE, training=Training(), seed=seed)
     return Stage("sparse", SparseSettings(denoise=None, k="10%"), (("dense", Stage("dense", dense)),))
@@ -164,7 +164,7 @@ class Sweep:
         return sorted((point.step, point.value) for point in history)
 
     def artifacts(self, run: Any, path: str | None = None) -> list[tuple[str, int]]:
-        found = []
+        found: list[tuple[str, int]] = []
         for file in mlflow_client(self.uri).list_artifacts(run.info.run_id, path):
             found += self.artifacts(run, file.path) if file.is_dir else [(file.path, file.file_size)]
         return found
@@ -246,8 +246,9 @@ def test_a_sweep_reads_well(finished: Sweep) -> None:
         "denoise.rank": "100", "denoise.retention": "0.05", "denoise.retention_of": "numel", "k": "5", "retrain": "true"
     }  # fmt: skip
     expected = {
-        "kind": "sparse", "language": "ace", "address": language_stage("ace", finished.number).address, "reused": "false",
-        "git_commit": "abc123", "backbone": "owner/tiny", "sweep": finished.name, "subject": "ace",
+        "kind": "sparse", "language": "ace", "subject": "ace", "reused": "false",
+        "address": language_stage("ace", finished.number).address,
+        "git_commit": "abc123", "backbone": "owner/tiny", "sweep": finished.name,
     }  # fmt: skip
     assert expected.items() <= sparse["tags"].items()
     assert "sft" not in sparse["tags"]
@@ -283,7 +284,7 @@ def test_the_parent_has_what_was_asked_and_what_was_chosen(finished: Sweep) -> N
     parent = finished.snapshot()[PARENT]
     assert parent["name"] == finished.name
     assert [path for path, _ in parent["artifacts"]] == [
-        "plan.json", "plots/heat.png", "report.md", "results.csv", "space.json", "finished.json"
+        "plan.json", "plots/heat.png", "report.md", "results.csv", "space.json", "sweep.json"
     ]  # fmt: skip
     assert parent["metrics"]["score"] == [(0, 0.5), (1, 0.75)]
     assert parent["metrics"]["chosen_score"] == [(0, 0.75)]
@@ -298,7 +299,7 @@ def test_mirroring_again_changes_nothing(sweep: Sweep) -> None:
     run_live(sweep)
     ids = {address: run.info.run_id for address, run in sweep.runs().items()}
     before = sweep.snapshot()
-    assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == len(before) == 10
+    assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == len(before) == 9
     assert sweep.snapshot() == before
     resumed = sweep.mirror()
     resumed.start()
@@ -437,7 +438,7 @@ def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_u
     assert mirror.warning is not None and dead_uri in mirror.warning and "\n" not in mirror.warning
     assert "python -m orchestrator.tracking" in mirror.warning
 
-    assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == 10
+    assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == 9
     assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
 
 
@@ -445,25 +446,28 @@ def test_what_an_outage_missed_is_mirrored_at_the_end(sweep: Sweep, monkeypatch:
     monkeypatch.setattr(background, "PAUSE_SECONDS", 0.0)
     mirror = sweep.mirror()
     write = mirror._sweep.runs.write
-    down = {"down": False}
+    down: list[bool] = []
+    outage = {2: lambda: down.append(True), 6: down.clear}
+    warnings: list[str | None] = []
 
     def flaky(address: str, content: Any) -> None:
-        if down["down"]:
+        if down:
             raise ConnectionError("the server is away\nfor a minute")
         write(address, content)
 
     monkeypatch.setattr(mirror._sweep.runs, "write", flaky)
     mirror.start()
     for number, stage in enumerate(sweep.stages):
-        mirror._submit(lambda number=number: down.update(down=2 <= number < 6))  # type: ignore[misc]
+        if number in outage:
+            mirror._submit(outage[number])
         mirror.stage_started(stage)
         sweep.make([stage])
         mirror.stage_done(stage, reused=False)
-    mirror._submit(lambda: down.update(warning=mirror.warning))  # type: ignore[arg-type]
+    mirror._submit(lambda: warnings.append(mirror.warning))
     sweep.end()
     mirror.finish("FINISHED")
-    assert "(the server is away)" in str(down["warning"]) and mirror.warning is None
-    assert len(sweep.runs()) == 10
+    assert "(the server is away)" in str(warnings[0]) and mirror.warning is None
+    assert len(sweep.runs()) == 9
     assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
 
 
@@ -499,7 +503,7 @@ def test_a_spoilt_sft_is_named_and_the_rest_is_mirrored(sweep: Sweep) -> None:
     with pytest.raises(StoreError, match=r"sft\.json: does not match its manifest"):
         mirror_sweep(sweep.store, sweep.folder, sweep.uri)
     statuses = {address: run.info.status for address, run in sweep.runs().items()}
-    assert len(statuses) == 10 and statuses.pop(spoilt.address) == "KILLED"
+    assert len(statuses) == 9 and statuses.pop(spoilt.address) == "KILLED"
     assert statuses.pop(PARENT) == "KILLED" and set(statuses.values()) == {"FINISHED"}
 
 
@@ -519,7 +523,7 @@ def test_an_sft_of_a_remote_store_keeps_its_file_name(sweep: Sweep, tmp_path: Pa
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "/tmp/mlflow.db", "sqlite", "ftp://host/x"])
 def test_a_tracking_uri_that_cannot_work_is_refused(uri: str, sweep: Sweep) -> None:
-    with pytest.raises(ConfigError, match="sqlite:////absolute/path/mlflow.db or http://HOST:5000"):
+    with pytest.raises(ConfigError, match=r"write sqlite:////absolute/path/mlflow\.db or http://HOST:5000"):
         sweep.mirror(uri)
 
 
@@ -534,3 +538,38 @@ def test_a_remote_store_needs_a_tracking_uri(tmp_path: Path) -> None:
         ConfigError, match=r"memory://x: a remote storage needs --tracking-uri, such as http://HOST:5000"
     ):
         default_tracking_uri(Store("memory://x"))
+
+
+def run_cli(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_the_command_mirrors_one_sweep_or_all_of_a_storage(sweep: Sweep, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        sweep_there = Sweep(Store(str(tmp_path)), sweep.uri, name)
+        sweep_there.make(sweep_there.stages[:1])
+    one = run_cli(f"{tmp_path}/sweeps/two/", "--tracking-uri", sweep.uri)
+    assert (one.exit_code, one.output) == (0, f"two: 2 runs in {sweep.uri}\n")
+    both = run_cli(str(tmp_path), "--tracking-uri", sweep.uri)
+    assert (both.exit_code, both.output) == (0, f"one: 2 runs in {sweep.uri}\ntwo: 2 runs in {sweep.uri}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{folder}/nowhere"], "no sweeps there; give a sweep's storage, or STORAGE/sweeps/NAME"),
+        (["{folder}/sweeps/other"], "no sweep 'other' there (sweeps: known)"),
+        (["{folder}", "--tracking-uri", "./mlruns"], "write sqlite:////absolute/path/mlflow.db"),
+        (["{folder}", "--tracking-uri", "sqlite:///{folder}/sweeps/known/sweep.json/x.db"], "cannot be opened"),
+        (["{folder}", "--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1"),
+        (["memory://deftx-cli"], "a remote storage needs --tracking-uri"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
+    Sweep(Store(str(tmp_path)), "", "known")
+    Sweep(Store("memory://deftx-cli"), "", "known")
+    result = run_cli(*(argument.format(folder=tmp_path) for argument in arguments))
+    assert result.exit_code == (1 if "http" in arguments[-1] else 2)
+    assert result.output.startswith("error: ") and message in result.output
