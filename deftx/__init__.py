@@ -1,6 +1,7 @@
 """DEFT-X: denoised sparse fine-tuning for zero-shot cross-lingual transfer (arXiv 2505.15090), one process, no Ray.
 
-The names below load on first use, so that `import deftx` takes milliseconds and needs no torch.
+The names below load on first use, so that `import deftx` takes milliseconds and needs no torch. Functions named like
+their module (compose, denoise, select) are imported from it: `from deftx.compose import compose`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import Any
 
 _HOME = {
     "SparseFineTuning": "deftx.sft",
-    "compose": "deftx.compose",
-    "denoise": "deftx.denoise",
-    "load_backbone": "deftx.backbones",
-    "select": "deftx.select",
+    "load_classifier": "deftx.backbones",
+    "load_masked_lm": "deftx.backbones",
+    "load_tokenizer": "deftx.backbones",
+    "make": "deftx.algorithm",
 }
 __all__ = [*_HOME]
 __version__ = "0.1.0"

@@ -94,15 +94,27 @@ def make(stage: Stage, store: Store, execution: Execution | None = None, report:
     Raises:
         DeftxError: for what a user did; nothing is published then.
     """
-    if store.intact(stage.address):
-        manifest = store.manifest(stage.address)
-        assert manifest is not None
-        return manifest
-    store.discard(stage.address)
+    if (manifest := store.manifest(stage.address)) is not None:
+        if store.intact(stage.address):
+            return manifest
+        store.discard(stage.address)
     execution = execution or Execution()
-    for _, needed in stage.inputs:
+    for needed in _read_by(stage):
         make(needed, store, execution)
     return _run(stage, store, execution, report)
+
+
+def _read_by(stage: Stage) -> Iterator[Stage]:
+    """The stages whose files a stage opens: its inputs, and what it takes from the dense phase it follows."""
+    yield from (needed for _, needed in stage.inputs)
+    if stage.kind == "sparse":
+        yield from (needed for _, needed in dict(stage.inputs)["dense"].inputs)
+    if stage.kind == "grade" and (backbone := _dense_of(dict(stage.inputs)["task"]).input("backbone")) is not None:
+        yield backbone
+
+
+def _dense_of(stage: Stage) -> Stage:
+    return stage if stage.kind == "dense" else dict(stage.inputs)["dense"]
 
 
 def _run(stage: Stage, store: Store, execution: Execution, report: Report | None) -> Manifest:
@@ -111,7 +123,11 @@ def _run(stage: Stage, store: Store, execution: Execution, report: Report | None
     environment.prepare(stage.seed, execution, _precision(stage))
     environment.reset_peak_memory()
     attempt: Attempt = store.attempt(stage.address)
-    facts = _RUNS[stage.kind](Context(stage, store, attempt.folder, execution, report))
+    try:
+        facts = _RUNS[stage.kind](Context(stage, store, attempt.folder, execution, report))
+    except BaseException:
+        attempt.abandon()
+        raise
     seconds = time.monotonic() - started
     manifest = attempt.publish(
         stage, metrics=facts.metrics, curve=facts.curve, details=facts.details, seconds=seconds,
@@ -311,8 +327,7 @@ def _grade(context: Context) -> Facts:
     task_stage = dict(context.stage.inputs)["task"]
     task = _task_vector(store, task_stage)
     language = _vector(store, context.stage, "language", settings.vector)
-    dense = task_stage if task_stage.kind == "dense" else dict(task_stage.inputs)["dense"]
-    folder = _backbone_folder(store, dense)
+    folder = _backbone_folder(store, _dense_of(task_stage))
     tokenizer = load_tokenizer(folder)
     device = torch.device(context.execution.device)
     model = load_classifier(folder, known.labels, seed=0).to(device).eval()

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deftx.compose import base_of
-from deftx.errors import DataError
+from deftx.errors import DataError, reason
 
 LMHead = Path | Literal["own", "random"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*")
 
 
 def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None = None, seed: int = 0) -> Any:
@@ -39,6 +42,8 @@ def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None 
     from transformers import AutoModelForMaskedLM
 
     model, missing = _load(AutoModelForMaskedLM, folder, dropout)
+    if not hasattr(model, "lm_head"):
+        raise DataError(f"{folder}: a {model.config.model_type} model has no RoBERTa-like LM head")
     absent = {name for name in missing if name.startswith("lm_head.") and "decoder" not in name}
     if lm_head == "own" and absent:
         raise DataError(
@@ -48,6 +53,8 @@ def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None 
     decoder.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
     if lm_head == "random":
         _draw(model.lm_head.dense, model.config.initializer_range, seed)
+        model.lm_head.layer_norm.reset_parameters()
+        nn.init.zeros_(model.lm_head.bias)
     elif isinstance(lm_head, Path):
         donor = load_masked_lm(lm_head)
         state = {name: tensor for name, tensor in donor.lm_head.state_dict().items() if name != "decoder.weight"}
@@ -79,11 +86,14 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        # transformers would make up an empty one from config.json
+        raise DataError(f"{folder}: no tokenizer there: none of {', '.join(_TOKENIZER_FILES)}")
     with _quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, use_fast=True)
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder}: no tokenizer there: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{folder}: no tokenizer there: {reason(error)}") from None
 
 
 def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -128,8 +138,8 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
             model, info = auto.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=None, output_loading_info=True, **options
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise DataError(f"{folder}: not a model that can be loaded: {str(error).splitlines()[0]}") from None
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise DataError(f"{folder}: not a model that can be loaded: {reason(error)}") from None
     absent = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
     if absent:
         raise DataError(f"{folder}: the weights lack {absent[0]} (and {len(absent) - 1} more)")

@@ -8,7 +8,6 @@ column-major flat index. It carries no fingerprint, so its backbone is recorded 
 from __future__ import annotations
 
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftx.errors import DataError
+from deftx.errors import DataError, reason
 from deftx.sft import SFTMetadata, SparseFineTuning, check_entries
 
 FILE = "pytorch_diff.bin"
@@ -43,7 +42,7 @@ def load(path: Path, revision: str | None = None) -> SparseFineTuning:
             check_entries(str(path), full_name, index, value, shape)
             indices[name], values[name], shapes[name] = index, value, shape
         head = {str(name): torch.as_tensor(tensor) for name, tensor in content.get("abs", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
     k = sum(index.numel() for index in indices.values())
     metadata = SFTMetadata(backbone="unknown", revision=revision, backbone_basis="asserted", k=k)
@@ -59,8 +58,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise DataError(f"{path}: refused or unreadable: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # what torch's unpickler raises on foreign bytes has no common ancestor
+        raise DataError(f"{path}: refused or unreadable: {reason(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):
         raise DataError(f"{path}: not a composable-sft vector: no 'diffs' in it")
     return content
@@ -69,6 +68,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
 def _decode(steps: Any, values: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Column-major gaps to ascending row-major indices; values follow. int64 throughout: 2^31 entries do occur."""
     columns = np.cumsum(np.asarray([int(step) for step in steps], dtype=np.int64))
+    if columns.shape != values.shape:
+        raise ValueError(f"{columns.size} indices for {tuple(values.shape)} values")
     if columns.size and (columns.min() < 0 or columns.max() >= math.prod(shape)):
         raise ValueError(f"index {int(columns.max())} lies outside a tensor of shape {shape}")
     rows = np.ravel_multi_index(np.unravel_index(columns, shape, order="F"), shape)

@@ -44,9 +44,9 @@ def compose(
     saved: list[_Saved] = []
     try:
         for sft, weight in pairs:
-            saved += _add(model, sft, weight)
+            _add(model, sft, weight, saved)
         if task is not None:
-            saved += _replace_head(model, task)
+            _replace_head(model, task, saved)
         yield model
     finally:
         with torch.no_grad():
@@ -64,7 +64,7 @@ def apply(model: nn.Module, sft: SparseFineTuning, weight: float = 1.0) -> None:
         DataError: when the vector was made for another backbone.
     """
     check_fits(model, sft)
-    _add(model, sft, weight)
+    _add(model, sft, weight, [])
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -77,7 +77,7 @@ def base_of(model: nn.Module) -> nn.Module:
 def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
     """Check that a vector was made for this backbone.
 
-    Names and shapes must be there; fingerprints must agree where both are known (`load_backbone` notes the model's).
+    Names and shapes must be there; fingerprints must agree where both are known (`backbones` notes the model's).
 
     Raises:
         DataError: naming the first parameter, or both fingerprints.
@@ -99,8 +99,7 @@ def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
 
 
 @torch.no_grad()
-def _add(model: nn.Module, sft: SparseFineTuning, weight: float) -> list[_Saved]:
-    saved: list[_Saved] = []
+def _add(model: nn.Module, sft: SparseFineTuning, weight: float, saved: list[_Saved]) -> None:
     parameters = dict(base_of(model).named_parameters())
     for name, index in sft.indices.items():
         tensor = parameters[name].data
@@ -108,18 +107,15 @@ def _add(model: nn.Module, sft: SparseFineTuning, weight: float) -> list[_Saved]
         before = tensor.view(-1)[place]
         saved.append((tensor, place, before))
         tensor.view(-1)[place] = before + weight * sft.values[name].to(tensor)
-    return saved
 
 
 @torch.no_grad()
-def _replace_head(model: nn.Module, task: SparseFineTuning) -> list[_Saved]:
+def _replace_head(model: nn.Module, task: SparseFineTuning, saved: list[_Saved]) -> None:
     parameters = dict(model.named_parameters())
     for name, value in task.head.items():
         if name not in parameters or parameters[name].shape != value.shape:
             known = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             raise DataError(f"the task vector's head has {name} {tuple(value.shape)}; the model has {known}")
-    saved: list[_Saved] = []
     for name, value in task.head.items():
         saved.append((parameters[name].data, None, parameters[name].detach().clone()))
         parameters[name].data.copy_(value)
-    return saved

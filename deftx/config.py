@@ -7,6 +7,7 @@ Every field counts towards a stage's address unless it is marked `exclude=True`;
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -48,12 +49,17 @@ def rank_text(value: object) -> str:
         share = float(match.group(1))
         if not 0 < share <= 100:
             raise ValueError(f"a share of variance lies above 0 % and up to 100 %, not {text}")
-        return f"{share:g}%"
+        return _percent(match.group(1))
     if re.fullmatch(r"[0-9]*\.[0-9]+(?:[eE][-+]?[0-9]+)?", text):
         share = float(text)
         hint = f"{share * 100:g}% for a share of variance" if 0 < share <= 1 else f"{round(share)} for a uniform rank"
         raise ValueError(f"{text} is ambiguous as a rank: write {hint}")
     raise ValueError(f"a rank is a whole number such as 100 or a share of variance such as 90%, not {value!r}")
+
+
+def _percent(digits: str) -> str:
+    """One spelling for each share, no digit lost and no exponent: `90.50` is `90.5%`."""
+    return f"{Decimal(digits).normalize():f}%"
 
 
 def count_text(value: object) -> int | str:
@@ -71,7 +77,7 @@ def count_text(value: object) -> int | str:
         share = float(match.group(1))
         if not 0 < share <= 100:
             raise ValueError(f"a share of the maskable entries lies above 0 % and up to 100 %, not {text}")
-        return f"{share:g}%"
+        return _percent(match.group(1))
     raise ValueError(f"k is a number of entries such as 7667712 or a share of them such as 10%, not {value!r}")
 
 

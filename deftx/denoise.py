@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deftx.config import Denoise, share_of
+from deftx.errors import DataError
 from deftx.select import select
 
 _ROWS = 8192
@@ -53,12 +54,17 @@ def factorise(matrix: Tensor) -> Factorisation:
 
     Args:
         matrix: (m, n), any float dtype; read in blocks of rows as float64.
+
+    Raises:
+        DataError: when an entry is NaN or infinite.
     """
     tall = _tall(matrix)
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=matrix.device)
     for rows in tall.split(_ROWS):
         block = rows.double()
         gram.addmm_(block.T, block)
+    if not bool(gram.isfinite().all()):
+        raise DataError(f"a weight change of shape {tuple(matrix.shape)} holds NaN or infinite entries")
     values, vectors = torch.linalg.eigh(gram)
     return Factorisation(values.clamp(min=0).sqrt().flip(0), vectors.flip(1))
 
@@ -115,7 +121,7 @@ def denoise(matrix: Tensor, settings: Denoise, factorisation: Factorisation | No
         return Denoised(matrix.clone(), rank, 1.0, 1.0)
     total = residual.numel() if settings.retention_of == "numel" else present
     number = min(share_of(settings.retention, total), present)
-    values = low.reshape(-1).clone()
+    values = low.reshape(-1)
     energy = 0.0
     if number:
         index = select({"residual": residual}, number)["residual"].to(matrix.device)

@@ -27,3 +27,8 @@ class StoreError(DeftxError):
 
 class TrainingError(DeftxError):
     """A loss or a weight stopped being a number. Names the step and the tensor."""
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -27,6 +27,7 @@ Integers = NDArray[np.int32]
 
 IGNORED = -100
 _VALIDATION_BATCH = 64
+_VALIDATION_BLOCKS = 8  # the logits of 64 blocks would take more memory than training does
 
 
 class Objective(ABC):
@@ -76,7 +77,7 @@ class Masking:
             blocks: (n, block) int32 token ids.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels` (-100 where nothing is to be predicted), each (n, block) int64.
+            `input_ids` and `labels` (-100 where nothing is to be predicted), each (n, block) int64.
         """
         plain = ~np.isin(blocks, list(self.special))
         chosen = self._chosen(blocks, plain, generator)
@@ -110,8 +111,7 @@ class MaskedLanguageModelling(Objective):
             mask_seed: of the validation mask, the same for every phase on this text.
         """
         self._blocks, self._masking, self._pad = blocks.train, masking, pad_id
-        fixed = masking.mask(blocks.valid, np.random.default_rng([mask_seed, 7]))
-        self._valid = self._attend(fixed)
+        self._valid = self._masked(blocks.valid, np.random.default_rng([mask_seed, 7]))
 
     @property
     def examples(self) -> int:
@@ -122,7 +122,7 @@ class MaskedLanguageModelling(Objective):
         """Freshly masked blocks, cut after the longest one."""
         blocks = self._blocks[numbers]
         longest = int((blocks != self._pad).sum(axis=1).max())
-        return self._attend(self._masking.mask(blocks[:, :longest], generator))
+        return self._masked(blocks[:, :longest], generator)
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Cross-entropy summed over the masked positions."""
@@ -134,13 +134,14 @@ class MaskedLanguageModelling(Objective):
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """The mean loss over the fixed masked positions."""
         total = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(self._valid["labels"]), _VALIDATION_BATCH):
-            part = {key: tensor[start : start + _VALIDATION_BATCH].to(device) for key, tensor in self._valid.items()}
+        for start in range(0, len(self._valid["labels"]), _VALIDATION_BLOCKS):
+            part = {key: tensor[start : start + _VALIDATION_BLOCKS].to(device) for key, tensor in self._valid.items()}
             total += self.loss(model, part).double().cpu()
         return {"valid_loss": float(total) / max(self.labelled(self._valid), 1)}
 
-    def _attend(self, batch: Batch) -> Batch:
-        return {**batch, "attention_mask": (batch["input_ids"] != self._pad).long()}
+    def _masked(self, blocks: Integers, generator: np.random.Generator) -> Batch:
+        # by the true tokens: a random replacement may happen to be the padding token
+        return {**self._masking.mask(blocks, generator), "attention_mask": _long(blocks != self._pad)}
 
 
 @dataclass(frozen=True)

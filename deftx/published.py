@@ -14,7 +14,7 @@ from pydantic import Field
 
 from deftx.config import Settings
 from deftx.data.sources import hub_commit
-from deftx.errors import DataError, HubError
+from deftx.errors import DataError, HubError, reason
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
 
@@ -78,9 +78,8 @@ def local_folder(source: Published) -> Path:
     try:
         return Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=_WEIGHT_PATTERNS))
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HubError(
-            f"{source.repo} at commit {source.commit[:12]} could not be downloaded from the hub ({reason}); "
+            f"{source.repo} at commit {source.commit[:12]} could not be downloaded from the hub ({reason(error)}); "
             f"give a local folder instead, or run where there is a network"
         ) from None
 

@@ -39,8 +39,9 @@ def select(delta: Mapping[str, Tensor], k: int) -> Indices:
     threshold, ties = _kth_largest(delta, k)
     chosen: Indices = {}
     for name in sorted(delta):
-        mask = torch.zeros(delta[name].numel(), dtype=torch.bool)
-        for start, bits in _bits(delta[name]):
+        tensor = delta[name]
+        mask = torch.zeros(tensor.numel(), dtype=torch.bool)
+        for start, bits in _bits(tensor):
             mask[start : start + bits.numel()] = bits > threshold
             equal = (bits == threshold).nonzero().squeeze(1)[:ties]
             mask[equal + start] = True
@@ -95,10 +96,8 @@ def _kth_largest(delta: Mapping[str, Tensor], k: int) -> tuple[int, int]:
 
 
 def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
-    """The bin that holds the k-th largest value, and how many values lie in the bins above it."""
+    """The bin that holds the k-th largest value (0: there are fewer), and how many values lie in the bins above it."""
     from_top = histogram.flip(0).cumsum(0)
-    position = int(torch.searchsorted(from_top, torch.tensor(k)))
-    if position >= histogram.numel():
-        return 0, int(from_top[-1])
-    above = int(from_top[position] - histogram[histogram.numel() - 1 - position])
-    return histogram.numel() - 1 - position, above
+    position = min(int(torch.searchsorted(from_top, torch.tensor(k))), histogram.numel() - 1)
+    found = histogram.numel() - 1 - position
+    return found, int(from_top[position] - histogram[found])

@@ -200,10 +200,12 @@ class Store:
         if manifest is None or name not in manifest.files:
             raise StoreError(f"{self.path('stages', address)}: has no published file {name}")
         entry, remote = manifest.files[name], self.path("stages", address, manifest.attempt, name)
-        path = Path(remote) if self.local else self._cached(remote, entry)
+        if not self.local:
+            return self._cached(remote, entry)
+        path = Path(remote)
         if remote not in self._verified:
             if not path.is_file() or _sha256(path) != entry.sha256:
-                raise StoreError(f"{remote}: does not match its manifest; the stage has to be made again")
+                raise _mismatch(remote)
             self._verified.add(remote)
         return path
 
@@ -215,14 +217,16 @@ class Store:
         """
         manifest = self.manifest(address)
         names = [name for name in manifest.files if name.startswith(f"{prefix}/")] if manifest else []
-        paths = {name: self.fetch(address, name) for name in names or [prefix]}
+        if manifest is None or not names:
+            raise StoreError(f"{self.path('stages', address)}: has no published folder {prefix}")
         if self.local:
-            return paths[names[0]].parent
-        folder = self._cache / "folders" / address / prefix
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, path in paths.items():
-            shutil.copyfile(path, folder / name.removeprefix(f"{prefix}/"))
-        return folder
+            for name in names:
+                self.fetch(address, name)
+            return Path(self.path("stages", address, manifest.attempt, prefix))
+        folder = self._cache / "folders" / address / manifest.attempt
+        for name in names:
+            _link(self.fetch(address, name), folder / name)
+        return folder / prefix
 
     def _size(self, address: str, attempt: str, name: str) -> int:
         try:
@@ -232,7 +236,8 @@ class Store:
 
     def _cached(self, remote: str, entry: FileEntry) -> Path:
         path = self._cache / entry.sha256[:2] / entry.sha256
-        if path.is_file() and path.stat().st_size == entry.size:
+        if path.is_file() and (entry.sha256 in self._verified or _sha256(path) == entry.sha256):
+            self._verified.add(entry.sha256)
             os.utime(path)
             return path
         self._make_room(entry.size)
@@ -242,17 +247,26 @@ class Store:
             self.fs.get_file(remote, str(beside))
         except FileNotFoundError:
             raise StoreError(f"{remote}: named by its manifest but not there") from None
+        if _sha256(beside) != entry.sha256:
+            beside.unlink()
+            raise _mismatch(remote)
         os.replace(beside, path)
+        self._verified.add(entry.sha256)
         return path
 
     def _make_room(self, size: int) -> None:
-        files = sorted((f for f in self._cache.glob("*/*") if f.is_file()), key=lambda file: file.stat().st_mtime)
-        total = sum(file.stat().st_size for file in files) + size
-        for file in files:
+        """Remove the least recently used files; a file and its links in `folders/` are one."""
+        files: dict[int, list[Path]] = {}
+        for path in sorted(path for path in self._cache.rglob("*") if path.is_file()):
+            files.setdefault(path.stat().st_ino, []).append(path)
+        used = sorted((paths[0].stat().st_mtime, paths[0].stat().st_size, paths) for paths in files.values())
+        total = sum(bytes_ for _, bytes_, _ in used) + size
+        for _, bytes_, paths in used:
             if total <= self._cache_bytes:
                 return
-            total -= file.stat().st_size
-            file.unlink(missing_ok=True)
+            total -= bytes_
+            for path in paths:
+                path.unlink(missing_ok=True)
 
 
 class Attempt:
@@ -266,6 +280,10 @@ class Attempt:
             self.folder.mkdir(parents=True)
         else:
             self.folder = Path(tempfile.mkdtemp(prefix="deftx-"))
+
+    def abandon(self) -> None:
+        """Drop what was written: nothing is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def publish(self, stage: Stage, **facts: Any) -> Manifest:
         """Upload the files, then write the manifest that makes them the stage's result.
@@ -324,7 +342,26 @@ class Checkpoint:
 
     def _pointer(self) -> Mapping[str, str] | None:
         content = self._store.read(*self._parts, "latest.json")
-        return json.loads(content) if content else None
+        try:
+            pointer = json.loads(content or b"null")
+            return {"name": pointer["name"], "sha256": pointer["sha256"]} if pointer else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def _mismatch(remote: str) -> StoreError:
+    return StoreError(f"{remote}: does not match its manifest; the stage has to be made again")
+
+
+def _link(path: Path, target: Path) -> None:
+    """A cached file under another name. Never written in place: another process may be reading it."""
+    if target.is_file() and target.samefile(path):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
+    os.link(path, beside)
+    os.replace(beside, target)
+    beside.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from deftx.backbones import embeddings_of, head_of, maskable
 from deftx.config import Execution, Training
-from deftx.errors import TrainingError
+from deftx.errors import DataError, TrainingError
 from deftx.objectives import Batch, Objective
 from deftx.select import Indices
 
@@ -144,8 +144,11 @@ def train(
         report: called with each point of the curve.
 
     Raises:
-        TrainingError: when a loss is NaN or infinite; names the step. Nothing is kept of the run.
+        TrainingError: when a loss or a weight is NaN or infinite; names the step. Nothing is kept of the run.
+        DataError: when there is nothing to train on.
     """
+    if objective.examples == 0:
+        raise DataError("there are no training examples")
     execution = execution or Execution()
     model.to(execution.device)
     run = _Run(model, objective, settings, seed, what(), execution)
@@ -219,8 +222,10 @@ class _Run:
         point = {"step": float(self.step), "train_loss": float(mean), **metrics}
         self._losses.clear()
         self.outcome.curve.append(point)
+        self._check(torch.tensor(metrics[self._objective.metric]))
         if self._improves(metrics):
             self.outcome.best, self.outcome.best_step, self._best = metrics, self.step, self._what.copy()
+            self._check_best()
         return point
 
     def keep_best(self) -> None:
@@ -285,6 +290,12 @@ class _Run:
     def _check(self, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):
             raise TrainingError(f"the loss became {loss.item()} at step {self.step + 1}; lower the learning rate")
+
+    def _check_best(self) -> None:
+        """A last step may spoil weights after the last loss was seen."""
+        for name, value in self._best.items():
+            if not bool(value.isfinite().all()):
+                raise TrainingError(f"{name} became NaN or infinite by step {self.step}; lower the learning rate")
 
     def _improves(self, metrics: Point) -> bool:
         if not self._best:

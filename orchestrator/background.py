@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ class BackgroundMirror:
         except Exception as error:  # whatever a tracker raises must not reach the sweep
             self._quiet_until = time.monotonic() + PAUSE_SECONDS
             self._sweep.runs.forget()
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = textwrap.shorten(str(error).partition("\n")[0] or type(error).__name__, 160, placeholder=" ...")
             self.warning = (
                 f"MLflow at {self._tracker} did not take an update ({reason}); the sweep is not affected, and what is "
                 f"missing there is mirrored at its end, or by `python -m orchestrator.tracking`"

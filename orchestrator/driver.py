@@ -41,15 +41,14 @@ class Driver:
     """One run of a sweep."""
 
     def __init__(
-        self, space: Space, planner: Planner, folder: SweepFolder, observers: list[Observer], asks: Replay | None = None
+        self, space: Space, planner: Planner, workplace: Workplace, folder: SweepFolder, observers: list[Observer]
     ) -> None:
-        self.space, self.folder = space, folder
-        self.workplace = Workplace.of(space, folder)
+        self.space, self.folder, self.workplace = space, folder, workplace
         self._observers = observers
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
         self.schedule = Schedule(
-            asks or Replay(space),
+            Replay(space),
             planner.combination,
             planner.baselines(),
             self._score,

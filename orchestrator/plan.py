@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from deftx.config import Denoise
 from deftx.data.benchmarks import Split, corpus_source, evaluation_source, read_examples, training_sources
 from deftx.data.leaks import texts_digest
-from deftx.data.sources import Source, file_source
+from deftx.data.sources import FileSource, Source, file_source, resolve_once
 from deftx.errors import ConfigError, DataError, DeftxError
 from deftx.published import Published, resolve_folder
 from deftx.stages import (
@@ -134,8 +134,16 @@ def _texts(space: Space, evaluation: dict[tuple[str, EvaluationSplit], Source]) 
     """Digest of the source language's evaluation sentences, labels apart, that training rows are compared with."""
     if _leaks(space) == "none":
         return None
-    source = space.of.source_language
-    return texts_digest(*(read_examples(space.of, evaluation[source, split], source, split) for split in _SPLITS))
+    known, source = space.of, space.of.source_language
+    tables = [evaluation[source, split] for split in _SPLITS]
+
+    def digest() -> str:
+        splits = zip(tables, _SPLITS, strict=True)
+        return texts_digest(*(read_examples(known, table, source, split) for table, split in splits))
+
+    if any(isinstance(table, FileSource) for table in tables):
+        return digest()
+    return resolve_once(f"evaluation sentences of {known.name}", digest)
 
 
 def _backbone(space: Space, data_root: str | None) -> Published | Stage:

@@ -47,7 +47,7 @@ class Preview:
             if stage.address not in known
         ]  # fmt: skip
         found = {stage.address: stage for stage in search + baselines if has(stage.address)}
-        unresolved = sorted(key for key, commit in prepared.pins.commits.items() if commit == UNRESOLVED)
+        unresolved = sorted(key for key, found in prepared.pins.found.items() if found == UNRESOLVED)
         return cls(
             space, [s for s in search if s.address not in found], [s for s in baselines if s.address not in found],
             list(found.values()), len(rows), unresolved,

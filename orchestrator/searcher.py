@@ -14,16 +14,17 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "600")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from orchestrator.driver import Driver
 from orchestrator.schedule import Job
-from orchestrator.space import Space
 from orchestrator.trials import Workplace, carry_out
 
 
@@ -65,8 +66,8 @@ class ScheduleSearcher(_Unsaved, Searcher):
         """Nothing: every run is a fresh experiment."""
 
 
-class _Progress(_Unsaved, tune.Callback):
-    """Passes reported points on to the driver."""
+class _Progress(_Unsaved, TrialProgressCallback):
+    """Passes reported points on to the driver; Tune, seeing a progress callback, prints none of its own."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -78,6 +79,12 @@ class _Progress(_Unsaved, tune.Callback):
         if "address" in result:
             self._driver.progress(result["address"], result["point"])
 
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """The driver tells of failures."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """The driver tells of what is done."""
+
 
 def run_tune(driver: Driver, address: str | None) -> None:
     """Run all jobs as trials of one Tune experiment.
@@ -85,13 +92,13 @@ def run_tune(driver: Driver, address: str | None) -> None:
     Args:
         address: of a running Ray cluster (`auto` on its head); none starts Ray on this machine.
     """
-    _connect(address, driver)
+    _connect(address)
     try:
         with tempfile.TemporaryDirectory(prefix="deftx-tune-") as scratch:
             searcher = ScheduleSearcher(driver)
             limit = driver.space.parallel
             tuner = tune.Tuner(
-                tune.with_resources(_trainable(driver.workplace), _placement(driver.space)),
+                tune.with_resources(_trainable(driver.workplace), _placement(driver.workplace)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher, num_samples=-1, max_concurrent_trials=limit, reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -113,20 +120,17 @@ def _trainable(workplace: Workplace) -> Any:
     return trial
 
 
-def _placement(space: Space) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+def _placement(workplace: Workplace) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
     def of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        need = space.resources_of(config["job"].kind)
+        need = workplace.resources[config["job"].kind]
         return tune.PlacementGroupFactory([{"CPU": need.cpu, "GPU": need.gpu} if need.gpu else {"CPU": need.cpu}])
 
     return of
 
 
-def _connect(address: str | None, driver: Driver) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if address is not None:
+def _connect(address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    else:
         ray.init(address=address, **quiet)
-        return
-    # trials share this machine's CPUs as the space says; Ray must not wait for CPUs that are not there
-    wanted = max(driver.space.resources_of(kind).cpu for kind in driver.workplace.executions) * driver.space.parallel
-    cpus = max(os.cpu_count() or 1, wanted)
-    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)

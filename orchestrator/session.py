@@ -30,6 +30,7 @@ Run = Callable[[Driver], None]
 class Prepared:
     """A space with everything it reads resolved, ready to be planned or run."""
 
+    title: str
     space: Space
     folder: SweepFolder
     materials: Materials
@@ -45,10 +46,13 @@ class Prepared:
         return f"folder {given.sha256}" if isinstance(given, LocalFolder) else f"{given.repo}@{given.commit}"
 
 
-def prepare(space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False) -> Prepared:
+def prepare(
+    title: str, space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False
+) -> Prepared:
     """Resolve what the space reads, with the revisions that an earlier start of the sweep recorded.
 
     Args:
+        title: the space's name.
         lenient: mark hub revisions that cannot be resolved rather than failing: for a plan.
 
     Raises:
@@ -59,7 +63,7 @@ def prepare(space: Space, folder: SweepFolder, data_root: str | None, *, lenient
     root = _demo_data(space, folder.store) if space.benchmark == "archipelago" and data_root is None else data_root
     with pinned(Pins(dict(info.revisions) if info else {}, lenient)) as pins:
         materials = resolve(space, root)
-    prepared = Prepared(space, folder, materials, Planner(space, materials), pins)
+    prepared = Prepared(title, space, folder, materials, Planner(space, materials), pins)
     if info is not None and not lenient and info.backbone_identity != prepared.backbone:
         raise ConfigError(_another(info, "backbone", info.backbone_identity, prepared.backbone))
     return prepared
@@ -120,8 +124,9 @@ def _info(prepared: Prepared) -> SweepInfo:
     backbone = "pre-trained here" if isinstance(space.backbone, Pretraining) else space.backbone
     return SweepInfo(
         name=prepared.folder.name, benchmark=space.benchmark, backbone=backbone,
-        backbone_identity=prepared.backbone, seed=space.seed, space=space.model_dump(mode="json"),
-        revisions=prepared.pins.commits, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
+        backbone_identity=prepared.backbone, seed=space.seed,
+        space={"name": prepared.title, **space.model_dump(mode="json")},
+        revisions=prepared.pins.found, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
         packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
         git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

@@ -24,8 +24,9 @@ from deftx.stages import KINDS
 from deftx.store import Store
 from orchestrator import session
 from orchestrator.estimate import SUSTAINED_TFLOPS, estimate
+from orchestrator.loading import load_space
 from orchestrator.record import SweepFolder, known_sweep
-from orchestrator.space import Space, load_space
+from orchestrator.space import Space
 
 
 class _RunByDefault(TyperGroup):
@@ -89,10 +90,10 @@ def run_sweep(
         folder = SweepFolder(store, name or title)
         root = _absolute(data_root) if data_root else None
         if plan:
-            _print_plan(session.prepare(loaded, folder, root, lenient=True))
+            _print_plan(session.prepare(title, loaded, folder, root, lenient=True))
             return
         uri = _tracking(store, tracking_uri)
-        prepared = session.prepare(loaded, folder, root)
+        prepared = session.prepare(title, loaded, folder, root)
         code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed)
     raise typer.Exit(code)
 
@@ -147,23 +148,25 @@ def _run(prepared: session.Prepared, uri: str, address: str | None, *, serial: b
     from orchestrator.runs import sweep_status
     from orchestrator.screen import Screen
     from orchestrator.tracking import Mirror
+    from orchestrator.trials import Machine, Workplace
 
     folder = prepared.folder
     with session.held(prepared) as info:
         if retry_failed:
             session.forget_failures(folder)
         mirror, screen = Mirror(folder.store, folder, info, uri), Screen(out)
-        driver = Driver(prepared.space, prepared.planner, folder, [mirror, screen])
+        workplace = Workplace.of(prepared.space, folder, None if address else Machine.here())
+        driver = Driver(prepared.space, prepared.planner, workplace, folder, [mirror, screen])
         if driver.finished():
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {folder.store.url}")
         mirror.start()
         screen.start(driver)
         try:
             code = session.run(prepared, driver, lambda d: _work(d, address, serial=serial))
+            write_report(folder.store, folder)
         finally:
             screen.stop()
-        write_report(folder.store, folder)
-        mirror.finish(sweep_status(folder.state()))
+            mirror.finish(sweep_status(folder.state()))
     if mirror.warning:
         err.print(f"[yellow]warning:[/yellow] {_plain(mirror.warning)}", soft_wrap=True)
     _print_end(folder, prepared.space, uri, code)

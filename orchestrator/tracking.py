@@ -196,8 +196,8 @@ class _MlflowRuns:
         metrics = [Metric(key, v, now, 0) for key, v in content.metrics.items() if data.metrics.get(key) != v]
         self._client.log_batch(run.info.run_id, metrics, params, tags)
         self._log_points(run, content.curve)
-        if "reason" in data.tags and "reason" not in content.tags:
-            self._client.delete_tag(run.info.run_id, "reason")
+        for stale in {"reason", "sft"} & (data.tags.keys() - content.tags.keys()):
+            self._client.delete_tag(run.info.run_id, stale)
 
     def _log_points(self, run: Run, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric

@@ -7,6 +7,7 @@ trial is tried again. Nothing of Ray here: the same function is called in one pr
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from io import StringIO
 
 from deftx.config import Execution
 from deftx.errors import DeftxError
-from deftx.stages import Stage
+from deftx.stages import KINDS, Stage
 from deftx.store import Store
 from orchestrator.record import Failure, SweepFolder
 from orchestrator.schedule import Job
-from orchestrator.space import Space
+from orchestrator.space import Resources, Space
 
 Progress = Callable[[str, dict[str, float]], None]
 """Called with a stage's address and a point of its curve."""
@@ -31,17 +32,37 @@ class Workplace:
 
     storage: str
     sweep: str
-    executions: dict[str, Execution]
+    resources: dict[str, Resources]
 
     @classmethod
-    def of(cls, space: Space, folder: SweepFolder) -> Workplace:
-        """Resources of the space as device and threads of each stage kind."""
-        kinds = ("backbone", "text", "dense", "sparse", "grade")
-        needs = {kind: space.resources_of(kind) for kind in kinds}
-        executions = {
-            kind: Execution(device="cuda" if need.gpu else "cpu", threads=need.cpu) for kind, need in needs.items()
-        }
-        return cls(folder.store.url, folder.name, executions)
+    def of(cls, space: Space, folder: SweepFolder, machine: Machine | None = None) -> Workplace:
+        """What each stage kind takes: as the space says, on one machine no more than there is."""
+        needs = {kind: space.resources_of(kind) for kind in KINDS}
+        return cls(folder.store.url, folder.name, {kind: machine.fit(n) if machine else n for kind, n in needs.items()})
+
+    def execution(self, kind: str) -> Execution:
+        """Device and threads of a stage kind."""
+        need = self.resources[kind]
+        return Execution(device="cuda" if need.gpu else "cpu", threads=need.cpu)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The CPUs and GPUs of one machine, where trials run without a cluster."""
+
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one."""
+        import torch
+
+        return cls(os.cpu_count() or 1, torch.cuda.device_count())
+
+    def fit(self, need: Resources) -> Resources:
+        """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
+        return Resources(cpu=min(need.cpu, self.cpus), gpu=min(need.gpu, float(self.gpus)))
 
 
 def carry_out(job: Job, workplace: Workplace, progress: Progress) -> None:
@@ -54,7 +75,7 @@ def carry_out(job: Job, workplace: Workplace, progress: Progress) -> None:
     folder = SweepFolder(store, workplace.sweep)
     for stage in job.stages:
         with _logged(stage, folder):
-            _make(stage, folder, workplace.executions[stage.kind], progress)
+            _make(stage, folder, workplace.execution(stage.kind), progress)
 
 
 def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> None:

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from itertools import islice
 
 from deftx.data.catalogue import BENCHMARKS, Benchmark, Files, Labelled, Parquet, Split
-from deftx.data.sources import FileSource, HubSource, Source, describe, file_source, hub_commit, hub_table, read_text
+from deftx.data.sources import (
+    FileSource,
+    HubSource,
+    Source,
+    describe,
+    file_source,
+    hub_commit,
+    hub_table,
+    online_file,
+    read_text,
+)
 from deftx.data.tables import Row, read_rows
 from deftx.errors import ConfigError, DataError
 
@@ -183,7 +193,7 @@ def _resolve(data: Labelled, language: str, name: str, split: Split, data_root: 
     if data.online is None:
         raise DataError(f"{data.local.origin} is not on line; give the folder it was written to as data root")
     if isinstance(data.online, Files):
-        return file_source(data.online.path.format(language=name, split=data.online.splits.get(split, split)))
+        return online_file(data.online.path.format(language=name, split=data.online.splits.get(split, split)))
     return _hub(data.online, language, split)
 
 

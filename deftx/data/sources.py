@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -86,16 +86,16 @@ def file_source(url: str) -> FileSource:
 
 
 UNRESOLVED = "unresolved"
-"""Stands for a commit in a plan that is made without a network."""
+"""Stands for a commit or a content in a plan that is made without a network."""
 
 
 @dataclass
 class Pins:
-    """Hub revisions resolved so far, by `kind repo@revision`: a sweep resolves each once and keeps to it."""
+    """What was found on line so far, by what was asked: a sweep resolves each once and keeps to it."""
 
-    commits: dict[str, str] = field(default_factory=dict)
+    found: dict[str, str] = field(default_factory=dict)
     lenient: bool = False
-    """Whether a commit that cannot be had is `unresolved` rather than an error: for planning."""
+    """Whether what cannot be had is `unresolved` rather than an error: for planning."""
 
 
 _PINS: ContextVar[Pins | None] = ContextVar("pins", default=None)
@@ -103,12 +103,38 @@ _PINS: ContextVar[Pins | None] = ContextVar("pins", default=None)
 
 @contextmanager
 def pinned(pins: Pins) -> Iterator[Pins]:
-    """Within the block `hub_commit` answers from the pins, and notes there what it had to ask."""
+    """Within the block `resolve_once` answers from the pins, and notes there what it had to ask."""
     token = _PINS.set(pins)
     try:
         yield pins
     finally:
         _PINS.reset(token)
+
+
+def resolve_once(key: str, ask: Callable[[], str]) -> str:
+    """The pinned answer, or what `ask` finds on line now.
+
+    Raises:
+        HubError: when it cannot be had, unless the pins are lenient.
+    """
+    pins = _PINS.get() or Pins()
+    if key not in pins.found:
+        try:
+            pins.found[key] = ask()
+        except HubError:
+            if not pins.lenient:
+                raise
+            pins.found[key] = UNRESOLVED
+    return pins.found[key]
+
+
+def online_file(url: str) -> FileSource:
+    """Resolve a file on line to its content, once for a sweep.
+
+    Raises:
+        HubError: when it cannot be had.
+    """
+    return FileSource(sha256=resolve_once(f"file {url}", lambda: file_source(url).sha256), url=url)
 
 
 def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "dataset"] = "model") -> str:
@@ -119,16 +145,7 @@ def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "datase
     """
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    pins = _PINS.get() or Pins()
-    key = f"{kind} {repo}@{revision}"
-    if key not in pins.commits:
-        try:
-            pins.commits[key] = _ask_hub(repo, revision, kind)
-        except HubError:
-            if not pins.lenient:
-                raise
-            pins.commits[key] = UNRESOLVED
-    return pins.commits[key]
+    return resolve_once(f"{kind} {repo}@{revision}", lambda: _ask_hub(repo, revision, kind))
 
 
 def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str:
@@ -182,6 +199,8 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
         HubError: when it cannot be had.
         DataError: when a column is missing.
     """
+    if source.commit == UNRESOLVED:
+        raise HubError(f"{describe(source)}: its commit is not known")
     from datasets import load_dataset
 
     try:
