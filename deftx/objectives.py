@@ -131,6 +131,7 @@ class MaskedLanguageModelling(Objective):
         logits = model.lm_head(hidden[chosen])
         return cross_entropy(logits.float(), batch["labels"][chosen], reduction="sum")
 
+    @torch.no_grad()
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """The mean loss over the fixed masked positions."""
         total = torch.zeros((), dtype=torch.float64)

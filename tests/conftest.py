@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 
 from pathlib import Path
 

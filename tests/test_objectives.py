@@ -159,7 +159,7 @@ def test_classification_loss_is_cross_entropy_by_hand(classifier: Any) -> None:
 
 
 def test_predictions_come_in_order_whatever_the_lengths(classifier: Any) -> None:
-    encoded = make_encoded(150, 5)
+    encoded = make_encoded(80, 5)
     expected = [int(classifier(torch.tensor([ids])).logits.argmax()) for ids in encoded.ids]
     assert predict(classifier, encoded, PAD, torch.device("cpu")).tolist() == expected
 
