@@ -37,8 +37,14 @@ def on_meta(**shape: int) -> Any:
 @pytest.mark.parametrize(
     ("shape", "entries"),
     [
-        ({"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}, 277_414_656),
-        ({"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}, 558_740_480),
+        (
+            {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+            277_414_656,
+        ),
+        (
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+            558_740_480,
+        ),
     ],
     ids=["base", "large"],
 )
@@ -59,7 +65,11 @@ def test_the_embeddings_are_maskable_although_transformers_names_them_after_the_
     tied = XLMRobertaForMaskedLM(make_config())
     found = maskable(tied)
     assert found[WORDS] is tied.get_input_embeddings().weight
-    assert embeddings_of(tied) == {WORDS, "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"}
+    assert embeddings_of(tied) == {
+        WORDS,
+        "embeddings.position_embeddings.weight",
+        "embeddings.token_type_embeddings.weight",
+    }
     assert len({id(parameter) for parameter in found.values()}) == len(found)
 
 
@@ -175,7 +185,9 @@ def copied(backbone: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"torn"])
-def test_a_folder_that_is_no_model_is_refused_by_name(backbone: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_a_folder_that_is_no_model_is_refused_by_name(
+    backbone: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
     folder = copied(backbone, tmp_path)
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(DataError, match="broken: not a model that can be loaded"):

@@ -103,7 +103,9 @@ def test_an_entry_that_contradicts_itself_is_refused_by_file(tmp_path: Path, bad
         SparseFineTuning.from_pretrained(write(tmp_path, {"w": bad}))
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 torn", pickle.dumps({"diffs": 1}), pickle.dumps([1])])
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"PK\x03\x04 torn", pickle.dumps({"diffs": 1}), pickle.dumps([1])]
+)
 def test_a_file_that_is_no_vector_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(DataError, match=FILE):

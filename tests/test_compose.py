@@ -108,7 +108,10 @@ def test_a_head_that_does_not_fit_leaves_every_bit_as_it_was(model: Any, backbon
     before = weights_of(model)
     two_labels = load_classifier(backbone, LABELS[:2], seed=1)
     task = with_head(two_labels, make_sft(two_labels))
-    with pytest.raises(DataError, match=r"classifier.out_proj.weight \(2, 16\); the model has \(3, 16\)"), compose(model, task):
+    with (
+        pytest.raises(DataError, match=r"classifier.out_proj.weight \(2, 16\); the model has \(3, 16\)"),
+        compose(model, task),
+    ):
         pass
     assert same_bits(weights_of(model), before)
 

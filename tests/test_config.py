@@ -48,7 +48,9 @@ def test_a_rank_has_one_spelling(given_: object, text: str) -> None:
         ([100], "whole number"),
     ],
 )  # fmt: skip
-def test_a_rank_that_could_mean_two_things_or_nothing_is_refused_with_the_right_spelling(given_: object, hint: str) -> None:
+def test_a_rank_that_could_mean_two_things_or_nothing_is_refused_with_the_right_spelling(
+    given_: object, hint: str
+) -> None:
     with pytest.raises(ValueError, match=hint):
         rank_text(given_)
 
@@ -90,7 +92,14 @@ def test_a_share_is_the_floor_of_the_decimal_product(share: float, total: int) -
 
 @pytest.mark.parametrize(
     ("k", "maskable", "number"),
-    [(5, 5, 5), ("10%", 277_414_656, 27_741_465), ("29%", 100, 29), ("100%", 7, 7), ("2.8%", 1000, 28), ("0.1%", 1999, 1)],
+    [
+        (5, 5, 5),
+        ("10%", 277_414_656, 27_741_465),
+        ("29%", 100, 29),
+        ("100%", 7, 7),
+        ("2.8%", 1000, 28),
+        ("0.1%", 1999, 1),
+    ],
 )
 def test_k_as_a_share_is_the_floor_of_the_maskable_entries(k: int | str, maskable: int, number: int) -> None:
     assert resolve_k(k, maskable) == number
@@ -106,7 +115,9 @@ def test_k_outside_the_maskable_entries_is_refused_with_both_numbers(k: int | st
     ("blocks", "steps"),
     [(8, 30_000), (2_400, 30_000), (2_401, 30_100), (4_000, 50_000), (8_000, 100_000), (10**6, 100_000)],
 )
-def test_language_training_is_the_lesser_of_100_epochs_and_100_000_steps_but_at_least_30_000(blocks: int, steps: int) -> None:
+def test_language_training_is_the_lesser_of_100_epochs_and_100_000_steps_but_at_least_30_000(
+    blocks: int, steps: int
+) -> None:
     recipe = LanguageRecipe.model_validate(preset("paper", "sentiment")["language"])
     assert recipe.training.steps(blocks) == steps
     assert recipe.k == PAPER_K_LANGUAGE == 7_667_712
@@ -131,7 +142,8 @@ def test_presets_differ_in_the_l1_term_and_the_task_learning_rate_only() -> None
         effective[name] = (language.training.l1, language.training.effective_l1, task.training.effective_l1)
         rates[name] = (language.training.learning_rate, task.training.learning_rate)
         rest[name] = [
-            recipe.model_dump(exclude={"training": {"l1", "l1_gradient", "learning_rate"}}) for recipe in (language, task)
+            recipe.model_dump(exclude={"training": {"l1", "l1_gradient", "learning_rate"}})
+            for recipe in (language, task)
         ]
     assert effective == {"paper": (0.1, 0.0, 0.0), "paper-l1": (0.1, 0.1, 0.0), "lt-sft": (0.0, 0.0, 0.0)}
     assert rates == {"paper": (5e-5, 5e-5), "paper-l1": (5e-5, 5e-5), "lt-sft": (5e-5, 2e-5)}

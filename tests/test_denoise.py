@@ -152,9 +152,17 @@ def test_retention_of_all_entries_and_of_non_zero_residual_entries_differ() -> N
     assert denoise(matrix, Denoise(rank=2, retention=0.5)).entries_kept == 1.0  # never more than there are
 
 
-@given(st.integers(2, 12), st.integers(2, 12), st.integers(1, 12), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(0, 99))
+@given(
+    st.integers(2, 12),
+    st.integers(2, 12),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    st.integers(0, 99),
+)
 @settings(max_examples=40)
-def test_denoising_brings_no_entry_further_from_the_delta_than_l_is(m: int, n: int, rank: int, retention: float, seed: int) -> None:
+def test_denoising_brings_no_entry_further_from_the_delta_than_l_is(
+    m: int, n: int, rank: int, retention: float, seed: int
+) -> None:
     matrix = make_matrix((m, n), seed)
     result = denoise(matrix, Denoise(rank=rank, retention=retention))
     low = low_rank(matrix, factorise(matrix), result.rank)
@@ -164,7 +172,9 @@ def test_denoising_brings_no_entry_further_from_the_delta_than_l_is(m: int, n: i
         assert torch.equal(result.values, matrix)
 
 
-def test_a_factorisation_serves_every_setting_and_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_factorisation_serves_every_setting_and_blocks_of_rows_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     matrix = make_matrix((40, 9))
     once = factorise(matrix)
     for setting in (Denoise(rank=3), Denoise(rank="90%", retention=0.2)):

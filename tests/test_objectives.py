@@ -46,7 +46,9 @@ def generator(seed: int = 0) -> np.random.Generator:
 def plain_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits at every position, as the Hugging Face model computes them."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return cross_entropy(logits.view(-1, logits.shape[-1]), batch["labels"].view(-1), ignore_index=-100, reduction="sum")
+    return cross_entropy(
+        logits.view(-1, logits.shape[-1]), batch["labels"].view(-1), ignore_index=-100, reduction="sum"
+    )
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -41,7 +41,9 @@ deltas = st.dictionaries(st.sampled_from(["b", "a", "encoder.10.w", "encoder.9.w
 
 
 @given(deltas, st.data())
-def test_it_is_the_top_k_of_a_plain_sort_ties_to_the_lowest_flat_index(lists: dict[str, list[float]], data: st.DataObject) -> None:
+def test_it_is_the_top_k_of_a_plain_sort_ties_to_the_lowest_flat_index(
+    lists: dict[str, list[float]], data: st.DataObject
+) -> None:
     delta = {name: torch.tensor(values, dtype=torch.float32) for name, values in lists.items()}
     present = sum(int(tensor.count_nonzero()) for tensor in delta.values())
     k = data.draw(st.integers(1, max(present, 1)))

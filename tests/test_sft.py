@@ -101,7 +101,9 @@ def spoil(folder: Path, **tensors: Tensor) -> None:
         ("stray", torch.tensor([1.0]), "unknown tensor stray"),
     ],
 )
-def test_a_vector_that_contradicts_itself_is_refused_by_file_and_tensor(tmp_path: Path, key: str, tensor: Tensor, reason: str) -> None:
+def test_a_vector_that_contradicts_itself_is_refused_by_file_and_tensor(
+    tmp_path: Path, key: str, tensor: Tensor, reason: str
+) -> None:
     make_small().save_pretrained(tmp_path)
     spoil(tmp_path, **{key: tensor})
     with pytest.raises(DataError, match=reason) as caught:

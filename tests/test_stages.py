@@ -30,7 +30,8 @@ def file(digit: str = "0", url: str = "file.txt") -> FileSource:
 
 TRAINING = Training(max_steps=10)
 BACKBONE = Stage(
-    "backbone", BackboneSettings(texts=(("mer", file("1")),), tokenizer_texts=(("ila", file("2")),), training=TRAINING, seed=0)
+    "backbone",
+    BackboneSettings(texts=(("mer", file("1")),), tokenizer_texts=(("ila", file("2")),), training=TRAINING, seed=0),
 )
 TEXT = Stage(
     "text", TextStageSettings(language="ila", source=file("3"), text=TextSettings(), backbone=None, seed=0), (("backbone", BACKBONE),)

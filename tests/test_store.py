@@ -24,7 +24,9 @@ FILES = {"model/weights.bin": b"w" * 1000, "model/config.json": b"{}", "scores.j
 def make_stage(language: str = "ace") -> Stage:
     source = FileSource(sha256="0" * 64, url="ace.txt")
     backbone = HubFolder(repo="tiny", commit="1" * 40)
-    return Stage("text", TextStageSettings(language=language, source=source, text=TextSettings(), backbone=backbone, seed=0))
+    return Stage(
+        "text", TextStageSettings(language=language, source=source, text=TextSettings(), backbone=backbone, seed=0)
+    )
 
 
 STAGE = make_stage()
@@ -51,7 +53,9 @@ def fill(attempt: Attempt, files: dict[str, bytes]) -> Attempt:
 
 
 def publish(store: Store, stage: Stage = STAGE, files: dict[str, bytes] = FILES, **facts: object) -> Manifest:
-    return fill(store.attempt(stage.address), files).publish(stage, **{"metrics": {"loss": 0.5}, "seconds": 1.0, **facts})
+    return fill(store.attempt(stage.address), files).publish(
+        stage, **{"metrics": {"loss": 0.5}, "seconds": 1.0, **facts}
+    )
 
 
 def overwrite(store: Store, name: str, content: bytes) -> None:
@@ -77,7 +81,10 @@ def test_what_is_published_is_read_back(store: Store) -> None:
     assert {name: entry.size for name, entry in manifest.files.items()} == {n: len(c) for n, c in FILES.items()}
     assert {name: other.fetch(STAGE.address, name).read_bytes() for name in FILES} == FILES
     folder = other.fetch_folder(STAGE.address, "model")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"weights.bin": b"w" * 1000, "config.json": b"{}"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "weights.bin": b"w" * 1000,
+        "config.json": b"{}",
+    }
     assert manifest.identity == STAGE.identity()
 
 
@@ -173,7 +180,9 @@ def test_no_path_leads_out_of_the_store(store: Store, parts: tuple[str, ...]) ->
     store.path("a..b", "c.json")
 
 
-@pytest.mark.parametrize(("key", "value"), [("attempt", "../elsewhere"), ("files", {"../../x": {"size": 1, "sha256": "0"}})])
+@pytest.mark.parametrize(
+    ("key", "value"), [("attempt", "../elsewhere"), ("files", {"../../x": {"size": 1, "sha256": "0"}})]
+)
 def test_a_manifest_that_points_out_of_the_store_is_refused(store: Store, key: str, value: object) -> None:
     manifest = publish(store).model_dump()
     store.write(json.dumps({**manifest, key: value}).encode(), "stages", STAGE.address, MANIFEST)
@@ -217,7 +226,7 @@ def test_the_least_recently_used_files_leave_the_cache(remote: Store) -> None:
 def test_folders_count_towards_the_size_of_the_cache_and_survive_a_small_one(remote: Store) -> None:
     for number, language in enumerate(("ace", "ban", "bjn")):
         stage = make_stage(language)
-        files = {f"model/{part}.bin": bytes([number, part]) * 800 for part in range(3)}
+        files = {f"model/{part}.bin": bytes([number * 3 + part]) * 800 for part in range(3)}
         publish(remote, stage, files)
         folder = remote.fetch_folder(stage.address, "model")
         assert len(list(folder.iterdir())) == 3
@@ -276,7 +285,9 @@ def test_a_torn_pointer_is_no_checkpoint(store: Store, torn: bytes) -> None:
     assert checkpoint.load() == b"three"
 
 
-def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = Checkpoint(store, STAGE.address)
     checkpoint.save(b"one")
     write = Store.write

@@ -36,7 +36,9 @@ def half_mask(model: nn.Module, share: float = 0.3, seed: int = 0) -> Indices:
     return {name: entries.nonzero().squeeze(1) for name, entries in chosen.items() if entries.any()}
 
 
-def run(model: nn.Module, objective: Objective, settings: Training, mask: Indices | None = None, **options: Any) -> Outcome:
+def run(
+    model: nn.Module, objective: Objective, settings: Training, mask: Indices | None = None, **options: Any
+) -> Outcome:
     return train(model, objective, settings, seed=SEED, what=lambda: phase(model, settings, mask), **options)
 
 
@@ -158,7 +160,9 @@ def off_mask(model: nn.Module, mask: Indices) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("execution", [Execution(), Execution(micro_batch=1)], ids=["whole", "accumulated"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_weights_off_the_mask_stay_bit_identical_with_everything_on(backbone: Path, precision: str, execution: Execution) -> None:
+def test_weights_off_the_mask_stay_bit_identical_with_everything_on(
+    backbone: Path, precision: str, execution: Execution
+) -> None:
     model, objective = both("mlm", backbone, dropout=0.1)
     mask = half_mask(model)
     before, decoder = off_mask(model, mask), model.lm_head.decoder.weight.detach().clone()
@@ -192,7 +196,11 @@ def test_what_the_dense_phase_trains(backbone: Path) -> None:
 def test_embeddings_and_lm_head_stay_where_a_setting_freezes_them(backbone: Path) -> None:
     model, objective = both("mlm", backbone)
     before = weights_of(model)
-    run(model, Always(objective), HARD.model_copy(update={"max_steps": 3, "freeze_embeddings": True, "freeze_lm_head": True}))
+    run(
+        model,
+        Always(objective),
+        HARD.model_copy(update={"max_steps": 3, "freeze_embeddings": True, "freeze_lm_head": True}),
+    )
     moved = {name for name, weight in weights_of(model).items() if not torch.equal(weight, before[name])}
     assert moved == {f"roberta.{name}" for name in maskable(model) if "embeddings" not in name}
 
@@ -261,7 +269,9 @@ class Kept:
 
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
 @pytest.mark.parametrize("after", [1, 4, 12])
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(backbone: Path, sparse: bool, after: int) -> None:
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    backbone: Path, sparse: bool, after: int
+) -> None:
     settings = HARD.model_copy(update={"max_steps": 14, "validate_every": 4})
     often = Execution(checkpoint_seconds=1e-9)
     whole, objective = both("mlm", backbone, dropout=0.2)
