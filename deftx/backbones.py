@@ -89,7 +89,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         # transformers would make up an empty one from config.json
         raise DataError(f"{folder}: no tokenizer there: none of {', '.join(_TOKENIZER_FILES)}")
-    with _quiet():
+    with quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, use_fast=True)
         except (OSError, ValueError, KeyError) as error:
@@ -133,7 +133,7 @@ def _bytes(parameter: Tensor) -> memoryview:
 def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tuple[Any, set[str]]:
     if dropout is not None:
         options |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    with _quiet():
+    with quiet():
         try:
             model, info = auto.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=None, output_loading_info=True, **options
@@ -170,8 +170,8 @@ def _copy_head(head: nn.Module, state: dict[str, Tensor], donor: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading reports and progress bars say nothing that is not checked here."""
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and loading reports off the screen; what they say is checked here."""
     from transformers.utils import logging as hf_logging
 
     logger = logging.getLogger("transformers")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from deftx.backbones import quiet
 from deftx.config import Execution, TextSettings
 from deftx.data.text import Blocks, token_blocks
 from deftx.objectives import MaskedLanguageModelling, Masking
@@ -51,8 +52,9 @@ def pretrain(
         model, objective, settings.training, seed=seed, what=lambda: Trainable(dict(model.named_parameters())),
         execution=execution, checkpoints=checkpoints, report=report,
     )  # fmt: skip
-    model.cpu().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.cpu().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return outcome
 
 

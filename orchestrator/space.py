@@ -120,7 +120,7 @@ class Space(Settings):
     backbone_revision: str = "main"
     lm_head: str = Field("own", description="own, random, or the hub id or folder of a donor")
     targets: tuple[str, ...] = Field((), validate_default=True, description="left out: the benchmark's own")
-    source: SourceVector = SourceVector()
+    source: Annotated[SourceVector, BeforeValidator(lambda value: value or {})] = SourceVector()
     preset: PresetName = "paper"
     language: LanguageRecipe
     task: TaskRecipe

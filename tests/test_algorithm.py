@@ -83,13 +83,19 @@ class World:
 
     def text(self) -> Stage:
         settings = TextStageSettings(
-            language="ace", source=corpus_source(NUSAX, "ace", self.root), text=TextSettings(block=12, valid_fraction=0.2),
-            backbone=resolve_folder(str(self.folder)), seed=0,
+            language="ace", source=corpus_source(NUSAX, "ace", self.root),
+            text=TextSettings(block=12, valid_fraction=0.2), backbone=resolve_folder(str(self.folder)), seed=0,
         )  # fmt: skip
         return Stage("text", settings)
 
     def dense(self, **changes: Any) -> Stage:
-        given = {"language": "ace", "task": None, "backbone": resolve_folder(str(self.folder)), "training": LANGUAGE_TRAINING, "seed": 0}  # fmt: skip
+        given = {
+            "language": "ace",
+            "task": None,
+            "backbone": resolve_folder(str(self.folder)),
+            "training": LANGUAGE_TRAINING,
+            "seed": 0,
+        }
         return Stage("dense", DenseSettings(**{**given, **changes}), (("text", self.text()),))
 
     def task_data(self) -> TaskData:
@@ -101,7 +107,13 @@ class World:
         )  # type: ignore[arg-type]  # fmt: skip
 
     def task_dense(self, **changes: Any) -> Stage:
-        given = {"language": "id", "task": self.task_data(), "backbone": resolve_folder(str(self.folder)), "training": TASK_TRAINING, "seed": 0}  # fmt: skip
+        given = {
+            "language": "id",
+            "task": self.task_data(),
+            "backbone": resolve_folder(str(self.folder)),
+            "training": TASK_TRAINING,
+            "seed": 0,
+        }
         return Stage("dense", DenseSettings(**{**given, **changes}))
 
     def grade(self, task: Stage, language: Stage | None, **changes: Any) -> Stage:
@@ -242,7 +254,9 @@ def test_the_vector_is_what_the_sparse_phase_changed_not_the_denoised_values(wor
 
 
 @pytest.mark.parametrize("setting", [None, DENOISE], ids=["plain", "denoised"])
-def test_without_sparse_fine_tuning_it_is_the_top_k_of_the_change_with_the_dense_head(world: World, store: Store, setting: Denoise | None) -> None:  # fmt: skip
+def test_without_sparse_fine_tuning_it_is_the_top_k_of_the_change_with_the_dense_head(
+    world: World, store: Store, setting: Denoise | None
+) -> None:
     delta = tensors(store, world.dense(), "delta.safetensors")
     changed = denoised_by_hand(delta, setting) if setting else delta
     sft = vector(store, sparse(world.dense(), setting, retrain=False))
@@ -317,7 +331,9 @@ def test_a_source_vector_is_where_training_starts_and_no_part_of_the_task_vector
 
 
 @pytest.mark.parametrize("learnt_here", [True, False])
-def test_both_phases_of_a_task_start_from_theta0_plus_the_source_vector(world: World, store: Store, tmp_path: Path, learnt_here: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_both_phases_of_a_task_start_from_theta0_plus_the_source_vector(
+    world: World, store: Store, tmp_path: Path, learnt_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     language = sparse(world.dense())
     source = vector(store, language)
     source.save_pretrained(tmp_path / "sft")
@@ -377,7 +393,9 @@ def test_more_entries_than_changed_is_an_error_that_says_so(world: World, store:
 # -- grading ----------------------------------------------------------------------------------------------------------
 
 
-def scores_by_hand(world: World, task: SparseFineTuning, language: SparseFineTuning | None, weights: tuple[float, float], split: str) -> list[int]:  # fmt: skip
+def scores_by_hand(
+    world: World, task: SparseFineTuning, language: SparseFineTuning | None, weights: tuple[float, float], split: str
+) -> list[int]:
     model = load_classifier(world.folder, LABELS, seed=99).eval()
     parameters = dict(base_of(model).named_parameters())
     with torch.no_grad():
@@ -395,7 +413,9 @@ def scores_by_hand(world: World, task: SparseFineTuning, language: SparseFineTun
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.5, 2.0)])
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_grade_is_of_theta0_plus_both_vectors_and_the_task_head(world: World, store: Store, weights: tuple[float, float], alone: bool) -> None:  # fmt: skip
+def test_a_grade_is_of_theta0_plus_both_vectors_and_the_task_head(
+    world: World, store: Store, weights: tuple[float, float], alone: bool
+) -> None:
     task, language = sparse(world.task_dense()), sparse(world.dense())
     stage = world.grade(task, None if alone else language, weights=weights)
     manifest = make(stage, store)
@@ -463,7 +483,9 @@ def four(world: World) -> list[Stage]:
     return [world.dense(), sparse(world.dense()), world.task_dense(), sparse(world.task_dense())]
 
 
-def test_a_worker_that_did_other_work_before_makes_the_same_bytes(world: World, tmp_path: Path, reference: dict[str, dict[str, str]]) -> None:  # fmt: skip
+def test_a_worker_that_did_other_work_before_makes_the_same_bytes(
+    world: World, tmp_path: Path, reference: dict[str, dict[str, str]]
+) -> None:
     torch.manual_seed(7)
     np.random.seed(7)
     torch.rand(100)
@@ -523,7 +545,9 @@ def stop_after(points: int) -> Callable[[dict[str, float]], None]:
 
 
 @pytest.mark.parametrize("points", [1, 2])
-def test_a_stage_that_was_cut_off_continues_to_the_same_bytes(world: World, tmp_path: Path, reference: dict[str, dict[str, str]], points: int) -> None:  # fmt: skip
+def test_a_stage_that_was_cut_off_continues_to_the_same_bytes(
+    world: World, tmp_path: Path, reference: dict[str, dict[str, str]], points: int
+) -> None:
     store, often = Store(str(tmp_path)), Execution(checkpoint_seconds=1e-9)
     stage = sparse(world.dense())
     make(world.dense(), store)

@@ -13,8 +13,8 @@ import torch
 from tiny import MASK, make_tokenizer
 
 from deftx.backbones import load_masked_lm
-from deftx.compose import apply, base_of
 from deftx.composable import FILE
+from deftx.compose import apply, base_of
 from deftx.errors import DataError
 from deftx.sft import SparseFineTuning
 

@@ -44,8 +44,8 @@ def test_a_rank_has_one_spelling(given_: object, text: str) -> None:
     [
         (0.9, "write 90%"), (1.0, "write 100%"), ("0.955", "write 95.5%"), (100.0, "write 100 for a uniform rank"),
         (".5", "write 50%"), (0, "at least 1"), ("0", "at least 1"), ("0%", "above 0 %"), ("101%", "up to 100 %"),
-        (-5, "whole number"), (True, "not True"), (None, "not None"), ("full", "not 'full'"), ("90 % of", "whole number"),
-        ([100], "whole number"),
+        (-5, "whole number"), (True, "not True"), (None, "not None"), ("full", "not 'full'"),
+        ("90 % of", "whole number"), ([100], "whole number"),
     ],
 )  # fmt: skip
 def test_a_rank_that_could_mean_two_things_or_nothing_is_refused_with_the_right_spelling(

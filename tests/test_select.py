@@ -95,15 +95,15 @@ def test_indices_are_int64_and_ascending() -> None:
 def test_fewer_non_zero_entries_than_k_is_an_error_with_both_numbers() -> None:
     delta = {"a": torch.tensor([0.0, 1.0, -0.0]), "b": torch.tensor([1e-45])}
     assert chosen(delta, 2) == {"a": [1], "b": [0]}
-    with pytest.raises(DataError, match="only 2 entries .* k = 3"):
+    with pytest.raises(DataError, match=r"only 2 entries .* k = 3"):
         select(delta, 3)
-    with pytest.raises(DataError, match="only 2 entries .* k = 9"):
+    with pytest.raises(DataError, match=r"only 2 entries .* k = 9"):
         select(delta, 9)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), -float("nan")])
 def test_nan_and_infinity_are_an_error_that_names_the_tensor(bad: float) -> None:
-    with pytest.raises(DataError, match="encoder.1.w"):
+    with pytest.raises(DataError, match=r"encoder\.1\.w"):
         select({"a": torch.ones(3), "encoder.1.w": torch.tensor([1.0, bad])}, 2)
 
 

@@ -32,7 +32,13 @@ def make_small() -> SparseFineTuning:
     return make(delta, {"a.weight": torch.tensor([1, 4, 11]), "b": torch.tensor([1])}, rank="90%", retention=0.05)
 
 
-@given(st.dictionaries(st.sampled_from(["w", "encoder.0.w", "b/c"]), arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=floats)), st.data())  # fmt: skip
+@given(
+    st.dictionaries(
+        st.sampled_from(["w", "encoder.0.w", "b/c"]),
+        arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=floats),
+    ),
+    st.data(),
+)
 @settings(max_examples=30)
 def test_what_is_loaded_is_what_was_saved_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, parts: dict[str, np.ndarray], data: st.DataObject

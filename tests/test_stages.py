@@ -34,10 +34,12 @@ BACKBONE = Stage(
     BackboneSettings(texts=(("mer", file("1")),), tokenizer_texts=(("ila", file("2")),), training=TRAINING, seed=0),
 )
 TEXT = Stage(
-    "text", TextStageSettings(language="ila", source=file("3"), text=TextSettings(), backbone=None, seed=0), (("backbone", BACKBONE),)
+    "text", TextStageSettings(language="ila", source=file("3"), text=TextSettings(), backbone=None, seed=0),
+    (("backbone", BACKBONE),),
 )  # fmt: skip
 DENSE = Stage(
-    "dense", DenseSettings(language="ila", task=None, backbone=None, training=TRAINING, seed=0), (("backbone", BACKBONE), ("text", TEXT))
+    "dense", DenseSettings(language="ila", task=None, backbone=None, training=TRAINING, seed=0),
+    (("backbone", BACKBONE), ("text", TEXT)),
 )  # fmt: skip
 SPARSE = Stage("sparse", SparseSettings(denoise=Denoise(rank=8), k=100), (("dense", DENSE),))
 TASK_DATA = TaskData(
@@ -45,7 +47,8 @@ TASK_DATA = TaskData(
     evaluation_texts="d" * 64, evaluation={"valid": file("6")}, max_length=32,
 )  # fmt: skip
 TASK_DENSE = Stage(
-    "dense", DenseSettings(language="sor", task=TASK_DATA, backbone=None, training=TRAINING, seed=0), (("backbone", BACKBONE),)
+    "dense", DenseSettings(language="sor", task=TASK_DATA, backbone=None, training=TRAINING, seed=0),
+    (("backbone", BACKBONE),),
 )  # fmt: skip
 TASK = Stage("sparse", SparseSettings(denoise=Denoise(rank="90%"), k="10%"), (("dense", TASK_DENSE),))
 GRADE = Stage(
@@ -82,7 +85,8 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"texts": (("nub", file("1")),)}, {"tokenizer_texts": ()},
     ],
     "text": [
-        {"language": "vek"}, {"source": file("9")}, {"text": TextSettings(block=128)}, {"text": TextSettings(pack=False)},
+        {"language": "vek"}, {"source": file("9")}, {"text": TextSettings(block=128)},
+        {"text": TextSettings(pack=False)},
         {"text": TextSettings(valid_fraction=0.1)}, {"text": TextSettings(max_lines=9)}, {"seed": 1},
         {"backbone": HubFolder(repo="tiny", commit="1" * 40)},
         {"source": HubSource(repo="wiki", commit="1" * 40, config="ila", split="train")},
@@ -94,7 +98,8 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "task": [
         {"task": TASK_DATA.model_copy(update=change)}
         for change in (
-            {"benchmark": "nusax"}, {"leaks": "strict"}, {"max_length": 64}, {"max_rows": 5}, {"evaluation_texts": "e" * 64},
+            {"benchmark": "nusax"}, {"leaks": "strict"}, {"max_length": 64}, {"max_rows": 5},
+            {"evaluation_texts": "e" * 64},
             {"training": {"train": (file("9"),), "valid": (file("5"),)}},
         )
     ],

@@ -1,4 +1,4 @@
-"""What the tests share: an XLM-R of two small layers with its own tokenizer, and data to train it on. Nothing is downloaded."""
+"""What the tests share: a tiny XLM-R with its own tokenizer, and data to train it on. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaFo
 
 from deftx.compose import base_of
 from deftx.data.text import Blocks
-from deftx.objectives import Classification, Encoded, Masking, MaskedLanguageModelling
+from deftx.objectives import Classification, Encoded, MaskedLanguageModelling, Masking
 from deftx.sft import SFTMetadata, SparseFineTuning
 
 START, PAD, END, UNKNOWN, MASK = range(5)
