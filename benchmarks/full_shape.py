@@ -34,8 +34,8 @@ def main(data_root: Path = Path("data"), storage: Annotated[Path, typer.Option()
         corpora = [data_root / "corpora" / f"{language}.txt" for language in ("ace", "id")]
         write(folder, corpora, layers=12, hidden=768, heads=12, feed_forward=3072, vocabulary=250_002)
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = ["nusax", "--backbone", folder, "--data-root", data_root, "--storage", storage, "--name", "full", *settings]
-    subprocess.run([sys.executable, "-m", "orchestrator.sweep", *map(str, command)], check=True)
+    options = ["--backbone", folder, "--data-root", data_root, "--storage", storage, "--name", "full", *settings]
+    subprocess.run([sys.executable, "-m", "orchestrator.sweep", "nusax", *map(str, options)], check=True)
     store = Store(str(storage.resolve()))
     table = Table("stage", "seconds", "peak memory, GiB", "published, MiB")
     manifests = [manifest for address in store.addresses() if (manifest := store.manifest(address)) is not None]

@@ -35,7 +35,7 @@ def write(
 
 def main(
     folder: Annotated[Path, typer.Argument(help="where to write it")],
-    data_root: Annotated[Path, typer.Option(help="holds corpora/*.txt, which the tokenizer is trained on")] = Path("data"),
+    data_root: Annotated[Path, typer.Option(help="corpora/*.txt in it train the tokenizer")] = Path("data"),
     layers: int = 2,
     hidden: int = 64,
     vocabulary: int = 8000,

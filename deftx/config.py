@@ -170,14 +170,16 @@ class LanguageRecipe(Settings):
 
     text: TextSettings = TextSettings()
     training: Training = Training()
-    k: Count = Field(PAPER_K_LANGUAGE, description="entries trained in the sparse phase, or a share such as 10%")
+    k: Count | None = Field(PAPER_K_LANGUAGE, description="entries that train, or a share: 10%; none: no pruning")
+    retrain: bool = Field(True, description="false: without the sparse phase")
 
 
 class TaskRecipe(Settings):
     """How the task vector is learnt (Section 3.2 of the paper)."""
 
     training: Training = Training()
-    k: Count = Field(PAPER_K_TASK, description="entries trained in the sparse phase, or a share such as 10%")
+    k: Count | None = Field(PAPER_K_TASK, description="entries that train, or a share: 10%; none: no pruning")
+    retrain: bool = Field(True, description="false: without the sparse phase")
     max_length: int = Field(128, ge=8, description="tokens an example at most")
     max_rows: int | None = Field(None, ge=1, description="train on no more rows than this")
 

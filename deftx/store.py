@@ -72,7 +72,7 @@ class Store:
             cache: where files of a remote store are kept on this node (default: the user's cache folder).
             cache_bytes: the least recently used files leave the cache beyond this size.
         """
-        self.fs, path = fsspec.core.url_to_fs(url)
+        self.fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self.root = str(path).rstrip("/")
         self.url = url
         self.local = isinstance(self.fs, LocalFileSystem)

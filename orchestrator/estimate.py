@@ -31,6 +31,11 @@ class Shape:
     vocabulary: int
     hidden: int
 
+    @property
+    def embeddings(self) -> int:
+        """Entries of the word, position and token-type embeddings."""
+        return self.maskable - self.body
+
 
 def shape(vocabulary: int, positions: int, layers: int, hidden: int, feed_forward: int) -> Shape:
     """The maskable entries of an XLM-R encoder: embeddings, linear weights and biases, no LayerNorm."""
@@ -76,14 +81,17 @@ def estimate(stages: Iterable[Stage]) -> Estimate | None:
 
 def _shape_of(stage: Stage) -> Shape | None:
     dense = stage.input("dense") or stage
-    if (trained := dense.input("backbone")) is not None or isinstance(dense.settings, BackboneSettings):
-        recipe = trained.settings if trained is not None else dense.settings
+    if stage.kind == "backbone":
+        return shape_of_backbone(stage)
+    return shape_of_backbone(dense.input("backbone") or getattr(dense.settings, "backbone", None))
+
+
+def shape_of_backbone(backbone: Published | Stage | None) -> Shape | None:
+    """The size of a backbone, where it can be told without loading it."""
+    if isinstance(backbone, Stage):
+        recipe = backbone.settings
         assert isinstance(recipe, BackboneSettings)
         return shape(recipe.vocabulary, recipe.block + 130, recipe.layers, recipe.hidden, recipe.feed_forward)
-    return _published_shape(getattr(dense.settings, "backbone", None))
-
-
-def _published_shape(backbone: Published | None) -> Shape | None:
     if isinstance(backbone, HubFolder):
         return KNOWN.get(backbone.repo)
     if not isinstance(backbone, LocalFolder):

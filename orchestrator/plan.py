@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from deftx.config import Denoise
+from deftx.config import Denoise, LanguageRecipe, TaskRecipe, resolve_k
 from deftx.data.benchmarks import Split, corpus_source, evaluation_source, read_examples, training_sources
 from deftx.data.leaks import texts_digest
 from deftx.data.sources import FileSource, Source, file_source, resolve_once
@@ -26,6 +26,7 @@ from deftx.stages import (
     TextStageSettings,
     walk,
 )
+from orchestrator.estimate import shape_of_backbone
 from orchestrator.record import Row, RowKind
 from orchestrator.space import Parameters, Pretraining, Space
 
@@ -121,6 +122,8 @@ def resolve(space: Space, data_root: str | None) -> Materials:
     sft = look.get(lambda: resolve_folder(published)) if published else None
     if not look.errors:
         texts = look.get(lambda: _texts(space, evaluation))  # type: ignore[arg-type]
+    if backbone is not None:
+        look.errors += _k_problems(space, backbone)
     if look.errors:
         raise DataError("\n".join(look.errors))
     return Materials(backbone, lm_head, sft, corpora, training, evaluation, texts)  # type: ignore[arg-type]
@@ -159,6 +162,22 @@ def _backbone(space: Space, data_root: str | None) -> Published | Stage:
     return Stage("backbone", settings)
 
 
+def _k_problems(space: Space, backbone: Published | Stage) -> list[str]:
+    """Where k exceeds the backbone, as far as its size can be told before it is loaded."""
+    size = shape_of_backbone(backbone)
+    if size is None:
+        return []
+    problems = []
+    recipes: dict[str, LanguageRecipe | TaskRecipe] = {"language": space.language, "task": space.task}
+    for kind, recipe in recipes.items():
+        frozen = size.embeddings if recipe.training.freeze_embeddings else 0
+        try:
+            resolve_k(recipe.k or 1, size.maskable - frozen)
+        except ConfigError as error:
+            problems.append(f"{kind}.k: {error}")
+    return problems
+
+
 def _pretraining_text(language: str, data_root: str | None) -> Source:
     if data_root is None:
         raise ConfigError("a backbone that is pre-trained here reads its text under --data-root; none was given")
@@ -166,6 +185,11 @@ def _pretraining_text(language: str, data_root: str | None) -> Source:
         return file_source(f"{data_root}/pretraining/{language}.txt")
     except DataError:
         return file_source(f"{data_root}/corpora/{language}.txt")
+
+
+def _sparse_settings(recipe: LanguageRecipe | TaskRecipe, denoise: Denoise | None) -> SparseSettings:
+    # LT-SFT is what it is also where an ablation leaves the sparse phase out
+    return SparseSettings(denoise=denoise, k=recipe.k, retrain=recipe.retrain or denoise is None)
 
 
 class Planner:
@@ -223,11 +247,11 @@ class Planner:
         return Stage("grade", settings, tuple(inputs))
 
     def _task(self, denoise: Denoise | None) -> Stage:
-        settings = SparseSettings(denoise=denoise, k=self._space.task.k)
+        settings = _sparse_settings(self._space.task, denoise)
         return Stage("sparse", settings, (("dense", self._dense_task),))
 
     def _language(self, language: str, denoise: Denoise | None) -> Stage:
-        settings = SparseSettings(denoise=denoise, k=self._space.language.k)
+        settings = _sparse_settings(self._space.language, denoise)
         return Stage("sparse", settings, (("dense", self._dense_language(language)),))
 
     @cached_property

@@ -115,7 +115,9 @@ def run_tune(driver: Driver, address: str | None) -> None:
 
 def _trainable(workplace: Workplace) -> Any:
     def trial(config: dict[str, Any]) -> None:
-        carry_out(config["job"], workplace, lambda address, point: tune.report({"address": address, "point": point}))
+        job = config["job"]
+        status = carry_out(job, workplace, lambda address, point: tune.report({"address": address, "point": point}))
+        tune.report({"status": status})
 
     return trial
 

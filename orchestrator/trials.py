@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from typing import Literal
 
 from deftx.config import Execution
 from deftx.errors import DeftxError
@@ -22,6 +23,7 @@ from orchestrator.record import Failure, SweepFolder
 from orchestrator.schedule import Job
 from orchestrator.space import Resources, Space
 
+Status = Literal["done", "failed"]
 Progress = Callable[[str, dict[str, float]], None]
 """Called with a stage's address and a point of its curve."""
 
@@ -65,27 +67,34 @@ class Machine:
         return Resources(cpu=min(need.cpu, self.cpus), gpu=min(need.gpu, float(self.gpus)))
 
 
-def carry_out(job: Job, workplace: Workplace, progress: Progress) -> None:
+def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:
     """Make the stages of a job.
+
+    Returns:
+        `failed` when a stage met a DeftxError; the others were made all the same.
 
     Raises:
         Exception: whatever a stage raised that is not a DeftxError; it is on record then.
     """
     store = Store(workplace.storage)
     folder = SweepFolder(store, workplace.sweep)
+    made = []
     for stage in job.stages:
         with _logged(stage, folder):
-            _make(stage, folder, workplace.execution(stage.kind), progress)
+            made.append(_make(stage, folder, workplace.execution(stage.kind), progress))
+    return "done" if all(made) else "failed"
 
 
-def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> None:
+def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> bool:
     # torch and transformers take seconds to import; a driver that only plans needs neither
     from deftx.algorithm import make
 
     try:
         make(stage, folder.store, execution, lambda point: progress(stage.address, point))
+        return True
     except DeftxError as error:
         _record(stage, folder, error, expected=True)
+        return False
     except Exception as error:
         _record(stage, folder, error, expected=False)
         raise

@@ -77,8 +77,7 @@ def folder_of(storage: Path, name: str) -> SweepFolder:
 def attempts(storage: Path) -> dict[str, list[str]]:
     """The attempts at each stage, by address."""
     stages = storage / "stages"
-    found = {path.name: sorted(p.name for p in path.glob("attempt-*")) for path in stages.iterdir()} if stages.is_dir() else {}
-    return found
+    return {path.name: sorted(p.name for p in path.glob("attempt-*")) for path in stages.glob("*")}
 
 
 def published(storage: Path) -> set[str]:

@@ -23,7 +23,8 @@ BACKBONE = HubFolder(repo="somebody/backbone", commit="0" * 40)
 def make_space(**settings: Any) -> Space:
     recipe = {"training": Training(max_steps=10), "k": "10%"}
     defaults = {
-        "benchmark": "nusax", "backbone": "somebody/backbone", "language": recipe, "task": recipe, "targets": ["ace", "ban"],
+        "benchmark": "nusax", "backbone": "somebody/backbone", "language": recipe, "task": recipe,
+        "targets": ["ace", "ban"],
         "rank_l": [8, "90%"], "rank_t": [8, "90%"],
     }  # fmt: skip
     return Space.model_validate({**defaults, **settings})

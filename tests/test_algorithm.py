@@ -148,7 +148,8 @@ def vector(store: Store, stage: Stage) -> SparseFineTuning:
 
 
 def hashes(manifest: Manifest) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in manifest.files.items()}
+    """Of all files but the metadata, which name the versions of the packages at hand."""
+    return {name: entry.sha256 for name, entry in manifest.files.items() if name != "sft/sft.json"}
 
 
 # -- the two phases ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ def write_files(root: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.skipif("DEFTX_DATA_ROOT" not in os.environ, reason="no real data"))])
+@pytest.mark.parametrize(
+    "real",
+    [False, pytest.param(True, marks=pytest.mark.skipif("DEFTX_DATA_ROOT" not in os.environ, reason="no real data"))],
+)
 def test_the_users_command_runs_to_report_and_mlflow(tmp_path: Path, real: bool) -> None:
     root = Path(os.environ["DEFTX_DATA_ROOT"]) if real else write_files(tmp_path / "data")
     backbone = tmp_path / "random-xlmr"
@@ -61,7 +64,17 @@ def test_the_users_command_runs_to_report_and_mlflow(tmp_path: Path, real: bool)
     write(backbone, corpora, layers=2, hidden=32, heads=2, feed_forward=64, vocabulary=1000, tokens=1000)
     storage = tmp_path / "results"
     result = sweep(
-        "nusax", "--backbone", backbone, "--data-root", root, "--storage", storage, "--combinations", 2, "--serial", *STEPS
+        "nusax",
+        "--backbone",
+        backbone,
+        "--data-root",
+        root,
+        "--storage",
+        storage,
+        "--combinations",
+        2,
+        "--serial",
+        *STEPS,
     )
     assert result.exit_code == 0, result.output
     folder = folder_of(storage, "nusax")

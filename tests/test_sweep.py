@@ -1,4 +1,4 @@
-"""The command on a tiny family, in one process: what the store holds, what a second run does, and every user's mistake."""
+"""The command on a tiny family, in one process: the store, a second run, and every mistake a user can make."""
 
 from __future__ import annotations
 
@@ -170,6 +170,7 @@ def test_status_and_failed_read_the_store_without_ray(finished: Path) -> None:
         (["--set", "rank_l=[0.9]"], "write 90%"),
         (["--name", "a/b"], "sweep name 'a/b'"),
         (["--tracking-uri", "ftp://x"], "ftp://x"),
+        (["--set", "language.k=999999999"], "language.k: k = 999999999 is 999,999,999 entries"),
     ],
 )
 def test_a_users_mistake_is_exit_code_2_and_loses_nothing(
@@ -309,7 +310,9 @@ def wait_for(storage: Path, number: int, process: subprocess.Popen[bytes]) -> No
 
 
 def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(space: Path, data: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(command(space, data, tmp_path, "--serial"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(space, data, tmp_path, "--serial"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     wait_for(tmp_path, 4, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
