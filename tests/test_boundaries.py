@@ -67,20 +67,3 @@ def test_nothing_of_deftx_names_a_package_of_the_search_not_even_lazily() -> Non
             words = line.split()
             if words[:1] in (["import"], ["from"]):
                 assert words[1].partition(".")[0] not in {"ray", "optuna", "mlflow", "orchestrator"}, path
-
-
-def test_each_name_of_the_package_is_what_it_says_every_time() -> None:
-    """A function that shares its name with a module would be a function the first time and the module the second."""
-    imported_by("""
-import deftx
-def load():
-    return {name: getattr(deftx, name) for name in deftx.__all__}
-first = load()
-import deftx.algorithm
-assert first == load() and all(callable(thing) for thing in first.values()), first
-""")
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        deftx.nothing  # noqa: B018
