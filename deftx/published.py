@@ -7,13 +7,14 @@ inside a folder is read elsewhere (backbones, sft). No pickle is read here.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from deftx.config import Settings
-from deftx.data.sources import hub_commit
+from deftx.data.sources import hub_commit, hub_info
 from deftx.errors import DataError, HubError, reason
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
@@ -72,16 +73,34 @@ def local_folder(source: Published) -> Path:
         if not Path(source.path).is_dir():
             raise DataError(f"{source.path}: no such folder on this machine")
         return Path(source.path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    return _downloaded(source.repo, source.commit)
 
+
+@cache
+def _downloaded(repo: str, commit: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # Without a hub only the cache is looked at: the client would first try again for 23 s.
+    problem: HubError | None = None
+    names: set[str] = set()
     try:
-        return Path(snapshot_download(source.repo, revision=source.commit, allow_patterns=_WEIGHT_PATTERNS))
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        names = {file.rfilename for file in hub_info(repo, commit, "model").siblings or []}
+    except HubError as error:
+        problem = error
+    twice = problem or "model.safetensors" in names
+    try:
+        folder = snapshot_download(
+            repo, revision=commit, local_files_only=problem is not None, allow_patterns=_WEIGHT_PATTERNS,
+            ignore_patterns=["pytorch_model.bin"] if twice else None,
+        )  # fmt: skip
+    except Exception as error:  # the hub client lets through whatever its HTTP library raises
+        if problem:
+            raise HubError(f"{repo} at commit {commit[:12]} is not in the local cache, and {problem}") from None
         raise HubError(
-            f"{source.repo} at commit {source.commit[:12]} could not be downloaded from the hub ({reason(error)}); "
+            f"{repo} at commit {commit[:12]} could not be downloaded from the hub ({reason(error)}); "
             f"give a local folder instead, or run where there is a network"
         ) from None
+    return Path(folder)
 
 
 def _folder_digest(folder: Path) -> str:

@@ -200,7 +200,7 @@ class _Run:
         loss = torch.stack([self._backward(part, labelled) for part in self._parts(batch)]).sum()
         self._losses.append(loss)
         if self._device.type == "cpu" or self.step % 50 == 0:
-            self._check(loss)
+            self._check("loss", loss, self.step + 1)
         self._what.gather()
         self._pull_to_start()
         torch.nn.utils.clip_grad_norm_(self._what.values.values(), self._settings.clip)
@@ -214,7 +214,7 @@ class _Run:
     def validate(self) -> Point:
         """Grade the model as it is, keep it if it is the best so far, and add a point to the curve."""
         mean = torch.stack(self._losses).mean()
-        self._check(mean)
+        self._check("loss", mean, self.step)
         self._model.eval()
         with torch.no_grad(), self._autocast():
             metrics = self._objective.validate(self._model, self._device)
@@ -222,7 +222,7 @@ class _Run:
         point = {"step": float(self.step), "train_loss": float(mean), **metrics}
         self._losses.clear()
         self.outcome.curve.append(point)
-        self._check(torch.tensor(metrics[self._objective.metric]))
+        self._check(self._objective.metric, torch.tensor(metrics[self._objective.metric]), self.step)
         if self._improves(metrics):
             self.outcome.best, self.outcome.best_step, self._best = metrics, self.step, self._what.copy()
             self._check_best()
@@ -287,9 +287,10 @@ class _Run:
             if value.grad is not None:
                 value.grad.add_((value - start).sign(), alpha=self._settings.effective_l1 / self._size)
 
-    def _check(self, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise TrainingError(f"the loss became {loss.item()} at step {self.step + 1}; lower the learning rate")
+    @staticmethod
+    def _check(name: str, value: Tensor, step: int) -> None:
+        if not math.isfinite(value.item()):
+            raise TrainingError(f"the {name} became {value.item()} at step {step}; lower the learning rate")
 
     def _check_best(self) -> None:
         """A last step may spoil weights after the last loss was seen."""

@@ -14,7 +14,7 @@ from deftx.store import Manifest
 from orchestrator.plan import PlannedRow, Planner
 from orchestrator.record import Failure, Row, StageEntry, State, SweepFolder
 from orchestrator.schedule import Job, Schedule
-from orchestrator.space import Space
+from orchestrator.space import Parameters, Space
 from orchestrator.study import Replay
 from orchestrator.trials import Workplace
 
@@ -47,14 +47,20 @@ class Driver:
         self._observers = observers
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
+        self._asks = Replay(space)
         self.schedule = Schedule(
-            Replay(space),
+            self._asks,
             planner.combination,
             planner.baselines(),
             self._score,
             folder.store.has,
             {address: failure.reason for address, failure in folder.failures().items()},
         )
+
+    @property
+    def asked(self) -> list[Parameters]:
+        """The combinations so far, in ask order."""
+        return self._asks.asked
 
     def next_job(self) -> Job | None:
         """The next job that can run; none when nothing can run now."""

@@ -5,7 +5,7 @@
     failures/        why a stage failed for good, by address
     logs/            what each stage said, by address
     lease.json       the living driver (see lease.py)
-    report.md, results.csv, plots/
+    report.md, results.csv, vectors.csv, plots/, optuna.log (an export)
 
 Stages themselves are in the store; no Ray, Optuna or MLflow here, so that `sweep status` needs none of them.
 """

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import distributions
+from pathlib import Path
 
 from deftx.data.sources import Pins, pinned
 from deftx.errors import ConfigError
@@ -22,6 +24,7 @@ from orchestrator.lease import Lease
 from orchestrator.plan import Materials, Planner, resolve
 from orchestrator.record import State, SweepFolder, SweepInfo
 from orchestrator.space import Pretraining, Space
+from orchestrator.study import export_journal
 
 Run = Callable[[Driver], None]
 
@@ -83,6 +86,7 @@ def run(prepared: Prepared, driver: Driver, work: Run) -> int:
         interrupted = True
     finished = driver.finished() and not interrupted
     driver.write_state(ended=finished)
+    _export_search(driver)
     if not finished:
         return 130
     return 3 if driver.schedule.failures else 0
@@ -113,6 +117,15 @@ def summary(state: State) -> str:
     """How many stages are done, failed and waiting."""
     counts = {s: sum(e.status == s for e in state.stages.values()) for s in ("done", "reused", "failed", "waiting")}
     return ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing planned yet"
+
+
+def _export_search(driver: Driver) -> None:
+    """The search as an Optuna journal beside the report, for dashboards."""
+    scores = [driver.schedule.scores.get(number) for number in range(len(driver.asked))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optuna.log"
+        export_journal(path, driver.space, driver.asked, scores)
+        driver.folder.write_file(path.read_bytes(), path.name)
 
 
 def _info(prepared: Prepared) -> SweepInfo:

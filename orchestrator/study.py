@@ -110,7 +110,7 @@ def export_journal(path: Path, space: Space, asked: Sequence[Parameters], scores
 
     path.unlink(missing_ok=True)
     study = optuna.create_study(
-        study_name=space.benchmark, direction="maximize", storage=JournalStorage(JournalFileBackend(str(path)))
+        study_name="sweep", direction="maximize", storage=JournalStorage(JournalFileBackend(str(path)))
     )
     for cell, score in zip(asked, scores, strict=True):
         state = TrialState.FAIL if score is None else TrialState.COMPLETE

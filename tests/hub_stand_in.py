@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face hub on this machine, and a process that talks to it and to nothing else.
 
-Of the hub's HTTP API it has what reading needs: revisions of models and data sets, listings, files whole or in part, and
-the codes by which a client tells a missing repository, revision or file. What it does not know is an HTTP error 501.
+Of the hub's HTTP API it has what reading needs: revisions of models and data sets, listings, files whole or in part,
+and the codes by which a client tells a missing repository, revision or file. All else is an HTTP error 501.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -35,6 +35,7 @@ class HubStandIn:
         self.commits: dict[tuple[str, str], dict[str, Files]] = {}
         self.branches: dict[tuple[str, str], dict[str, str]] = {}
         self.asked: list[str] = []
+        self.out_of_order = False
         self._server: ThreadingHTTPServer | None = None
         self._start(0)
 
@@ -77,7 +78,8 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
+        os.kill(self(os.getpid), signal.SIGKILL)  # torch, ray and the like take seconds to say goodbye
         self._pool.shutdown()
 
 
@@ -85,7 +87,8 @@ def environment(url: str, home: Path) -> dict[str, str]:
     """What the hub's client reads when it is imported."""
     return {
         "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
+        "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
 
 
@@ -104,7 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.hub.asked.append(f"{self.command} {url.path}")
         try:
-            if found := _API.fullmatch(url.path):
+            if self.hub.out_of_order:
+                self._answer(503, b"", {})
+            elif found := _API.fullmatch(url.path):
                 self._api(found, recursive="recursive" in parse_qs(url.query))
             elif found := _RESOLVE.fullmatch(url.path):
                 self._file(found)

@@ -217,6 +217,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return table.cast_column("label", datasets.ClassLabel(names=names)) if names else table
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "hub_info", lambda *_: None)
     monkeypatch.setattr(benchmarks, "hub_commit", lambda repo, kind: COMMIT)
     return tables
 

@@ -84,6 +84,6 @@ def test_the_journal_export_is_read_by_optuna(tmp_path: Path) -> None:
     space = make_space()
     export_journal(tmp_path / "journal.log", space, space.cells(), [0.1, None, 0.3, 0.2])
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log")))
-    study = optuna.load_study(study_name="nusax", storage=storage)
+    study = optuna.load_study(study_name="sweep", storage=storage)
     assert study.best_value == 0.3
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]

@@ -185,6 +185,15 @@ def test_optimiser_state_exists_for_the_chosen_entries_and_the_head_only(backbon
     assert sum(value.numel() for value in values.values()) == head + sum(index.numel() for index in mask.values())
 
 
+def test_gradients_are_computed_for_what_trains_only(backbone: Path) -> None:
+    model, objective = both("mlm", backbone)
+    mask = half_mask(model)
+    run(model, objective, HARD.model_copy(update={"max_steps": 1}), mask)
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert wanted == {f"roberta.{name}" for name in mask} | set(head_of(model))
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
 def test_what_the_dense_phase_trains(backbone: Path) -> None:
     model, objective = both("mlm", backbone)
     before = weights_of(model)
@@ -326,7 +335,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(backbone: Pat
 
 def test_a_validation_metric_that_is_no_number_is_never_the_best(backbone: Path) -> None:
     model, objective = both("mlm", backbone)
-    with pytest.raises(TrainingError, match=r"became nan at step 5;"):
+    with pytest.raises(TrainingError, match=r"the valid_loss became nan at step 5;"):
         run(model, Always(objective, lambda call: float("nan")), HARD)
 
 

@@ -10,9 +10,10 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
@@ -148,29 +149,56 @@ def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "datase
     return resolve_once(f"{kind} {repo}@{revision}", lambda: _ask_hub(repo, revision, kind))
 
 
-def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str:
-    from huggingface_hub import HfApi, constants
+def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any:
+    """What the hub says of a repository at a revision: one question, not asked twice.
+
+    Raises:
+        HubError: when the hub cannot be reached, or the id or revision is unknown.
+    """
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        info = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10)
+        return HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10)
     except RevisionNotFoundError:
         raise HubError(f"{kind} {repo!r} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
         raise HubError(f"there is no {kind} {repo!r} on the hub, or it is private and no token was given") from None
     except Exception as error:  # the hub client lets through whatever its HTTP library raises
-        folder = f"{kind}s--{repo.replace('/', '--')}"
-        cached = os.path.join(constants.HF_HUB_CACHE, folder, "refs", revision)
-        if os.path.isfile(cached):
-            with open(cached, encoding="ascii") as file:
-                return file.read().strip()
-        raise HubError(
+        local = "data root" if kind == "dataset" else "local folder"
+        raise _UnreachableError(
             f"the hub could not be reached for {kind} {repo!r} ({_reason(error)}); "
-            f"give a local folder instead, or run where there is a network"
+            f"give a {local} instead, or run where there is a network"
         ) from None
-    if info.sha is None:
+
+
+class _UnreachableError(HubError):
+    """The hub does not answer; the local cache may."""
+
+
+def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str:
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}", "refs", revision)
+    try:
+        commit: str | None = hub_info(repo, revision, kind).sha
+    except _UnreachableError:
+        if cached.is_file():
+            return cached.read_text(encoding="ascii").strip()
+        raise
+    if commit is None:
         raise HubError(f"the hub did not say which commit {repo!r} is at")
-    return info.sha
+    _remember(cached, commit)
+    return commit
+
+
+def _remember(path: Path, commit: str) -> None:
+    """Note a branch's commit where the hub's client does: downloads by commit leave no trace of the branch."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(OSError):  # a cache that cannot be written is no reason to stop
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(commit, encoding="ascii")
+        beside.replace(path)
 
 
 def read_text(source: FileSource) -> str:
@@ -201,10 +229,9 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
     """
     if source.commit == UNRESOLVED:
         raise HubError(f"{describe(source)}: its commit is not known")
-    from datasets import load_dataset
-
     try:
-        table = load_dataset(source.repo, source.config, split=source.split, revision=source.commit)
+        if (table := _prepared_table(source)) is None:
+            table = _downloaded_table(source)
     except Exception as error:  # as above, and the errors of datasets have no common ancestor
         raise HubError(f"{describe(source)}: could not be had from the hub ({_reason(error)})") from error
     if missing := [column for column in columns if column not in table.column_names]:
@@ -213,6 +240,31 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
             f"found: {', '.join(table.column_names)}; expected: {', '.join(columns)}"
         )
     return table.select_columns(list(columns))
+
+
+def _prepared_table(source: HubSource) -> Any:
+    """The table where `datasets` has it at this commit from before, without a question to the hub; else None."""
+    from datasets import config
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name, commit = source.config or "default", source.commit
+    for folder in Path(config.HF_DATASETS_CACHE).glob(f"*/{name}/*/{commit}"):
+        known = {"repo_id": source.repo, "dataset_name": source.repo.rpartition("/")[2], "config_name": name}
+        found = Cache(**known, version=folder.parent.name, hash=commit)
+        if Path(found.cache_dir) == folder:
+            return found.as_dataset(split=source.split)
+    return None
+
+
+def _downloaded_table(source: HubSource) -> Any:
+    from datasets import load_dataset
+
+    hub_info(source.repo, source.commit, "dataset")  # an unreachable hub is found out here, else after 23 s of retries
+    table = load_dataset(source.repo, source.config, split=source.split, revision=source.commit)
+    if any(source.commit not in file["filename"] for file in table.cache_files):
+        # in trouble, datasets takes the last commit it has, whichever that is
+        raise HubError("it did not come through, and only another commit is in the local cache")
+    return table
 
 
 def describe(source: Source) -> str:
