@@ -36,6 +36,8 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
         torch.cuda.empty_cache()
     # some CUDA kernel without a deterministic form is a line in the log, not a failed trial
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # deterministic mode also fills fresh memory, which nothing here reads before it is written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -49,9 +49,7 @@ class Prepared:
         return f"folder {given.sha256}" if isinstance(given, LocalFolder) else f"{given.repo}@{given.commit}"
 
 
-def prepare(
-    title: str, space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False
-) -> Prepared:
+def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False) -> Prepared:
     """Resolve what the space reads, with the revisions that an earlier start of the sweep recorded.
 
     Args:

@@ -21,7 +21,7 @@ from tiny import LABELS, WORDS, make_sft, make_tokenizer, same_bits, write_backb
 from torch import Tensor
 
 import deftx
-from deftx import algorithm
+from deftx import algorithm, phases
 from deftx.algorithm import make
 from deftx.backbones import embeddings_of, head_of, load_classifier, load_masked_lm, maskable
 from deftx.compose import base_of
@@ -189,7 +189,7 @@ def test_a_dense_delta_is_the_best_checkpoint_less_the_start(world: World, store
             maskable(model)[name].add_(change)
         for name, value in tensors(store, world.dense(), "head.safetensors").items():
             head_of(model)[name].copy_(value)
-    objective = algorithm._language_objective(store, world.dense(), make_tokenizer())
+    objective = phases.language_objective(store, world.dense(), make_tokenizer())
     found = objective.validate(model, torch.device("cpu"))["valid_loss"]
     assert found == pytest.approx(manifest.metrics["valid_loss"], rel=1e-5)
     assert manifest.metrics["valid_loss"] == min(point["valid_loss"] for point in manifest.curve)
@@ -248,7 +248,7 @@ def test_the_vector_is_what_the_sparse_phase_changed_not_the_denoised_values(wor
             maskable(model)[name].view(-1)[index] += sft.values[name]
         for name, value in sft.head.items():
             head_of(model)[name].copy_(value)
-    objective = algorithm._language_objective(store, world.dense(), make_tokenizer())
+    objective = phases.language_objective(store, world.dense(), make_tokenizer())
     found = objective.validate(model, torch.device("cpu"))["valid_loss"]
     assert found == pytest.approx(make(stage, store).metrics["valid_loss"], rel=1e-5)
     assert sft.metadata.scores["valid_loss"] == make(stage, store).metrics["valid_loss"]
@@ -287,13 +287,13 @@ def test_k_as_a_share_is_of_the_maskable_entries(world: World, store: Store) -> 
 def noted_starts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """The weights that each training run begins with, as they come."""
     begun: list[dict[str, Tensor]] = []
-    train = algorithm.train
+    train = phases.train
 
     def noting(model: Any, *args: Any, **options: Any) -> Any:
         begun.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return train(model, *args, **options)
 
-    monkeypatch.setattr(algorithm, "train", noting)
+    monkeypatch.setattr(phases, "train", noting)
     return begun
 
 

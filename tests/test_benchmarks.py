@@ -278,11 +278,11 @@ def test_articles_of_the_hub_become_passages(hub: dict[str, Any]) -> None:
 def test_original_files_come_from_github_where_the_hub_lacks_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def file_source(url: str) -> FileSource:
+    def online_file(url: str) -> FileSource:
         asked.append(url.removeprefix("https://raw.githubusercontent.com/"))
         return FileSource(sha256="", url=url)
 
-    monkeypatch.setattr(benchmarks, "file_source", file_source)
+    monkeypatch.setattr(benchmarks, "online_file", online_file)
     training_sources(NUSAX)
     evaluation_source(AMERICASNLI, "nah", "valid")
     smsa = "IndoNLP/indonlu/5ec863db9e04beeb5430e833e0ef26c7a47762bc/dataset/smsa_doc-sentiment-prosa"

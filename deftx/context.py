@@ -1,0 +1,100 @@
+"""What a running stage has at hand, and how it reads what other stages left in the store. Nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import safe_open
+from torch import Tensor
+
+from deftx.config import Execution, Settings
+from deftx.published import HubFolder, Published, local_folder, name_of
+from deftx.sft import SparseFineTuning
+from deftx.stages import DenseSettings, Stage, TextStageSettings
+from deftx.store import Checkpoint, Store
+from deftx.training import Report
+
+DELTA, HEAD, SPECTRA, BLOCKS = "delta.safetensors", "head.safetensors", "spectra.safetensors", "blocks.safetensors"
+SCORES, SEALED, DROPPED = "scores.json", "sealed_test.json", "dropped_rows.json"
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass
+class Facts:
+    """What a stage found, for its manifest."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage has at hand."""
+
+    stage: Stage
+    store: Store
+    folder: Path
+    execution: Execution
+    report: Report | None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the stage's training continues from."""
+        return Checkpoint(self.store, self.stage.address)
+
+
+def settings_of(stage: Stage, kind: type[S]) -> S:
+    """The settings of a stage whose kind is known."""
+    assert isinstance(stage.settings, kind), f"a {stage.kind} stage has {kind.__name__}"
+    return stage.settings
+
+
+def dense_of(stage: Stage) -> Stage:
+    """The dense phase that a dense or sparse stage belongs to."""
+    return stage if stage.kind == "dense" else dict(stage.inputs)["dense"]
+
+
+def vector_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
+    """The vector in a role: of the input stage there, else the published one, else none."""
+    if (needed := stage.input(role)) is not None:
+        return SparseFineTuning.from_pretrained(store.fetch_folder(needed.address, "sft"))
+    if published is None:
+        return None
+    revision = published.commit if isinstance(published, HubFolder) else "main"
+    return SparseFineTuning.from_pretrained(name_of(published), revision)
+
+
+def backbone_folder(store: Store, stage: Stage) -> Path:
+    """The folder of the backbone (and its tokenizer) that a text or dense stage reads."""
+    if (trained := stage.input("backbone")) is not None:
+        return store.fetch_folder(trained.address, "model")
+    assert isinstance(stage.settings, TextStageSettings | DenseSettings) and stage.settings.backbone is not None
+    return local_folder(stage.settings.backbone)
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read from disk when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file; only its header is read."""
+        self._file = safe_open(path, framework="pt")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one tensor."""
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many tensors there are."""
+        return len(self._names)
