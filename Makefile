@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STORAGE ?= results
+DATA ?= data
 SEEDS ?= 0 1 2 3 4 5 6 7 8 9
 
 .PHONY: demo demo-seeds test check full-shape clean
@@ -20,7 +21,7 @@ demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes benchmar
 	$(BIN)/python -m benchmarks.demo_seeds --storage $(STORAGE)/seeds $(SEEDS)
 
 full-shape: $(VENV)/.installed ## seconds and peak memory by stage at XLM-R base's full shape, random weights
-	$(BIN)/python -m benchmarks.full_shape --data-root data
+	$(BIN)/python -m benchmarks.full_shape --data-root $(DATA)
 
 # a stamp, so that a second call installs nothing
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -30,9 +30,9 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     # must be set before the first cuBLAS call of the process to make its sums reproducible
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(execution.threads)
+    # models are reference cycles: a reused worker would hold on to the memory of the trial before
+    gc.collect()
     if execution.device != "cpu":
-        # a reused worker holds on to the GPU memory of the trial before
-        gc.collect()
         torch.cuda.empty_cache()
     # some CUDA kernel without a deterministic form is a line in the log, not a failed trial
     torch.use_deterministic_algorithms(True, warn_only=True)

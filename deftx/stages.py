@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deftx.config import Count, Denoise, Settings, TextSettings, Training
 from deftx.data.sources import Source
@@ -30,12 +30,9 @@ KINDS: tuple[Kind, ...] = ("backbone", "text", "dense", "sparse", "grade")
 VERSIONS: dict[Kind, int] = {"backbone": 1, "text": 1, "dense": 1, "sparse": 1, "grade": 1}
 
 
-class BackboneSettings(Settings):
-    """A small XLM-R and its BPE tokenizer, pre-trained here on plain text of several languages."""
+class BackboneShape(Settings):
+    """A small XLM-R and how it is pre-trained."""
 
-    name: str = Field("backbone", exclude=True, description="what the screen and the tracker call it")
-    texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) to pre-train on")
-    tokenizer_texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) that only the tokenizer sees")
     vocabulary: int = Field(1700, ge=300)
     layers: int = Field(2, ge=1)
     hidden: int = Field(128, ge=8)
@@ -45,7 +42,20 @@ class BackboneSettings(Settings):
     block: int = Field(32, ge=8)
     pack: bool = False
     mask_share: float = Field(0.2, gt=0, lt=1, description="share of whole words masked")
-    training: Training
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> BackboneShape:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class BackboneSettings(BackboneShape):
+    """A small XLM-R and its BPE tokenizer, pre-trained here on plain text of several languages."""
+
+    texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) to pre-train on")
+    tokenizer_texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) that only the tokenizer sees")
     seed: int
 
 

@@ -30,6 +30,7 @@ from deftx.errors import StoreError
 from deftx.stages import Stage
 
 MANIFEST = "manifest.json"
+_SMALL = 1 << 18
 
 
 class FileEntry(BaseModel):
@@ -163,21 +164,28 @@ class Store:
         return manifest
 
     def has(self, address: str) -> bool:
-        """Whether the stage is published and every file of it lies there in its size. Bytes are checked on reading."""
+        """Whether the stage is published and every file of it lies there whole.
+
+        Small files are compared byte by byte; of large ones the size is, and the bytes when they are read.
+        """
         manifest = self.manifest(address)
         return manifest is not None and all(
-            self._size(address, manifest.attempt, name) == entry.size for name, entry in manifest.files.items()
+            self._size(address, manifest.attempt, name) == entry.size
+            and (entry.size > _SMALL or self._whole(address, name))
+            for name, entry in manifest.files.items()
         )
 
     def intact(self, address: str) -> bool:
         """Whether the stage is published and every file of it holds the bytes its manifest names."""
         manifest = self.manifest(address)
+        return manifest is not None and all(self._whole(address, name) for name in manifest.files)
+
+    def _whole(self, address: str, name: str) -> bool:
         try:
-            for name in manifest.files if manifest else ():
-                self.fetch(address, name)
+            self.fetch(address, name)
         except StoreError:
             return False
-        return manifest is not None
+        return True
 
     def addresses(self) -> Iterator[str]:
         """The addresses of all published stages."""
@@ -228,6 +236,18 @@ class Store:
         for name in names:
             _link(self.fetch(address, name), folder / name)
         return folder / prefix
+
+    def url_of(self, address: str, name: str) -> str:
+        """The URL (a path, on a file system) of a published file or folder.
+
+        Raises:
+            StoreError: when the stage is not published.
+        """
+        manifest = self.manifest(address)
+        if manifest is None:
+            raise StoreError(f"{self.path('stages', address)}: not published")
+        path = self.path("stages", address, manifest.attempt, name)
+        return path if self.local else str(self.fs.unstrip_protocol(path))
 
     def _size(self, address: str, attempt: str, name: str) -> int:
         try:

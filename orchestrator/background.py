@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import queue
-import textwrap
 import threading
 import time
 from collections.abc import Callable
 
 from deftx.stages import Stage
-from orchestrator.mirror import SweepMirror
+from orchestrator.mirror import SweepMirror, first_line
 from orchestrator.record import Failure, StageEntry
 from orchestrator.runs import Point, RunStatus
 
@@ -60,7 +59,9 @@ class BackgroundMirror:
         self._submit(lambda: self._sweep.stage_failed(stage, failure))
 
     def finish(self, status: RunStatus) -> None:
-        """Mirror whatever was missed, end all runs and wait for it; a dead tracker is given up at the first error.
+        """Mirror whatever was missed, end all runs and wait for it.
+
+        One that does not answer is given up at the first error; what it refuses for one run costs only that run.
 
         Args:
             status: how the sweep ended; `sweep_status` tells it from the state.
@@ -84,10 +85,9 @@ class BackgroundMirror:
         except Exception as error:  # whatever a tracker raises must not reach the sweep
             self._quiet_until = time.monotonic() + PAUSE_SECONDS
             self._sweep.runs.forget()
-            reason = textwrap.shorten(str(error).partition("\n")[0] or type(error).__name__, 160, placeholder=" ...")
             self.warning = (
-                f"MLflow at {self._tracker} did not take an update ({reason}); the sweep is not affected, and what is "
-                f"missing there is mirrored at its end, or by `python -m orchestrator.tracking`"
+                f"MLflow at {self._tracker} did not take an update ({first_line(error)}); the sweep is not affected, "
+                f"and what is missing there is mirrored at its end, or by `python -m orchestrator.tracking`"
             )
 
     def _flush(self) -> None:

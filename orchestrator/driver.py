@@ -47,15 +47,19 @@ class Driver:
         self._observers = observers
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
+        self.interrupted = False
+        """Set by Ctrl-C: no further job is handed out."""
         self._asks = Replay(space)
         self.schedule = Schedule(
             self._asks,
             planner.combination,
             planner.baselines(),
+            lambda: planner.controls(self._chosen_cell()),
             self._score,
             folder.store.has,
-            {address: failure.reason for address, failure in folder.failures().items()},
+            {address: failure.reason for address, failure in folder.final_failures().items()},
         )
+        self.schedule.begin()
 
     @property
     def asked(self) -> list[Parameters]:
@@ -65,7 +69,7 @@ class Driver:
     def next_job(self) -> Job | None:
         """The next job that can run; none when nothing can run now."""
         self._tell_reused()
-        job = self.schedule.ready()
+        job = None if self.interrupted else self.schedule.ready()
         for stage in job.stages if job else ():
             for observer in self._observers:
                 observer.stage_started(stage)
@@ -77,14 +81,18 @@ class Driver:
         for observer in self._observers:
             observer.progress(address, int(point["step"]), metrics)
 
-    def settle(self, job: Job) -> None:
-        """A job has ended: the store and the failures on record say how."""
+    def settle(self, job: Job, accident: str = "its worker died and left no word") -> None:
+        """A job has ended: the store and the failures on record say how.
+
+        Args:
+            accident: why, when a stage is neither in the store nor on record as failed.
+        """
         failures = self.folder.failures()
         for stage in job.stages:
             if self.folder.store.has(stage.address):
                 self._done(stage, stage.address in failures)
             else:
-                self._failed(stage, failures.get(stage.address))
+                self._failed(stage, failures.get(stage.address), accident)
         self._tell_reused()
         self.write_state()
 
@@ -116,6 +124,10 @@ class Driver:
             return None
         return min(scores, key=lambda number: (-scores[number], *self._mean_ranks(number), number))
 
+    def _chosen_cell(self) -> Parameters:
+        """The chosen combination; the first one when none has a score."""
+        return self._asks.asked[self.chosen() or 0]
+
     def _done(self, stage: Stage, failed_before: bool) -> None:
         if failed_before:
             self.folder.forget_failure(stage.address)
@@ -123,12 +135,11 @@ class Driver:
         for observer in self._observers:
             observer.stage_done(stage, False)
 
-    def _failed(self, stage: Stage, failure: Failure | None) -> None:
-        if failure is None:
-            reason = "its worker died and left no word"
-            log = self.folder.log_path(stage.address)
-            failure = Failure(address=stage.address, label=stage.label, reason=reason, expected=False, log=log)
-            self.folder.write_failure(failure)
+    def _failed(self, stage: Stage, failure: Failure | None, accident: str) -> None:
+        log = self.folder.log_path(stage.address)
+        found = failure or Failure(address=stage.address, label=stage.label, reason=accident, final=True, log=log)
+        failure = found.model_copy(update={"final": True})
+        self.folder.write_failure(failure)
         self.schedule.failed(stage.address, failure.reason)
         for observer in self._observers:
             observer.stage_failed(stage, failure)

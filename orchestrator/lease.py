@@ -5,6 +5,7 @@ On the same host a driver lives as long as its process; elsewhere as long as its
 
 from __future__ import annotations
 
+import _thread
 import os
 import socket
 import threading
@@ -73,8 +74,16 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(_BEAT_SECONDS):
-            self._me.beat = time.time()
-            self._folder.store.write(self._content(), *self._parts)
+            try:
+                holder = self._holder()
+                if holder is not None and holder.token != self._me.token:
+                    # taken over while this machine slept: two drivers must not go on
+                    _thread.interrupt_main()
+                    return
+                self._me.beat = time.time()
+                self._folder.store.write(self._content(), *self._parts)
+            except Exception:  # a storage in trouble now may answer at the next beat
+                continue
 
     def _content(self) -> bytes:
         return self._me.model_dump_json().encode()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from deftx.config import PresetName, preset
 from deftx.data.benchmarks import BENCHMARKS
 from deftx.errors import ConfigError
-from orchestrator.space import Pretraining, Space, nearest
+from orchestrator.space import Space, nearest
 
 
 def shipped_spaces() -> list[str]:
@@ -52,7 +52,7 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
     try:
         space = Space.model_validate(merged)
     except ValidationError as error:
-        problems += [_explain(problem, merged) for problem in error.errors()]
+        problems += [_explain(problem, merged) for problem in error.errors() if not _other_branch(problem, merged)]
     if problems:
         raise ConfigError(f"{name}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
     return title, space
@@ -112,12 +112,22 @@ def _merge(below: Mapping[str, Any], above: Any) -> Any:
     return merged
 
 
+def _other_branch(problem: Any, raw: Mapping[str, Any]) -> bool:
+    """Whether a problem is of the form of backbone (a name, or a recipe) that was not written."""
+    if problem["loc"][:1] != ("backbone",) or len(problem["loc"]) == 1:
+        return False
+    return (problem["loc"][1] == "str") == isinstance(raw.get("backbone"), Mapping)
+
+
 def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
-    location = [part for part in problem["loc"] if part not in ("str", "Pretraining")]
+    location = list(problem["loc"])
+    if location[:1] == ["backbone"]:
+        # pydantic names the form of backbone that it tried
+        del location[1:2]
     path = ".".join(map(str, location)) or "space"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        known = _fields(problem["loc"][:-1])
+        known = _fields(location[:-1])
         return f"{path}: unknown key{nearest(str(location[-1]), known)}"
     if problem["type"] == "missing":
         return f"{path}: missing"
@@ -132,8 +142,6 @@ def _fields(location: Iterable[object]) -> list[str]:
     for part in location:
         if isinstance(here, type) and issubclass(here, BaseModel) and str(part) in here.model_fields:
             here = here.model_fields[str(part)].annotation
-        elif part == "Pretraining":
-            here = Pretraining
         args = [arg for arg in get_args(here) if isinstance(arg, type) and issubclass(arg, BaseModel)]
         here = args[0] if args else here
     return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []

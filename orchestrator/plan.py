@@ -5,19 +5,27 @@ Resolving touches files and the hub; everything after it is pure. In what order 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, TypeVar
 
 from deftx.config import Denoise, LanguageRecipe, TaskRecipe, resolve_k
-from deftx.data.benchmarks import Split, corpus_source, evaluation_source, read_examples, training_sources
+from deftx.data.benchmarks import (
+    Split,
+    corpus_source,
+    evaluation_source,
+    read_examples,
+    read_training,
+    training_sources,
+)
 from deftx.data.leaks import texts_digest
-from deftx.data.sources import FileSource, Source, file_source, resolve_once
+from deftx.data.sources import FileSource, Source, file_source, read_text, resolve_once
 from deftx.errors import ConfigError, DataError, DeftxError
 from deftx.published import Published, resolve_folder
 from deftx.stages import (
     BackboneSettings,
+    BackboneShape,
     DenseSettings,
     GradeSettings,
     SparseSettings,
@@ -28,7 +36,7 @@ from deftx.stages import (
 )
 from orchestrator.estimate import shape_of_backbone
 from orchestrator.record import Row, RowKind
-from orchestrator.space import Parameters, Pretraining, Space
+from orchestrator.space import Parameters, Space
 
 T = TypeVar("T")
 EvaluationSplit = Literal["valid", "test"]
@@ -120,6 +128,8 @@ def resolve(space: Space, data_root: str | None) -> Materials:
     lm_head = space.lm_head if own else look.get(lambda: resolve_folder(space.lm_head))
     published = space.source.sft
     sft = look.get(lambda: resolve_folder(published)) if published else None
+    for read in _reads(space, corpora, training, evaluation) if data_root is not None else ():
+        look.get(read)
     if not look.errors:
         texts = look.get(lambda: _texts(space, evaluation))  # type: ignore[arg-type]
     if backbone is not None:
@@ -127,6 +137,25 @@ def resolve(space: Space, data_root: str | None) -> Materials:
     if look.errors:
         raise DataError("\n".join(look.errors))
     return Materials(backbone, lm_head, sft, corpora, training, evaluation, texts)  # type: ignore[arg-type]
+
+
+def _reads(
+    space: Space,
+    corpora: Mapping[str, Source | None],
+    training: Mapping[Split, tuple[Source, ...]] | None,
+    evaluation: Mapping[tuple[str, EvaluationSplit], Source | None],
+) -> Iterator[Callable[[], object]]:
+    """Reads of every file under a data root: a wrong column, label or byte is told now, not after days of training."""
+    known = space.of
+    for source in corpora.values():
+        if isinstance(source, FileSource):
+            yield partial(read_text, source)
+    for split, sources in (training or {}).items():
+        if sources:
+            yield partial(read_training, known, sources, split)
+    for (language, part), table in evaluation.items():
+        if table is not None:
+            yield partial(read_examples, known, table, language, part)
 
 
 def _leaks(space: Space) -> Literal["strict", "lt-sft", "none"]:
@@ -157,7 +186,7 @@ def _backbone(space: Space, data_root: str | None) -> Published | Stage:
         texts=tuple((language, _pretraining_text(language, data_root)) for language in recipe.languages),
         tokenizer_texts=tuple((lang, _pretraining_text(lang, data_root)) for lang in recipe.tokenizer_languages),
         seed=space.seed,
-        **{name: getattr(recipe, name) for name in Pretraining.model_fields if name in BackboneSettings.model_fields},
+        **{name: getattr(recipe, name) for name in BackboneShape.model_fields},
     )
     return Stage("backbone", settings)
 
@@ -209,27 +238,31 @@ class Planner:
         return PlannedRow("combination", grades, number, parameters)
 
     def baselines(self) -> list[PlannedRow]:
-        """The baselines of the space. LT-SFT shares the dense stages, the training settings and k."""
-        rows = {
-            "lt-sft": lambda target: self._grade(target, self._task(None), self._language(target, None)),
-            "task": lambda target: self._grade(target, self._control_task, None),
-            "task+source": lambda target: self._grade(target, self._control_task, self._source_vector),
-            "other-language": lambda target: self._grade(
-                target, self._control_task, self._language(self._next(target), self._control_l)
-            ),
-            "dense-task": lambda target: self._grade(target, self._dense_task, None),
-        }
-        wanted = [kind for kind in self._space.baselines if kind != "task+source" or self._space.source.given]
+        """The rows that no combination changes. LT-SFT shares the dense stages, the training settings and k."""
+        return self._rows(
+            {
+                "lt-sft": lambda target: self._grade(target, self._task(None), self._language(target, None)),
+                "dense-task": lambda target: self._grade(target, self._dense_task, None),
+            }
+        )
+
+    def controls(self, cell: Parameters) -> list[PlannedRow]:
+        """The rows without the right language vector, with the vectors of the combination that was chosen.
+
+        What they lack is then the language vector alone, and not another setting of the task vector.
+        """
+        task, by_language = self._task(self._space.denoising(cell, "t")), self._space.denoising(cell, "l")
+        rows: dict[RowKind, Callable[[str], Stage]] = {"task": lambda target: self._grade(target, task, None)}
+        if self._space.source.given:
+            rows["task+source"] = lambda target: self._grade(target, task, self._source_vector)
+        rows["other-language"] = lambda target: self._grade(
+            target, task, self._language(self._next(target), by_language)
+        )
+        return self._rows(rows)
+
+    def _rows(self, rows: Mapping[RowKind, Callable[[str], Stage]]) -> list[PlannedRow]:
+        wanted = [kind for kind in rows if kind in self._space.baselines]
         return [PlannedRow(kind, {target: rows[kind](target) for target in self._space.targets}) for kind in wanted]
-
-    @property
-    def _control_task(self) -> Stage:
-        """The task vector of the rows without the right language vector: the first combination's."""
-        return self._task(self._space.denoising(self._space.cells()[0], "t"))
-
-    @property
-    def _control_l(self) -> Denoise:
-        return self._space.denoising(self._space.cells()[0], "l")
 
     def _next(self, target: str) -> str:
         targets = self._space.targets

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from deftx.data.sources import UNRESOLVED
 from deftx.stages import Stage, walk
 from orchestrator.plan import PlannedRow
+from orchestrator.schedule import unmade
 from orchestrator.session import Prepared
 from orchestrator.space import Parameters, Space
 from orchestrator.study import Replay
@@ -39,18 +40,15 @@ class Preview:
     def of(cls, prepared: Prepared) -> Preview:
         """Plan a prepared sweep."""
         space, has = prepared.space, prepared.folder.store.has
-        rows = _rows(prepared)
-        search = list(walk(grade for row in rows for grade in row.grades.values()))
-        known = {stage.address for stage in search}
-        baselines = [
-            stage for stage in walk(g for row in prepared.planner.baselines() for g in row.grades.values())
-            if stage.address not in known
-        ]  # fmt: skip
-        found = {stage.address: stage for stage in search + baselines if has(stage.address)}
+        rows, planner = _rows(prepared), prepared.planner
+        others = planner.baselines() + planner.controls(space.cells()[0])
+        search = {stage.address: stage for row in rows for stage in unmade(row.grades.values(), has)}
+        baselines = {stage.address: stage for row in others for stage in unmade(row.grades.values(), has)}
+        found = [stage for stage in walk(g for row in rows + others for g in row.grades.values()) if has(stage.address)]
         unresolved = sorted(key for key, found in prepared.pins.found.items() if found == UNRESOLVED)
         return cls(
-            space, [s for s in search if s.address not in found], [s for s in baselines if s.address not in found],
-            list(found.values()), len(rows), unresolved,
+            space, list(search.values()), [stage for address, stage in baselines.items() if address not in search],
+            found, len(rows), unresolved,
         )  # fmt: skip
 
     def counts(self, kind: str) -> tuple[int, int]:

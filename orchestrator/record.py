@@ -1,6 +1,6 @@
 """What belongs to one sweep in the store: `sweeps/<name>/`. The one place that knows its file names.
 
-    sweep.json       what was asked for: the resolved space, revisions, command, packages; written once, then compared
+    sweep.json       what was asked for: the resolved space, revisions, command, packages; of the latest start
     state.json       the rows (combinations and baselines) with their stages, and which row was chosen
     failures/        why a stage failed for good, by address
     logs/            what each stage said, by address
@@ -114,12 +114,12 @@ class State(_Record):
 
 
 class Failure(_Record):
-    """Why a stage failed for good."""
+    """Why a stage failed: for good when `final`, else the latest of its attempts so far."""
 
     address: str
     label: str
     reason: str
-    expected: bool
+    final: bool
     trace: str = ""
     log: str = ""
 
@@ -141,6 +141,11 @@ class SweepFolder:
     def path(self) -> str:
         """The folder's path on the store's file system."""
         return self.store.path("sweeps", self.name)
+
+    def url(self, *parts: str) -> str:
+        """The URL (a path, on a file system) of something in the folder."""
+        path = self.store.path("sweeps", self.name, *parts)
+        return path if self.store.local else str(self.store.fs.unstrip_protocol(path))
 
     def info(self) -> SweepInfo | None:
         """What the sweep is, or none when it was never started."""
@@ -167,6 +172,10 @@ class SweepFolder:
         found = [Failure.model_validate_json(content) for content in contents if content]
         return {failure.address: failure for failure in found}
 
+    def final_failures(self) -> dict[str, Failure]:
+        """The failures for good, by address: these stages are not tried again unless that is asked for."""
+        return {address: failure for address, failure in self.failures().items() if failure.final}
+
     def write_failure(self, failure: Failure) -> None:
         """Put a failure on record."""
         self._write(failure, "failures", f"{failure.address}.json")
@@ -182,11 +191,11 @@ class SweepFolder:
 
     def log_path(self, address: str) -> str:
         """Where the log of a stage lies."""
-        return self.store.path("sweeps", self.name, "logs", f"{address}.log")
+        return self.url("logs", f"{address}.log")
 
     def has_log(self, address: str) -> bool:
         """Whether this sweep ran the stage itself, now or at an earlier start."""
-        return f"{address}.log" in self.store.names("sweeps", self.name, "logs")
+        return bool(self.store.fs.exists(self.store.path("sweeps", self.name, "logs", f"{address}.log")))
 
     def write_file(self, content: bytes, *parts: str) -> str:
         """Write a report, a table or a plot; returns its path."""

@@ -252,7 +252,7 @@ def main(directory: Annotated[str, typer.Argument(metavar="DIR", help="of a swee
     except DeftxError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    typer.echo(f"{folder.path}/report.md")
+    typer.echo(f"{store.url}/sweeps/{name}/report.md")
 
 
 if __name__ == "__main__":

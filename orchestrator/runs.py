@@ -76,17 +76,23 @@ class SweepContent:
         """The experiment's name: the space's own, else its benchmark's."""
         return str(self.info.space.get("name") or self.info.benchmark)
 
-    def sweep(self, state: State, status: RunStatus) -> RunContent:
-        """The parent run: what was asked for, the scores by ask number, and the combination chosen."""
-        scored = [row for row in state.combinations if row.score is not None]
-        now = _now()
+    def sweep(self, state: State, status: RunStatus, *, sealed: bool) -> RunContent:
+        """The parent run: what was asked for and the combination chosen.
+
+        Scores of combinations are with their grades: a tracker never forgets a point of a curve, and a widened space
+        gives ask numbers to other combinations.
+
+        Args:
+            state: how far the sweep is.
+            status: what the run is to show.
+            sealed: whether test scores stay out.
+        """
         return RunContent(
             name=self.info.name,
             status=status,
             tags=self._tags(PARENT, "sweep", self.info.git_commit) | self._description() | _chosen_tags(state),
             params={"benchmark": self.info.benchmark, "backbone": self.info.backbone, "seed": str(self.info.seed)},
-            metrics=self._sweep_metrics(state),
-            curve=tuple(Point("score", row.number or 0, row.score, now) for row in scored if row.score is not None),
+            metrics=self._sweep_metrics(state, sealed=sealed),
             files=self._sweep_files(state),
         )
 
@@ -116,7 +122,7 @@ class SweepContent:
             status="FINISHED",
             tags=self._done_tags(entry, manifest, reused) | _row_tags(address, state),
             params=_flat(manifest.identity["settings"]),
-            metrics=_metrics(manifest) | test,
+            metrics=_metrics(manifest) | _row_score(address, state) | test,
             curve=_curve(manifest),
             files=_details(manifest) | ({} if reused else _sft_files(manifest)),
             span=_span(manifest),
@@ -162,9 +168,7 @@ class SweepContent:
         tags = self._stage_tags(manifest.address, entry, manifest.git_commit)
         if not reused:
             return tags | {"reused": "false"}
-        store = self.folder.store
-        path = store.path("stages", manifest.address, manifest.attempt, "sft")
-        place = {"sft": path if store.local else store.fs.unstrip_protocol(path)} if entry.kind == "sparse" else {}
+        place = {"sft": self.folder.store.url_of(manifest.address, "sft")} if entry.kind == "sparse" else {}
         return tags | {"reused": "true"} | place
 
     def _description(self) -> dict[str, str]:
@@ -172,7 +176,7 @@ class SweepContent:
         text = f"DEFT-X sweep of {info.benchmark} on {info.backbone}, seed {info.seed}: `{' '.join(info.command)}`"
         return {"mlflow.note.content": text}
 
-    def _sweep_metrics(self, state: State) -> dict[str, float]:
+    def _sweep_metrics(self, state: State, *, sealed: bool) -> dict[str, float]:
         statuses = [row.status for row in state.combinations]
         metrics = {
             "combinations": float(statuses.count("complete")),
@@ -181,7 +185,7 @@ class SweepContent:
         chosen = state.chosen_row
         if chosen is None or chosen.score is None:
             return metrics
-        test = self._sealed_metrics(chosen.grades) if state.ended else {}
+        test = {} if sealed else self._sealed_metrics(chosen.grades)
         if test:
             test["sealed_test/average"] = sum(test.values()) / len(test)
         return metrics | {"chosen_score": chosen.score} | test
@@ -277,6 +281,12 @@ def _row_tags(address: str, state: State) -> dict[str, str]:
     baselines = [row.kind for row in rows if row.kind != "combination"]
     tags = {"combinations": ", ".join(numbers), "baselines": ", ".join(baselines)}
     return {key: value for key, value in tags.items() if value}
+
+
+def _row_score(address: str, state: State) -> dict[str, float]:
+    """The validation score of the combination that a grade serves: the mean over all its languages."""
+    scores = [row.score for row in state.combinations if address in row.grades.values() and row.score is not None]
+    return {"score": max(scores)} if scores else {}
 
 
 def _chosen_tags(state: State) -> dict[str, str]:

@@ -52,19 +52,22 @@ class Schedule:
         asks: Asks,
         combination: Callable[[int, Parameters], PlannedRow],
         baselines: Sequence[PlannedRow],
+        controls: Callable[[], Sequence[PlannedRow]],
         score: Scorer,
         published: Callable[[str], bool],
         failed_before: Mapping[str, str] | None = None,
     ) -> None:
-        """Begin, asking what can be asked.
+        """Bind what the schedule asks and is answered by; `begin` asks what can be asked.
 
         Args:
             combination: the row of a combination.
+            controls: the rows that depend on what was chosen; called once, when every combination is scored.
             score: a finished combination's score; none when it has none.
             published: whether an address is in the store already; asked once for each stage.
             failed_before: reasons of failures on record, by address; these stages are not run again.
         """
         self._asks, self._combination, self._score = asks, combination, score
+        self._controls: Callable[[], Sequence[PlannedRow]] | None = controls
         self._published, self._failed_before = published, dict(failed_before or {})
         self.combinations: list[PlannedRow] = []
         self.baselines = list(baselines)
@@ -74,6 +77,9 @@ class Schedule:
         self.scores: dict[int, float | None] = {}
         self._done: set[str] = set()
         self._running: set[str] = set()
+
+    def begin(self) -> None:
+        """Enlist the baselines and ask what can be asked."""
         for row in self.baselines:
             self._enlist(row)
         self._advance()
@@ -110,7 +116,7 @@ class Schedule:
 
     def finished(self) -> bool:
         """Whether nothing is left to run or to ask."""
-        return self._asks.ended() and all(self.settled(row) for row in self.rows)
+        return self._controls is None and all(self.settled(row) for row in self.rows)
 
     def is_done(self, address: str) -> bool:
         """Whether the stage is published."""
@@ -137,11 +143,16 @@ class Schedule:
                     self.scores[number] = None if self.reason(row) else self._score(row)
             finished = [number in self.scores for number in range(len(self.combinations))]
             if self._asks.ended() or not self._asks.may_ask(finished):
-                return
+                break
             cell = self._asks.ask([self.scores.get(number) for number in range(len(self.combinations))])
             if cell is not None:
                 row = self._combination(len(self.combinations), cell)
                 self.combinations.append(row)
+                self._enlist(row)
+        if self._controls is not None and self._asks.ended() and all(finished):
+            rows, self._controls = self._controls(), None
+            for row in rows:
+                self.baselines.append(row)
                 self._enlist(row)
 
     def _enlist(self, row: PlannedRow) -> None:
@@ -175,10 +186,7 @@ class Schedule:
         return list(found.values())
 
     def _missing(self, stages: Iterable[Stage]) -> Iterator[Stage]:
-        for stage in stages:
-            if stage.address not in self._done and stage.address not in self.failures:
-                yield from self._missing(needed for _, needed in stage.inputs)
-                yield stage
+        return unmade(stages, lambda address: address in self._done or address in self.failures)
 
     def _waits(self, stage: Stage) -> bool:
         return not (stage.address in self._done or stage.address in self._running or stage.address in self.failures)
@@ -192,6 +200,14 @@ class Schedule:
     def _start(self, name: str, stages: Sequence[Stage]) -> Job:
         self._running |= {stage.address for stage in stages}
         return Job(name, tuple(stages))
+
+
+def unmade(stages: Iterable[Stage], settled: Callable[[str], bool]) -> Iterator[Stage]:
+    """What has to be made for some stages, inputs first: a settled stage needs none of its inputs."""
+    for stage in stages:
+        if not settled(stage.address):
+            yield from unmade((needed for _, needed in stage.inputs), settled)
+            yield stage
 
 
 def _name(row: PlannedRow) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from deftx.stages import KINDS, Stage
@@ -59,11 +60,12 @@ class Screen:
         assert self._driver is not None
         seconds = self._driver.seconds(stage)
         self._seconds[stage.kind].append(seconds)
-        self._say(f"done    {stage.label}  [dim]{seconds:.0f} s[/dim]")
+        self._say(f"done    {escape(stage.label)}  [dim]{seconds:.0f} s[/dim]")
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
         """The stage failed for good: which, why, and where its log lies."""
-        self._say(f"[red]FAILED[/red]  {stage.label}: {failure.reason}\n        log: {failure.log}")
+        words = escape(f"{stage.label}: {failure.reason}\n        log: {failure.log}")
+        self._say(f"[red]FAILED[/red]  {words}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)

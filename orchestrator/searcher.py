@@ -23,9 +23,10 @@ from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
+from deftx.errors import ConfigError
 from orchestrator.driver import Driver
 from orchestrator.schedule import Job
-from orchestrator.trials import Workplace, carry_out
+from orchestrator.trials import Machine, Workplace, carry_out
 
 
 class _Unsaved:
@@ -42,6 +43,8 @@ class ScheduleSearcher(_Unsaved, Searcher):
         super().__init__()
         self._driver = driver
         self._jobs: dict[str, Job] = {}
+        self.accidents: dict[str, str] = {}
+        """By trial: why Tune gave it up, told before the trial is completed here."""
 
     def suggest(self, trial_id: str) -> Any:
         """A job as a trial's configuration, none while nothing is ready, FINISHED at the end."""
@@ -53,7 +56,11 @@ class ScheduleSearcher(_Unsaved, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """What the trial made or why it failed is in the store and on record."""
-        self._driver.settle(self._jobs.pop(trial_id))
+        job = self._jobs.pop(trial_id)
+        if trial_id in self.accidents:
+            self._driver.settle(job, self.accidents.pop(trial_id))
+        else:
+            self._driver.settle(job)
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Tune's own limit holds (`max_concurrent_trials`); no limiter is wrapped around this searcher."""
@@ -69,8 +76,8 @@ class ScheduleSearcher(_Unsaved, Searcher):
 class _Progress(_Unsaved, TrialProgressCallback):
     """Passes reported points on to the driver; Tune, seeing a progress callback, prints none of its own."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, driver: Driver, searcher: ScheduleSearcher) -> None:
+        self._driver, self._searcher = driver, searcher
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
@@ -80,19 +87,24 @@ class _Progress(_Unsaved, TrialProgressCallback):
             self._driver.progress(result["address"], result["point"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """The driver tells of failures."""
+        """Keep what Tune knows; the driver tells of it."""
+        self._searcher.accidents[trial.trial_id] = _last_line(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """The driver tells of what is done."""
 
 
-def run_tune(driver: Driver, address: str | None) -> None:
+def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> None:
     """Run all jobs as trials of one Tune experiment.
 
     Args:
-        address: of a running Ray cluster (`auto` on its head); none starts Ray on this machine.
+        machine: where Ray is started when there is no address.
+        address: of a running Ray cluster (`auto` on its head).
+
+    Raises:
+        ConfigError: when there is no cluster at the address.
     """
-    _connect(address)
+    _connect(machine, address)
     try:
         with tempfile.TemporaryDirectory(prefix="deftx-tune-") as scratch:
             searcher = ScheduleSearcher(driver)
@@ -104,7 +116,7 @@ def run_tune(driver: Driver, address: str | None) -> None:
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
                 run_config=tune.RunConfig(
-                    storage_path=scratch, name="sweep", verbose=0, callbacks=[_Progress(driver)],
+                    storage_path=scratch, name="sweep", verbose=0, callbacks=[_Progress(driver, searcher)],
                     failure_config=tune.FailureConfig(max_failures=driver.space.max_failures),
                 ),
             )  # fmt: skip
@@ -130,9 +142,20 @@ def _placement(workplace: Workplace) -> Callable[[dict[str, Any]], tune.Placemen
     return of
 
 
-def _connect(address: str | None) -> None:
+def _last_line(trial: Trial) -> str:
+    """The last line of a failed trial's error."""
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "its worker died and left no word"
+
+
+def _connect(machine: Machine | None, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-    else:
+    if machine is not None:
+        here: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
+        ray.init(address="local", include_dashboard=False, **here, **quiet)
+        return
+    try:
         ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from None

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -61,7 +63,9 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
     """
     info = folder.info()
     _check_same(info, space)
-    root = _demo_data(space, folder.store) if space.benchmark == "archipelago" and data_root is None else data_root
+    root = data_root
+    if space.benchmark == "archipelago" and root is None:
+        root = _demo_data(space, folder.store, keep=not lenient)
     with pinned(Pins(dict(info.revisions) if info else {}, lenient)) as pins:
         materials = resolve(space, root)
     prepared = Prepared(title, space, folder, materials, Planner(space, materials), pins)
@@ -77,17 +81,32 @@ def run(prepared: Prepared, driver: Driver, work: Run) -> int:
         The exit code: 0, 3 or 130.
     """
     driver.write_state()
-    interrupted = False
-    try:
+    with suppress(KeyboardInterrupt), _interruptible(driver):
         work(driver)
-    except KeyboardInterrupt:
-        interrupted = True
-    finished = driver.finished() and not interrupted
+    finished = driver.finished() and not driver.interrupted
     driver.write_state(ended=finished)
     _export_search(driver)
     if not finished:
         return 130
     return 3 if driver.schedule.failures else 0
+
+
+@contextmanager
+def _interruptible(driver: Driver) -> Iterator[None]:
+    """Ctrl-C raises as ever, and is noted: an exception that comes amid a destructor is swallowed by Python."""
+
+    def interrupt(*_: object) -> None:
+        driver.interrupted = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -153,10 +172,12 @@ def _another(info: SweepInfo, what: str, old: object, new: object) -> str:
     return f"sweep {info.name!r} has {what} {old}, not {new}: give this one another --name"
 
 
-def _demo_data(space: Space, store: Store) -> str:
+def _demo_data(space: Space, store: Store, *, keep: bool) -> str:
+    """Write the demo's family into the storage; for a plan, into memory."""
     from deftx.data.archipelago import write_family
 
     folder = store.path("data", f"archipelago-{space.seed}")
-    url = folder if store.local else store.fs.unstrip_protocol(folder)
-    write_family(url, space.seed)
-    return str(url)
+    url = folder if store.local else str(store.fs.unstrip_protocol(folder))
+    root = url if keep else f"memory://plan{folder}"
+    write_family(root, space.seed)
+    return root

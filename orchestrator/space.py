@@ -25,11 +25,11 @@ from deftx.config import (
     Retention,
     Settings,
     TaskRecipe,
-    Training,
     rank_text,
 )
 from deftx.data.benchmarks import BENCHMARKS, Benchmark, benchmark
 from deftx.errors import ConfigError
+from deftx.stages import BackboneShape
 
 Parameters = dict[str, str | float]
 Selection = Literal["target-valid", "unlabelled"]
@@ -42,22 +42,19 @@ class Resources(Settings):
     cpu: int = Field(1, ge=1)
     gpu: float = Field(0.0, ge=0.0)
 
+    @field_validator("gpu")
+    @classmethod
+    def _whole_above_one(cls, gpu: float) -> float:
+        if gpu > 1 and not gpu.is_integer():
+            raise ValueError("a trial takes a share of one GPU, or whole GPUs")
+        return gpu
 
-class Pretraining(Settings):
-    """A backbone that is pre-trained here. See `deftx.stages.BackboneSettings` for the fields it shares."""
+
+class Pretraining(BackboneShape):
+    """A backbone that is pre-trained here."""
 
     languages: tuple[str, ...] = Field(min_length=1, description="of pretraining/<iso>.txt, else corpora/<iso>.txt")
     tokenizer_languages: tuple[str, ...] = Field((), description="languages that only the tokenizer sees")
-    vocabulary: int = 1700
-    layers: int = 2
-    hidden: int = 128
-    heads: int = 4
-    feed_forward: int = 256
-    init: float = 0.04
-    block: int = 32
-    pack: bool = False
-    mask_share: float = 0.2
-    training: Training = Training()
 
 
 class SourceVector(Settings):
@@ -105,7 +102,10 @@ def _rank_range(item: Mapping[str, Any]) -> list[object]:
 
 
 def _as_list(value: object) -> object:
-    return list(dict.fromkeys(value)) if isinstance(value, list | tuple) else [value]
+    items = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, list | Mapping) for item in items):
+        raise ValueError("a list of shares between 0 and 1, such as [0, 0.05]")
+    return list(dict.fromkeys(items))
 
 
 Ranks = Annotated[tuple[Rank, ...], BeforeValidator(_expand_ranks), Field(min_length=1)]
@@ -159,6 +159,7 @@ class Space(Settings):
         if known is None:
             return targets
         wrong = [f"unknown language {t!r}{nearest(t, known.languages)}" for t in targets if t not in known.languages]
+        wrong += [f"{target!r} is named twice" for target in dict.fromkeys(targets) if targets.count(target) > 1]
         if known.source_language in targets:
             wrong.append(f"{known.source_language!r} is the source language and cannot be a target")
         if wrong:
@@ -178,6 +179,8 @@ class Space(Settings):
             raise ValueError("search: tpe needs `combinations` (or --combinations)")
         for number, cell in enumerate(self.first):
             self.cell(cell, f"first[{number}]")
+        if self.selection == "unlabelled" and not (self.language.retrain and self.task.retrain):
+            raise ValueError("selection: unlabelled grades what the sparse phase found; it needs `retrain: true`")
         if "other-language" in self.baselines and len(self.targets) < 2:
             raise ValueError("baselines: other-language needs at least two targets")
         return self
@@ -200,7 +203,10 @@ class Space(Settings):
         """Every combination of the grid: the `first` ones, then the others in order."""
         names = list(self.parameters)
         grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.parameters.values())]
-        first = [self.cell(cell, "first") for cell in self.first]
+        first: list[Parameters] = []
+        for given in self.first:
+            cell = self.cell(given, "first")
+            first += [cell] if cell not in first else []
         return first + [cell for cell in grid if cell not in first]
 
     def cell(self, given: Mapping[str, Any], where: str) -> Parameters:
@@ -211,7 +217,10 @@ class Space(Settings):
         """
         if set(given) != set(self.parameters):
             raise ValueError(f"{where}: needs exactly {', '.join(self.parameters)}")
-        cell = {n: rank_text(given[n]) if n.startswith("rank") else float(given[n]) for n in self.parameters}
+        try:
+            cell = {n: rank_text(given[n]) if n.startswith("rank") else float(given[n]) for n in self.parameters}
+        except TypeError:
+            raise ValueError(f"{where}: every parameter needs a value") from None
         for name, value in cell.items():
             if value not in self.parameters[name]:
                 raise ValueError(f"{where}: {name} {value} is not among {', '.join(map(str, self.parameters[name]))}")

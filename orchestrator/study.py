@@ -72,8 +72,8 @@ class Replay:
         n = len(self._asked)
         if self._space.search == "grid":
             return self._cells[n]
-        if n < len(self._space.first):
-            return self._space.cell(self._space.first[n], f"first[{n}]")
+        if n < len(self._space.first) and self._cells[n] not in self._asked:
+            return self._cells[n]
         for attempt in range(_REPEATS_IN_A_ROW):
             cell = self._suggest(n, attempt, scores)
             if cell not in self._asked:

@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -56,7 +57,7 @@ def _user_errors() -> Iterator[None]:
     try:
         yield
     except DeftxError as error:
-        err.print(f"[red]error:[/red] {_plain(str(error))}", soft_wrap=True)
+        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from here")
@@ -113,7 +114,8 @@ def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storag
         out.print(table)
         for row in state.combinations:
             score = f"{row.score * 100:.2f}" if row.score is not None else row.reason or "waiting"
-            out.print(f"  {row.title}: {score}{'  (chosen)' if row.number == state.chosen else ''}", soft_wrap=True)
+            chosen = "  (chosen)" if row.number == state.chosen else ""
+            out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
 
 
 @app.command()
@@ -121,9 +123,9 @@ def failed(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storag
     """Which stages of a sweep failed for good, why, and where their logs lie."""
     with _user_errors():
         folder, _ = known_sweep(Store(_absolute(storage)), name)
-        failures = folder.failures()
+        failures = folder.final_failures()
         for failure in failures.values():
-            out.print(f"{failure.label}: {failure.reason}\n  log: {failure.log}", soft_wrap=True)
+            out.print(escape(f"{failure.label}: {failure.reason}\n  log: {failure.log}"), soft_wrap=True)
         out.print(f"{len(failures)} failed; try again with --retry-failed" if failures else "nothing failed")
 
 
@@ -155,25 +157,26 @@ def _run(prepared: session.Prepared, uri: str, address: str | None, *, serial: b
         if retry_failed:
             session.forget_failures(folder)
         mirror, screen = Mirror(folder.store, folder, info, uri), Screen(out)
-        workplace = Workplace.of(prepared.space, folder, None if address else Machine.here())
+        machine = None if address else Machine.here()
+        workplace = Workplace.of(prepared.space, folder, machine)
         driver = Driver(prepared.space, prepared.planner, workplace, folder, [mirror, screen])
-        if driver.finished():
+        if driver.finished() and not driver.schedule.failures:
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {folder.store.url}")
         mirror.start()
         screen.start(driver)
         try:
-            code = session.run(prepared, driver, lambda d: _work(d, address, serial=serial))
+            code = session.run(prepared, driver, lambda d: _work(d, machine, address, serial=serial))
             write_report(folder.store, folder)
         finally:
             screen.stop()
             mirror.finish(sweep_status(folder.state()))
     if mirror.warning:
-        err.print(f"[yellow]warning:[/yellow] {_plain(mirror.warning)}", soft_wrap=True)
+        err.print(f"[yellow]warning:[/yellow] {escape(mirror.warning)}", soft_wrap=True)
     _print_end(folder, prepared.space, uri, code)
     return code
 
 
-def _work(driver: Any, address: str | None, *, serial: bool) -> None:
+def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> None:
     if driver.finished():
         return
     if serial:
@@ -183,7 +186,7 @@ def _work(driver: Any, address: str | None, *, serial: bool) -> None:
     else:
         from orchestrator.searcher import run_tune
 
-        run_tune(driver, address)
+        run_tune(driver, machine, address)
 
 
 def _print_end(folder: SweepFolder, space: Space, uri: str, code: int) -> None:
@@ -194,11 +197,12 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int) -> None:
     if (row := state.chosen_row) is not None and row.score is not None:
         kind = "few-label selection" if space.selection == "target-valid" else "selection without target labels"
         out.print(f"chosen: {row.title}, {row.score * 100:.2f} on validation ({kind})", soft_wrap=True)
-        out.print(f"task vector: {folder.store.path('stages', row.task_sft or '')}", soft_wrap=True)
+        for name, address in {"task": row.task_sft, **row.language_sfts}.items():
+            out.print(f"  vector of {name}: {folder.store.url_of(str(address), 'sft')}", soft_wrap=True)
     if code == 3:
         out.print(f"[red]{session.summary(state)}[/red]; see: python -m orchestrator.sweep failed {folder.name} "
                   f"--storage {folder.store.url}", soft_wrap=True)  # fmt: skip
-    out.print(f"report: {folder.path}/report.md", soft_wrap=True)
+    out.print(f"report: {folder.url('report.md')}", soft_wrap=True)
     out.print(f"browse: mlflow ui --backend-store-uri {uri}", soft_wrap=True)
 
 
@@ -212,16 +216,16 @@ def _print_plan(prepared: session.Prepared) -> None:
             table.add_row(kind, *map(str, preview.counts(kind)))
     out.print(table)
     out.print(preview.sentence(), soft_wrap=True)
-    for title, stages in (("search", preview.search), ("baselines", preview.baselines)):
+    for title, stages in (("these combinations", preview.search), ("baselines", preview.baselines)):
         cost = estimate(stages)
         words = "size of the backbone unknown" if cost is None else (
-            f"about {cost.bytes / 2**30:.2f} GiB in the store, at most {cost.gpu_hours:.2f} GPU hours"
+            f"about {cost.bytes / 2**30:.2f} GiB in the store and {cost.gpu_hours:.2f} GPU hours of training"
         )  # fmt: skip
         out.print(f"{title}: {words}", soft_wrap=True)
     rates = ", ".join(f"{rate:g} TFLOP/s {name}" for name, rate in SUSTAINED_TFLOPS.items())
     out.print(f"[dim]GPU hours are of one A100 at an assumed {rates}[/dim]", soft_wrap=True)
     for name in preview.unresolved:
-        out.print(f"[yellow]not resolved without a network:[/yellow] {_plain(name)}", soft_wrap=True)
+        out.print(f"[yellow]not resolved without a network:[/yellow] {escape(name)}", soft_wrap=True)
 
 
 def _tracking(store: Store, uri: str | None) -> str:
@@ -233,10 +237,6 @@ def _tracking(store: Store, uri: str | None) -> str:
 def _absolute(url: str) -> str:
     """A folder as an absolute path (trials run in folders of their own); a URL as it is."""
     return url if "://" in url else str(Path(url).expanduser().resolve())
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ for each stage. The only importer of mlflow.
 Runs are found again by their tags (sweep, address) and what one holds is compared by digest, so mirroring twice changes
 nothing. A tracker that does not answer costs the driver no time: calls go to a background thread, what fails becomes
 one warning, and what was missed is mirrored at the sweep's end or by `python -m orchestrator.tracking DIR`.
+
+Artifacts go where a server keeps its own, else into the storage, `<storage>/mlartifacts`. MLflow writes to folders,
+s3:// and gs://; with any other storage they go into `mlartifacts` beside the SQLite file.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import typer
 from deftx.errors import ConfigError, DeftxError
 from deftx.store import Store
 from orchestrator.background import BackgroundMirror
-from orchestrator.mirror import SweepMirror
+from orchestrator.mirror import MirrorError, SweepMirror
 from orchestrator.record import SweepFolder, SweepInfo, known_sweep
 from orchestrator.runs import PARENT, Point, PublishedFile, RunContent, SweepContent, sweep_status
 
@@ -39,6 +42,8 @@ _IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+_ARTIFACT_SCHEMES = ("s3", "gs")
+_OWN_TAGS = ("reason", "sft", "combinations", "baselines", "chosen")
 _MIRRORED = "mirrored"
 _BATCH = 1000
 
@@ -78,7 +83,7 @@ class Mirror(BackgroundMirror):
         """Bind a sweep; nothing is sent yet.
 
         Raises:
-            ConfigError: see `check_tracking_uri`.
+            ConfigError: see `check_tracking_uri` and `artifact_place`.
         """
         super().__init__(_sweep_mirror(store, folder, info, tracking_uri), tracking_uri)
 
@@ -87,11 +92,35 @@ def mirror_sweep(store: Store, folder: SweepFolder, tracking_uri: str) -> int:
     """Mirror all that the store knows of a sweep which no driver is working on. Returns the number of its runs.
 
     Raises:
-        StoreError: for an unknown sweep, or (after all else is mirrored) for a stage that does not match its manifest.
+        StoreError: for an unknown sweep.
         ConfigError: for a tracking URI that cannot be opened.
+        MirrorError: after all else is mirrored, for stages that do not match their manifests or that MLflow refused.
     """
     _, info = known_sweep(store, folder.name)
     return _sweep_mirror(store, folder, info, tracking_uri).everything(sweep_status(folder.state()))
+
+
+def artifact_place(store: Store, tracking_uri: str) -> str | None:
+    """Where a new experiment keeps its artifacts; none leaves it to the server.
+
+    Raises:
+        ConfigError: for a database that is no SQLite file with a storage that MLflow cannot write to.
+    """
+    if tracking_uri.startswith(("http", "databricks")):
+        return None
+    place = store.path("mlartifacts")
+    if store.local:
+        return Path(place).resolve().as_uri()
+    url = str(store.fs.unstrip_protocol(place))
+    if url.partition("://")[0] in _ARTIFACT_SCHEMES:
+        return url
+    if tracking_uri.startswith("sqlite"):
+        database = tracking_uri.partition(":///")[2].partition("?")[0]
+        return (Path(database).resolve().parent / "mlartifacts").as_uri()
+    raise ConfigError(
+        f"{store.url}: MLflow can keep no artifacts there; give --tracking-uri http://HOST:5000 of an `mlflow server`, "
+        f"or sqlite:////absolute/path/mlflow.db on this machine"
+    )
 
 
 def _sweep_mirror(store: Store, folder: SweepFolder, info: SweepInfo, uri: str) -> SweepMirror:
@@ -104,6 +133,7 @@ class _MlflowRuns:
 
     def __init__(self, store: Store, experiment: str, info: SweepInfo, uri: str) -> None:
         self._store, self._info, self._uri = store, info, uri
+        self._artifacts = artifact_place(store, uri)
         self._experiment_name = experiment
         self.forget()
 
@@ -117,17 +147,29 @@ class _MlflowRuns:
         return list(self._runs)
 
     def write(self, address: str, content: RunContent) -> None:
-        """Make the run hold `content`; nothing is sent when it does already."""
+        """Make the run hold `content`, but for its files, and end it; nothing is sent when it does already."""
         run = self._runs.get(address) or self._create(address, content)
-        if run.data.tags.get(_MIRRORED) == content.digest and run.info.status == content.status:
+        if _holds(run, content):
             return
+        if _MIRRORED in run.data.tags:
+            self._client.delete_tag(run.info.run_id, _MIRRORED)
         self._log(run, content)
-        self._upload(run.info.run_id, content.files)
         if content.status != "RUNNING":
-            self._close(run.info.run_id, content)
+            self._client.set_terminated(run.info.run_id, content.status, content.span[1] if content.span else None)
         elif run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
         self._refresh(address)
+
+    def attach(self, address: str, content: RunContent) -> None:
+        """Give the run, which was written, the files of `content`; nothing is sent when it has them already."""
+        run = self._runs[address]
+        if _holds(run, content):
+            return
+        self._upload(run.info.run_id, content.files)
+        if content.status != "RUNNING":
+            # the mark of completion comes last: whatever is cut short before is written again
+            self._client.set_tag(run.info.run_id, _MIRRORED, content.digest)
+            self._refresh(address)
 
     def add(self, points: Mapping[str, Sequence[Point]]) -> None:
         """Let curves grow; what has no run yet comes with the whole curve when its stage is done."""
@@ -138,7 +180,7 @@ class _MlflowRuns:
         """End the stages' runs that are RUNNING as KILLED."""
         for address, run in list(self._runs.items()):
             if address != PARENT and run.info.status == "RUNNING":
-                self._client.set_tag(run.info.run_id, "reason", "the sweep stopped before the stage was done")
+                self._client.set_tag(run.info.run_id, "reason", "the sweep ended before the stage was mirrored as done")
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 self._refresh(address)
 
@@ -156,8 +198,7 @@ class _MlflowRuns:
     def _open_experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
-            place = None if self._uri.startswith(("http", "databricks")) else _artifacts(self._store)
-            return self._client.create_experiment(self._experiment_name, artifact_location=place)
+            return self._client.create_experiment(self._experiment_name, artifact_location=self._artifacts)
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
         return experiment.experiment_id
@@ -179,25 +220,24 @@ class _MlflowRuns:
         self._runs[address] = run
         return run
 
-    def _close(self, run_id: str, content: RunContent) -> None:
-        self._client.set_terminated(run_id, content.status, content.span[1] if content.span else None)
-        # the marker of completion comes last: whatever is cut short before is written again
-        self._client.set_tag(run_id, _MIRRORED, content.digest)
-
     def _refresh(self, address: str) -> None:
         self._runs[address] = self._client.get_run(self._runs[address].info.run_id)
 
     def _log(self, run: Run, content: RunContent) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        data, now = run.data, content.span[1] if content.span else int(time.time() * 1000)
+        data, now = run.data, int(time.time() * 1000)
+        made = content.span[1] if content.span else now
         tags = [RunTag(key, value) for key, value in content.tags.items() if data.tags.get(key) != value]
         params = [Param(key, value) for key, value in content.params.items() if key not in data.params]
-        metrics = [Metric(key, v, now, 0) for key, v in content.metrics.items() if data.metrics.get(key) != v]
+        changed = {key: value for key, value in content.metrics.items() if data.metrics.get(key) != value}
+        # of two points of one step MLflow shows the later one
+        metrics = [Metric(key, v, now if key in data.metrics else made, 0) for key, v in changed.items()]
         self._client.log_batch(run.info.run_id, metrics, params, tags)
         self._log_points(run, content.curve)
-        for stale in {"reason", "sft"} & (data.tags.keys() - content.tags.keys()):
-            self._client.delete_tag(run.info.run_id, stale)
+        for tag in data.tags.keys() - content.tags.keys():
+            if tag.partition(".")[0] in _OWN_TAGS:
+                self._client.delete_tag(run.info.run_id, tag)
 
     def _log_points(self, run: Run, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
@@ -241,9 +281,8 @@ def _connect(uri: str) -> MlflowClient:
         raise ConfigError(f"tracking URI {uri}: cannot be opened: {error}") from None
 
 
-def _artifacts(store: Store) -> str:
-    place = store.path("mlartifacts")
-    return Path(place).resolve().as_uri() if store.local else str(store.fs.unstrip_protocol(place))
+def _holds(run: Run, content: RunContent) -> bool:
+    return run.data.tags.get(_MIRRORED) == content.digest and run.info.status == content.status
 
 
 def _sweeps(directory: str) -> list[SweepFolder]:
@@ -266,13 +305,22 @@ def main(
     from mlflow.exceptions import MlflowException
 
     try:
-        for folder in _sweeps(directory):
-            uri = tracking_uri or default_tracking_uri(folder.store)
-            count = mirror_sweep(folder.store, folder, uri)
-            typer.echo(f"{folder.name}: {count} runs in {uri}")
+        whole = [_mirror_and_tell(folder, tracking_uri) for folder in _sweeps(directory)]
     except (DeftxError, MlflowException) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, DeftxError) else 1) from None
+    raise typer.Exit(0 if all(whole) else 1)
+
+
+def _mirror_and_tell(folder: SweepFolder, tracking_uri: str | None) -> bool:
+    """Mirror one sweep; whether all of it."""
+    uri = tracking_uri or default_tracking_uri(folder.store)
+    try:
+        typer.echo(f"{folder.name}: {mirror_sweep(folder.store, folder, uri)} runs in {uri}")
+        return True
+    except MirrorError as error:
+        typer.echo(f"error: {folder.name}: {error}", err=True)
+        return False
 
 
 if __name__ == "__main__":

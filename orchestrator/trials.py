@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Literal
 
 from deftx.config import Execution
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, HubError
 from deftx.stages import KINDS, Stage
 from deftx.store import Store
 from orchestrator.record import Failure, SweepFolder
@@ -60,7 +61,7 @@ class Machine:
         """This one."""
         import torch
 
-        return cls(os.cpu_count() or 1, torch.cuda.device_count())
+        return cls(len(os.sched_getaffinity(0)), torch.cuda.device_count())
 
     def fit(self, need: Resources) -> Resources:
         """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
@@ -78,33 +79,44 @@ def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:
     """
     store = Store(workplace.storage)
     folder = SweepFolder(store, workplace.sweep)
-    made = []
+    if folder.info() is None:
+        raise RuntimeError(f"this node does not see the storage {store.url}: it must be one that all nodes share")
+    outcomes = []
     for stage in job.stages:
         with _logged(stage, folder):
-            made.append(_make(stage, folder, workplace.execution(stage.kind), progress))
-    return "done" if all(made) else "failed"
+            outcomes.append(_make(stage, folder, workplace.execution(stage.kind), progress))
+    # an accident in one language must not keep the others of its row from being graded
+    for accident in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
+        raise accident
+    return "failed" if "failed" in outcomes else "done"
 
 
-def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> bool:
+def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> Status | Exception:
+    """Make a stage, or put on record why not; an accident is returned, to be raised when the job's others are made."""
     # torch and transformers take seconds to import; a driver that only plans needs neither
     from deftx.algorithm import make
 
     try:
         make(stage, folder.store, execution, lambda point: progress(stage.address, point))
-        return True
+        return "done"
+    except HubError as error:
+        # the driver resolved what this needs, so the hub is in trouble and not the user
+        _record(stage, folder, error, final=False)
+        return error
     except DeftxError as error:
-        _record(stage, folder, error, expected=True)
-        return False
+        _record(stage, folder, error, final=True)
+        return "failed"
     except Exception as error:
-        _record(stage, folder, error, expected=False)
-        raise
+        _record(stage, folder, error, final=False)
+        return error
 
 
-def _record(stage: Stage, folder: SweepFolder, error: Exception, *, expected: bool) -> None:
-    logging.getLogger("deftx").error("%s", error if expected else traceback.format_exc())
-    reason = str(error) if expected else f"{type(error).__name__}: {error}"
+def _record(stage: Stage, folder: SweepFolder, error: Exception, *, final: bool) -> None:
+    known = isinstance(error, DeftxError)
+    logging.getLogger("deftx").error("%s", error if known else traceback.format_exc())
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
     failure = Failure(
-        address=stage.address, label=stage.label, reason=reason, expected=expected,
+        address=stage.address, label=stage.label, reason=reason, final=final,
         trace=traceback.format_exc(), log=folder.log_path(stage.address),
     )  # fmt: skip
     folder.write_failure(failure)
@@ -114,7 +126,11 @@ def _record(stage: Stage, folder: SweepFolder, error: Exception, *, expected: bo
 def _logged(stage: Stage, folder: SweepFolder) -> Iterator[None]:
     """What is logged and warned of goes to the stage's log and not to the screen."""
     buffer = StringIO()
-    handler = logging.StreamHandler(buffer)
+    path = Path(folder.log_path(stage.address))
+    if folder.store.local:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # on a file system the log can be read while the stage runs; on an object store it is written at its end
+    handler = logging.FileHandler(path, encoding="utf-8") if folder.store.local else logging.StreamHandler(buffer)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("deftx", "transformers", "datasets", "py.warnings")]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
@@ -131,4 +147,6 @@ def _logged(stage: Stage, folder: SweepFolder) -> Iterator[None]:
             logger.removeHandler(handler)
             logger.setLevel(level)
             logger.propagate = propagate
-        folder.append_log(stage, buffer.getvalue())
+        handler.close()
+        if not folder.store.local:
+            folder.append_log(stage, buffer.getvalue())

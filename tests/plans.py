@@ -55,7 +55,15 @@ def score_of(row: PlannedRow) -> float:
 def make_schedule(space: Space, world: World, *, baselines: bool = True) -> tuple[Replay, Schedule]:
     planner, replay = make_planner(space), Replay(space)
     rows = planner.baselines() if baselines else []
-    schedule = Schedule(replay, planner.combination, rows, score_of, world.published.__contains__, world.failed)
+
+    def controls() -> list[PlannedRow]:
+        scores = {number: score for number, score in schedule.scores.items() if score is not None}
+        return planner.controls(replay.asked[max(scores, key=scores.__getitem__, default=0)]) if baselines else []
+
+    schedule = Schedule(
+        replay, planner.combination, rows, controls, score_of, world.published.__contains__, world.failed
+    )
+    schedule.begin()
     return replay, schedule
 
 

@@ -139,3 +139,33 @@ def test_retention_per_kind_replaces_the_common_one(tmp_path: Path) -> None:
     cell = space.cells()[1]
     assert space.denoising(cell, "l").retention == 0.1
     assert space.denoising(cell, "t").retention == 0.05
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("retention=[{from: 0, to: 0.2, step: .05}]", "a list of shares"),
+        ("first=[{rank_l: 100, rank_t: 100, retention: null}]", "every parameter needs a value"),
+        ("resources.dense.gpu=1.5", "whole GPUs"),
+        ("targets=[ace,ace]", "'ace' is named twice"),
+        ("backbone={languages: [id], heads: 3}", "must be a multiple of heads"),
+        ("backbone={languages: [id], layers: 0}", "backbone.layers"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_told(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in problems(tmp_path, BASE, override)
+
+
+def test_a_misspelt_backbone_recipe_is_not_also_told_to_be_a_name(tmp_path: Path) -> None:
+    text = problems(tmp_path, BASE, "backbone={languages: [id], hiden: 3}")
+    assert "1 problem(s)" in text
+    assert "backbone.hiden: unknown key (did you mean 'hidden'?)" in text
+
+
+def test_selecting_without_target_labels_needs_the_sparse_phase(tmp_path: Path) -> None:
+    assert "retrain" in problems(tmp_path, BASE, "selection=unlabelled", "task.retrain=false")
+
+
+def test_a_first_combination_given_twice_is_one(tmp_path: Path) -> None:
+    cell = "{rank_l: 100, rank_t: 100, retention: 0.05}"
+    assert len(load(tmp_path, BASE, f"first=[{cell}, {cell}]").cells()) == 2  # type: ignore[attr-defined]

@@ -45,7 +45,8 @@ def shipped_planner(name: str, folder: Path, *overrides: str) -> Planner:
 def stages_of(planner: Planner, name: str, *overrides: str) -> list[Stage]:
     _, space = load_space(name, overrides or ON_LINE.get(name, ()))
     cells = space.cells()[:4] if space.search == "tpe" else space.cells()
-    rows = [planner.combination(number, cell) for number, cell in enumerate(cells)] + planner.baselines()
+    rows = [planner.combination(number, cell) for number, cell in enumerate(cells)]
+    rows += planner.baselines() + planner.controls(cells[0])
     return list(walk(grade for row in rows for grade in row.grades.values()))
 
 
@@ -93,19 +94,28 @@ def test_the_source_vector_is_where_the_task_starts_and_a_baseline_of_its_own() 
     space = make_space(source={"learn": {"rank": 4, "retention": 0.05}})
     planner = make_planner(space)
     start = planner.combination(0, space.cells()[0]).task.inputs[0][1].input("start")
-    row = next(row for row in planner.baselines() if row.kind == "task+source")
+    row = next(row for row in planner.controls(space.cells()[0]) if row.kind == "task+source")
     assert start is not None
     assert start.language == "id"
     assert {stage.address for stage in row.languages.values()} == {start.address}
 
 
 def test_without_a_source_vector_there_is_no_such_baseline() -> None:
-    assert [row.kind for row in make_planner(make_space()).baselines()] == ["lt-sft", "task", "dense-task"]
+    space = make_space()
+    planner = make_planner(space)
+    assert [row.kind for row in planner.baselines()] == ["lt-sft", "dense-task"]
+    assert [row.kind for row in planner.controls(space.cells()[0])] == ["task"]
 
 
-def test_the_control_is_graded_with_another_targets_vector() -> None:
-    row = make_planner(make_space(baselines=["other-language"])).baselines()[0]
-    assert {target: stage.language for target, stage in row.languages.items()} == {"ace": "ban", "ban": "ace"}
+def test_controls_have_the_chosen_vectors_and_lack_the_right_language_vector_alone() -> None:
+    space = make_space(baselines=["task", "other-language"])
+    planner, cell = make_planner(space), space.cells()[2]
+    chosen = planner.combination(2, cell)
+    task, other = planner.controls(cell)
+    assert task.task == other.task == chosen.task
+    assert not task.languages
+    assert {target: stage.language for target, stage in other.languages.items()} == {"ace": "ban", "ban": "ace"}
+    assert other.languages["ace"] == chosen.languages["ban"]
 
 
 @pytest.mark.parametrize("name", shipped_spaces())

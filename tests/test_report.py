@@ -102,7 +102,7 @@ def test_a_failed_combination_is_shown_with_its_other_languages_and_the_reason(s
     row.status, row.reason = "failed", "ban: too little | text"
     row.grades["ban"] = "f" * 32
     sweep.folder.write_failure(
-        Failure(address="f" * 32, label="ban · dense", reason="too little text", expected=True, log="x/logs/f.log")
+        Failure(address="f" * 32, label="ban · dense", reason="too little text", final=True, log="x/logs/f.log")
     )
     report = sweep.report()
     cells = table_line(report.replace(r"\|", "/"), "r_l 16, r_t 16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from deftx.sft import SparseFineTuning
 from deftx.stages import Stage
 from deftx.store import Store
 from orchestrator.lease import Lease
+from orchestrator.record import Failure
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +120,11 @@ def test_mlflow_mirrors_every_stage_once(copy: Path, space: Path, data: Path) ->
     assert {one.info.status for one in runs} == {"FINISHED"}
 
 
-def test_the_vectors_load_by_their_path_in_the_store(finished: Path) -> None:
-    row = folder_of(finished, "tiny").state().chosen_row
-    assert row is not None
-    for address in (row.task_sft, row.language_sfts["ila"]):
-        (sft,) = finished.glob(f"stages/{address}/attempt-*/sft")
-        assert len(SparseFineTuning.from_pretrained(sft)) > 0
+def test_the_vectors_load_by_the_paths_printed(copy: Path, space: Path, data: Path) -> None:
+    printed = run(space, data, copy).output.replace("\n", "")
+    paths = re.findall(r"vector of (\w+): (\S+?/sft)", printed)
+    assert [name for name, _ in paths] == ["task", "ila", "vek"]
+    assert all(len(SparseFineTuning.from_pretrained(path)) > 0 for _, path in paths)
 
 
 def test_selection_without_target_labels(copy: Path, space: Path, data: Path) -> None:
@@ -263,6 +264,74 @@ def test_unexpected_failures_are_tried_again_and_expected_ones_are_not(
     monkeypatch.setattr(deftx.algorithm, "make", honest)
     assert run(space, data, tmp_path, "--retry-failed").exit_code == 0
     assert not folder_of(tmp_path, "tiny").failures()
+
+
+def test_an_accident_on_record_that_was_not_final_does_not_stop_a_resume(copy: Path, space: Path, data: Path) -> None:
+    folder = folder_of(copy, "tiny")
+    address = next(a for a, entry in folder.state().stages.items() if entry.label == "task · dense")
+    shutil.rmtree(copy / "stages" / address)
+    for stage, entry in folder.state().stages.items():
+        if entry.kind in ("sparse", "grade") and entry.subject in ("task", "ila"):
+            shutil.rmtree(copy / "stages" / stage)
+    folder.write_failure(Failure(address=address, label="task · dense", reason="CUDA out of memory", final=False))
+    assert run(space, data, copy).exit_code == 0
+    assert not folder.failures()
+
+
+def test_an_accident_in_one_language_keeps_no_other_from_being_graded(
+    data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = deftx.algorithm.make
+
+    def make(stage: Stage, *rest: object) -> object:
+        if stage.kind == "grade" and stage.language == "ila":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] [/no closing tag]")
+        return honest(stage, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deftx.algorithm, "make", make)
+    result = run(space, data, tmp_path, "--set", "max_failures=0")
+    assert result.exit_code == 3
+    assert "[enforce fail at alloc_cpu.cpp:117]" in result.output
+    state = folder_of(tmp_path, "tiny").state()
+    assert all(row.grades["vek"] in published(tmp_path) for row in state.rows)
+    assert all("ila" in str(row.reason) and "vek:" not in str(row.reason) for row in state.rows)
+    assert "enforce fail" in sweep("failed", "tiny", "--storage", tmp_path).output
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("archipelago/vek/test.csv", b"id,text,label\n1,ka,possitive\n", "unknown label 'possitive'"),
+        ("archipelago/vek/valid.csv", b"id,label\n1,positive\n", "text"),
+        ("corpora/vek.txt", b"ka\nk\xff\n", "line 2: not UTF-8"),
+        ("archipelago/sor/train.csv", b"", "is empty"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_before_anything_runs(
+    data: Path, space: Path, tmp_path: Path, file: str, content: bytes, expected: str
+) -> None:
+    wrong = shutil.copytree(data, tmp_path / "wrong")
+    (wrong / file).write_bytes(content)
+    result = run(space, wrong, tmp_path / "storage")
+    assert result.exit_code == 2
+    assert file in result.output.replace("\n", "")
+    assert expected in result.output.replace("\n", " ")
+    assert not attempts(tmp_path / "storage")
+
+
+def test_a_spoilt_grade_is_made_again(copy: Path, space: Path, data: Path) -> None:
+    path = next(copy.glob("stages/*/attempt-*/scores.json"))
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert run(space, data, copy).exit_code == 0
+    address = path.parts[-3]
+    assert len(attempts(copy)[address]) == 2
+    assert folder_of(copy, "tiny").store.intact(address)
+
+
+def test_a_plan_of_the_demo_writes_nothing(tmp_path: Path) -> None:
+    result = sweep("demo", "--plan", "--storage", tmp_path)
+    assert result.exit_code == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_driver_is_refused_while_the_first_lives_and_a_dead_ones_lease_is_taken_over(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from deftx.config import Denoise, TextSettings, Training
 from deftx.data.sources import FileSource
-from deftx.errors import ConfigError, StoreError
+from deftx.errors import ConfigError
 from deftx.published import HubFolder
 from deftx.stages import (
     DenseSettings,
@@ -31,9 +32,17 @@ from deftx.stages import (
 )
 from deftx.store import Manifest, Store
 from orchestrator import background
+from orchestrator.mirror import MirrorError
 from orchestrator.record import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.runs import PARENT, sweep_status
-from orchestrator.tracking import Mirror, check_tracking_uri, default_tracking_uri, main, mirror_sweep
+from orchestrator.tracking import (
+    Mirror,
+    artifact_place,
+    check_tracking_uri,
+    default_tracking_uri,
+    main,
+    mirror_sweep,
+)
 
 BACKBONE = HubFolder(repo="owner/tiny", commit="c" * 40)
 FILE = FileSource(sha256="f" * 64, url="/nowhere/text.txt")
@@ -288,13 +297,12 @@ def test_the_parent_has_what_was_asked_and_what_was_chosen(finished: Sweep) -> N
     assert [path for path, _ in parent["artifacts"]] == [
         "plan.json", "plots/heat.png", "report.md", "results.csv", "space.json", "sweep.json"
     ]  # fmt: skip
-    assert parent["metrics"]["score"] == [(0, 0.5), (1, 0.75)]
     assert parent["metrics"]["chosen_score"] == [(0, 0.75)]
     assert parent["tags"]["chosen"] == "DEFT-X r_l 90%, r_t 100, keep 5 %"
     assert (parent["tags"]["chosen.number"], parent["tags"]["chosen.rank_l"]) == ("1", "90%")
     assert parent["params"] == {"benchmark": "made-up", "backbone": "owner/tiny", "seed": str(finished.number)}
     grade = finished.runs()[finished.rows[0].grades["ace"]]
-    assert grade.data.tags["combinations"] == "0"
+    assert (grade.data.tags["combinations"], grade.data.metrics["score"]) == ("0", 0.5)
 
 
 def test_mirroring_again_changes_nothing(sweep: Sweep) -> None:
@@ -369,7 +377,7 @@ def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
 
 def test_a_failed_stage_says_why_and_may_be_tried_again(sweep: Sweep) -> None:
     stage = sweep.stages[0]
-    failure = Failure(address=stage.address, label=stage.label, reason="too little text", expected=True, trace="Trace")
+    failure = Failure(address=stage.address, label=stage.label, reason="too little text", final=True, trace="Trace")
     sweep.folder.write_failure(failure)
     sweep.mark(stage, "failed")
     mirror = sweep.mirror()
@@ -502,18 +510,127 @@ def test_a_spoilt_sft_is_named_and_the_rest_is_mirrored(sweep: Sweep) -> None:
     manifest = sweep.store.manifest(spoilt.address)
     assert manifest is not None
     Path(sweep.store.path("stages", spoilt.address, manifest.attempt, "sft", "sft.json")).write_text("[]")
-    with pytest.raises(StoreError, match=r"sft\.json: does not match its manifest"):
+    with pytest.raises(MirrorError, match=r"1 incomplete: ace · sparse .*sft\.json: does not match its manifest"):
         mirror_sweep(sweep.store, sweep.folder, sweep.uri)
-    statuses = {address: run.info.status for address, run in sweep.runs().items()}
-    assert len(statuses) == 9 and statuses.pop(spoilt.address) == "KILLED"
-    assert statuses.pop(PARENT) == "KILLED" and set(statuses.values()) == {"FINISHED"}
+    runs = sweep.runs()
+    statuses = {address: run.info.status for address, run in runs.items()}
+    assert len(statuses) == 9 and statuses.pop(PARENT) == "KILLED" and set(statuses.values()) == {"FINISHED"}
+    assert [address for address, run in runs.items() if "mirrored" not in run.data.tags] == [spoilt.address]
+    cli = run_cli(f"{sweep.folder.path}", "--tracking-uri", sweep.uri)
+    assert cli.exit_code == 1 and f"error: {sweep.name}: 1 incomplete: ace · sparse" in cli.output
+
+
+def refuse_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("the bucket is gone\nTraceback")
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifacts", refuse)
+
+
+def test_without_a_place_for_files_every_run_is_ended_all_the_same(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "PAUSE_SECONDS", 0.0)
+    with monkeypatch.context() as broken:
+        refuse_files(broken)
+        mirror = sweep.mirror()
+        mirror.start()
+        for stage in sweep.stages:
+            mirror.stage_started(stage)
+            sweep.make([stage])
+            mirror.stage_done(stage, reused=False)
+        sweep.end()
+        mirror.finish("FINISHED")
+    runs = sweep.runs()
+    assert len(runs) == 9 and {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs[PARENT].data.metrics["chosen_score"] == 0.75
+    assert runs[sweep.grades[0].address].data.metrics["sealed_test/ace"] > 0
+    assert mirror.warning is not None and "(4 incomplete: " in mirror.warning and "the bucket is gone" in mirror.warning
+
+    assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == 9
+    again = sweep.runs()
+    assert "sft/sft.json" in dict(sweep.artifacts(again[language_stage("ace", sweep.number).address]))
+    assert {address: run.info.run_id for address, run in again.items()} == {a: r.info.run_id for a, r in runs.items()}
+
+
+def test_a_stage_that_mlflow_refuses_does_not_stop_the_others(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep.make(sweep.stages)
+    sweep.end()
+    mirror = sweep.mirror()
+    write = mirror._sweep.runs.write
+
+    def picky(address: str, content: Any) -> None:
+        if address == sweep.stages[0].address:
+            raise ValueError("no such run for me")
+        write(address, content)
+
+    monkeypatch.setattr(mirror._sweep.runs, "write", picky)
+    mirror.finish("FINISHED")
+    assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
+    assert sweep.runs().keys() == {PARENT, *(stage.address for stage in sweep.stages[1:])}
+    assert f"(1 incomplete: {sweep.stages[0].label}: no such run for me)" in str(mirror.warning)
+
+
+def test_the_sweeps_own_run_ends_even_when_a_test_score_is_spoilt(sweep: Sweep) -> None:
+    sweep.make(sweep.stages)
+    sweep.end()
+    grade = sweep.rows[1].grades["ace"]
+    manifest = sweep.store.manifest(grade)
+    assert manifest is not None
+    Path(sweep.store.path("stages", grade, manifest.attempt, "sealed_test.json")).write_text("{}")
+    with pytest.raises(MirrorError, match=r"2 incomplete: .*test scores of the sweep"):
+        mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    parent = sweep.runs()[PARENT]
+    assert parent.info.status == "FINISHED" and "sealed_test/ace" not in parent.data.metrics
+
+
+def test_a_widened_space_leaves_no_score_with_another_combination(sweep: Sweep) -> None:
+    run_live(sweep)
+    one, two = (row.grades["ace"] for row in sweep.rows)
+    sweep.rows[0].number, sweep.rows[1].number = 1, 0
+    sweep.state.rows[1].score = 0.25
+    sweep.end(chosen=1)
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    runs = sweep.runs()
+    shown = {
+        address: (runs[address].data.tags["combinations"], runs[address].data.metrics["score"])
+        for address in (one, two)
+    }
+    assert shown == {one: ("1", 0.5), two: ("0", 0.25)}
+    assert "score" not in runs[PARENT].data.metrics
+
+    sweep.state.ended, sweep.state.chosen = False, None
+    sweep.folder.write_state(sweep.state)
+    mirror_sweep(sweep.store, sweep.folder, sweep.uri)
+    assert not [tag for tag in sweep.runs()[PARENT].data.tags if tag.startswith("chosen")]
+
+
+def test_a_rerun_writes_no_stage_again(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    run_live(sweep)
+    written: set[str] = set()
+    for name in ("log_batch", "set_tag", "delete_tag", "set_terminated", "update_run", "log_artifacts"):
+        honest = getattr(MlflowClient, name)
+
+        def noted(self: Any, run_id: str, *rest: Any, honest: Any = honest, **more: Any) -> Any:
+            written.add(run_id)
+            return honest(self, run_id, *rest, **more)
+
+        monkeypatch.setattr(MlflowClient, name, noted)
+    mirror = sweep.mirror()
+    mirror.start()
+    for stage in sweep.stages:
+        mirror.stage_done(stage, reused=True)
+    mirror.finish("FINISHED")
+    assert mirror.warning is None
+    assert written == {sweep.runs()[PARENT].info.run_id}
 
 
 def test_an_sft_of_a_remote_store_keeps_its_file_name(sweep: Sweep, tmp_path: Path) -> None:
     store = Store(f"memory://deftx-{sweep.number}", cache=tmp_path / "cache")
     remote = Sweep(store, sweep.uri, sweep.name)
-    client = mlflow_client(remote.uri)  # MLflow itself cannot write to memory://
-    client.create_experiment(f"space-{remote.number}", artifact_location=(tmp_path / "artifacts").as_uri())
+    client = mlflow_client(remote.uri)
     stage = language_stage("ace", remote.number)
     remote.make([stage])
     mirror_sweep(store, remote.folder, remote.uri)
@@ -540,6 +657,20 @@ def test_a_remote_store_needs_a_tracking_uri(tmp_path: Path) -> None:
         ConfigError, match=r"memory://x: a remote storage needs --tracking-uri, such as http://HOST:5000"
     ):
         default_tracking_uri(Store("memory://x"))
+
+
+def test_artifacts_go_to_the_server_the_storage_or_beside_the_database(tmp_path: Path) -> None:
+    local, remote = Store(str(tmp_path / "a b")), Store("memory://x")
+    database = f"sqlite:///{tmp_path}/runs/mlflow.db?timeout=9"
+    for store in (local, remote):
+        assert artifact_place(store, "http://host:5000") is None and artifact_place(store, "databricks") is None
+    assert artifact_place(local, database) == (tmp_path / "a b" / "mlartifacts").as_uri()
+    assert artifact_place(remote, database) == (tmp_path / "runs" / "mlartifacts").as_uri()
+    assert artifact_place(remote, "sqlite:///mlflow.db") == (Path.cwd() / "mlartifacts").as_uri()
+    with pytest.raises(ConfigError, match=r"memory://x: MLflow can keep no artifacts there; give --tracking-uri http"):
+        artifact_place(remote, "postgresql://host/db")
+    remote.fs = SimpleNamespace(unstrip_protocol=lambda path: f"s3:/{path}")  # s3fs itself comes with the cluster extra
+    assert artifact_place(remote, database) == "s3://x/mlartifacts"
 
 
 def run_cli(*arguments: str) -> Result:
