@@ -116,7 +116,8 @@ def _other_branch(problem: Any, raw: Mapping[str, Any]) -> bool:
     """Whether a problem is of the form of backbone (a name, or a recipe) that was not written."""
     if problem["loc"][:1] != ("backbone",) or len(problem["loc"]) == 1:
         return False
-    return (problem["loc"][1] == "str") == isinstance(raw.get("backbone"), Mapping)
+    is_name = bool(problem["loc"][1] == "str")
+    return is_name == isinstance(raw.get("backbone"), Mapping)
 
 
 def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
