@@ -18,6 +18,8 @@ import torch
 
 from deftx.config import Execution, Precision
 
+_LARGE = 2 << 30
+"""Resident bytes from which a collection, 0.3 s with torch and transformers loaded, is worth its time."""
 _NOTED = ("deftx-sweeps", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
 
 
@@ -30,10 +32,11 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     # must be set before the first cuBLAS call of the process to make its sums reproducible
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(execution.threads)
-    # models are reference cycles: a reused worker would hold on to the memory of the trial before
-    gc.collect()
-    if execution.device != "cpu":
-        torch.cuda.empty_cache()
+    if execution.device != "cpu" or _memory("VmRSS") > _LARGE:
+        # models are reference cycles: a reused worker would hold on to the memory of the trial before
+        gc.collect()
+        if execution.device != "cpu":
+            torch.cuda.empty_cache()
     # some CUDA kernel without a deterministic form is a line in the log, not a failed trial
     torch.use_deterministic_algorithms(True, warn_only=True)
     # deterministic mode also fills fresh memory, which nothing here reads before it is written
@@ -57,8 +60,13 @@ def peak_memory() -> int:
     """Most bytes since `reset_peak_memory`: of GPU memory where a GPU was used, else resident; 0 where unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    return _memory("VmHWM")
+
+
+def _memory(field: str) -> int:
+    """A field of proc(5)'s status in bytes; 0 where there is none."""
     try:
-        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     except OSError:
         return 0
     return int(match.group(1)) * 1024 if match else 0
