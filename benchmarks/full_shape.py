@@ -22,7 +22,7 @@ from deftx.store import Store
 
 SETTINGS = (
     "targets=[ace]", "rank_l=[100]", "rank_t=[90%]", "retention=0.05", "search=grid", "first=[]", "source=null",
-    "baselines=[lt-sft]", "parallel=1", "language.training.max_steps=5", "language.training.validate_every=5",
+    "baselines=[]", "parallel=1", "language.training.max_steps=5", "language.training.validate_every=5",
     "task.training.max_steps=5", "task.training.validate_every=5", "language.text.max_lines=3000", "task.max_rows=500",
 )  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_the_wheel_works_in_any_directory(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = (
-        f"import sys; sys.path = [{str(tmp_path / 'site')!r}] + [p for p in sys.path if {str(ROOT)!r} not in p]\n"
+        f"import sys; sys.path = [{str(tmp_path / 'site')!r}] + [p for p in sys.path if p != {str(ROOT)!r}]\n"
         "import orchestrator.sweep as s, deftx; assert 'site' in s.__file__ and 'site' in deftx.__file__\n"
         "sys.argv = ['sweep', 'demo', '--plan']; s.app()"
     )
