@@ -1,4 +1,4 @@
-"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. With sweep, the only importer of ray.
+"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. The only importer of ray.
 
 Every run is a fresh experiment in a throw-away folder: what was done is answered by the store, not by Tune. The driver
 decides everything; here its jobs become trials with the resources of their stage kind.
