@@ -32,7 +32,7 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     # must be set before the first cuBLAS call of the process to make its sums reproducible
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(execution.threads)
-    if execution.device != "cpu" or _memory("VmRSS") > _LARGE:
+    if execution.device != "cpu" or memory("VmRSS") > _LARGE:
         # models are reference cycles: a reused worker would hold on to the memory of the trial before
         gc.collect()
         if execution.device != "cpu":
@@ -60,10 +60,10 @@ def peak_memory() -> int:
     """Most bytes since `reset_peak_memory`: of GPU memory where a GPU was used, else resident; 0 where unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    return _memory("VmHWM")
+    return memory("VmHWM")
 
 
-def _memory(field: str) -> int:
+def memory(field: str) -> int:
     """A field of proc(5)'s status in bytes; 0 where there is none."""
     try:
         match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))

@@ -1,0 +1,165 @@
+"""Measured rows, what they must reach, and the table of them: results.json and results.md.
+
+A part is a module with `rows(options) -> list[Row]`, and `if __name__ == "__main__": command("PART", rows, __doc__)`
+makes it a program: `python -m benchmarks.PART [--small] [--device cuda] [--threads 2] [--data-root DIR] [--out DIR]`.
+
+    at_least(Row("dense MLM step", "seconds", ours, reference=theirs, floor=floor), 2.2)   # theirs / ours
+    at_most(Row("dense MLM step", "GiB", ours, reference=theirs), 0.7)                     # ours / theirs
+    below(Row("select", "seconds", ours), 6)
+
+Every run of a part replaces its own rows in results.json and writes results.md anew; `--small` only prints, unless
+`--out` names a folder. How to measure is in `measure`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.measure import HERE, Options, machine
+from deftx import environment
+
+PARTS = ("train", "memory", "select", "denoise", "compose", "sft", "evaluate", "growth")
+"""The order of the table. A part that is missing here cannot be published."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured quantity of one piece of work.
+
+    Attributes:
+        work: such as `dense MLM step, float32`.
+        measure: `seconds`, `GiB`, or another unit.
+        ours: what this code needs.
+        reference: what the plain reference needs; none where the target is absolute.
+        floor: what the machine could not do it below, in the same unit.
+        must: the requirement in words; empty for a figure that is only reported.
+        met: whether it holds; none where nothing is required (or `--small`).
+        note: what a reader has to know about the figure.
+    """
+
+    work: str
+    measure: str
+    ours: float
+    reference: float | None = None
+    floor: float | None = None
+    must: str = ""
+    met: bool | None = None
+    note: str = ""
+
+
+def at_least(row: Row, factor: float) -> Row:
+    """Require that the reference takes at least `factor` times what ours does."""
+    assert row.reference is not None
+    return replace(row, must=f"reference at least {factor:g}x", met=row.reference / row.ours >= factor)
+
+
+def at_most(row: Row, factor: float) -> Row:
+    """Require that ours takes at most `factor` of the reference."""
+    assert row.reference is not None
+    return replace(row, must=f"at most {factor:g}x the reference", met=row.ours <= factor * row.reference)
+
+
+def below(row: Row, limit: float) -> Row:
+    """Require at most `limit` in the row's own unit."""
+    return replace(row, must=f"at most {limit:g} {row.measure}", met=row.ours <= limit)
+
+
+def above(row: Row, limit: float) -> Row:
+    """Require at least `limit` in the row's own unit."""
+    return replace(row, must=f"at least {limit:g} {row.measure}", met=row.ours >= limit)
+
+
+def command(part: str, rows: Callable[[Options], list[Row]], doc: str | None = None) -> None:
+    """Run one part as a program; exits with 1 when a requirement is missed."""
+
+    def main(
+        small: Annotated[bool, typer.Option("--small", help="tiny shapes, seconds")] = False,
+        device: str = "cpu",
+        threads: int = 2,
+        data_root: Annotated[Path | None, typer.Option(help="folder with nusax/")] = None,
+        out: Annotated[Path | None, typer.Option(help="where the results go")] = None,
+    ) -> None:
+        options = Options(small, device, threads, data_root, out or (None if small else HERE))
+        raise typer.Exit(0 if run({part: rows}, options) else 1)
+
+    main.__doc__ = doc
+    typer.run(main)
+
+
+def run(parts: Mapping[str, Callable[[Options], list[Row]]], options: Options) -> bool:
+    """Measure parts, print them, and publish them where `options.out` says; whether all requirements hold."""
+    torch.set_num_threads(options.threads)
+    held = True
+    for part, rows in parts.items():
+        found = rows(options)
+        held &= all(row.met is not False for row in found)
+        print(f"{part}\n{table(found)}\n", flush=True)
+        if options.out is not None:
+            publish(part, found, options)
+    return held
+
+
+def publish(part: str, rows: list[Row], options: Options) -> None:
+    """Replace the rows of a part (on a device) in results.json, then write results.md anew from it."""
+    assert options.out is not None
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "results.json"
+    parts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    parts[part if options.device == "cpu" else f"{part} on {options.device}"] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine(options),
+        "versions": environment.versions(),
+        "commit": environment.git_commit(),
+        "small": options.small,
+        "rows": [asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
+    (options.out / "results.md").write_text(markdown(parts), encoding="utf-8")
+
+
+def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """results.md: a table for each part, with its machine, versions and date."""
+    ordered = sorted(parts, key=lambda name: (PARTS.index(name.partition(" on ")[0]), name))
+    text = [
+        "# What every stage takes\n\nMeasured by `python -m benchmarks`, each part by `python -m benchmarks.PART`; "
+        "ours and the reference take turns in one run. A ratio is the reference over ours. The floor is the "
+        "arithmetic over the machine's measured rate plus the bytes over its measured copy rate.\n"
+    ]
+    for name in ordered:
+        part = parts[name]
+        where = "; ".join(part["machine"].values())
+        versions = ", ".join(f"{key} {value}" for key, value in part["versions"].items())
+        small = " Tiny shapes (`--small`): the figures mean nothing." if part["small"] else ""
+        text.append(
+            f"## {name}\n\n{table([Row(**row) for row in part['rows']])}\n\n"
+            f"{part['date']}, {where}; {versions}; commit {part['commit']}.{small}\n"
+        )
+    return "\n".join(text)
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as a Markdown table."""
+    head = ["work", "measure", "ours", "reference", "ratio", "floor", "over the floor", "must", "met", "note"]
+    lines = [head, ["---", "---", "---:", "---:", "---:", "---:", "---:", "---", "---", "---"]]
+    for row in rows:
+        ratio = _figure(row.reference / row.ours) + "x" if row.reference is not None and row.ours else ""
+        over = _figure(row.ours / row.floor) + "x" if row.floor else ""
+        met = {None: "", True: "yes", False: "**no**"}[row.met]
+        figures = [_figure(row.ours), _figure(row.reference), ratio, _figure(row.floor), over]
+        lines.append([row.work, row.measure, *figures, row.must, met, row.note])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _figure(value: float | None) -> str:
+    """Three digits, no exponent above a millionth."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
