@@ -49,8 +49,7 @@ def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None 
         raise DataError(
             f"{folder}: has no LM head; set lm_head to a donor such as FacebookAI/xlm-roberta-base, or to random"
         )
-    decoder = model.lm_head.decoder
-    decoder.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
+    untie(model)
     if lm_head == "random":
         _draw(model.lm_head.dense, model.config.initializer_range, seed)
         model.lm_head.layer_norm.reset_parameters()
@@ -60,6 +59,12 @@ def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None 
         state = {name: tensor for name, tensor in donor.lm_head.state_dict().items() if name != "decoder.weight"}
         _copy_head(model.lm_head, state, lm_head)
     return model
+
+
+def untie(model: Any) -> None:
+    """Make the output embedding a frozen copy of the input embedding as it is now."""
+    words = model.get_input_embeddings().weight
+    model.lm_head.decoder.weight = nn.Parameter(words.detach().clone(), requires_grad=False)
 
 
 def load_classifier(folder: Path, labels: tuple[str, ...], seed: int, dropout: float | None = None) -> Any:

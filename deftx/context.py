@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-
-from safetensors import safe_open
-from torch import Tensor
 
 from deftx.config import Execution, Settings
 from deftx.published import HubFolder, Published, local_folder, name_of
@@ -17,7 +13,8 @@ from deftx.stages import DenseSettings, Stage, TextStageSettings
 from deftx.store import Checkpoint, Store
 from deftx.training import Report
 
-DELTA, HEAD, SPECTRA, BLOCKS = "delta.safetensors", "head.safetensors", "spectra.safetensors", "blocks.safetensors"
+DELTA, HEAD, BLOCKS = "delta.safetensors", "head.safetensors", "blocks.safetensors"
+SPECTRA, VECTORS = "spectra.safetensors", "vectors.safetensors"
 SCORES, SEALED, DROPPED = "scores.json", "sealed_test.json", "dropped_rows.json"
 S = TypeVar("S", bound=Settings)
 
@@ -74,27 +71,3 @@ def backbone_folder(store: Store, stage: Stage) -> Path:
         return store.fetch_folder(trained.address, "model")
     assert isinstance(stage.settings, TextStageSettings | DenseSettings) and stage.settings.backbone is not None
     return local_folder(stage.settings.backbone)
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each read from disk when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        """Open a file; only its header is read."""
-        self._file = safe_open(path, framework="pt")
-        self._names = list(self._file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor."""
-        if name not in self._names:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        """How many tensors there are."""
-        return len(self._names)

@@ -16,7 +16,6 @@ from deftx.context import (
     SEALED,
     Context,
     Facts,
-    LazyTensors,
     backbone_folder,
     dense_of,
     settings_of,
@@ -26,6 +25,7 @@ from deftx.data.benchmarks import Split, benchmark, read_examples
 from deftx.data.sources import Source
 from deftx.evaluate import Metric, score
 from deftx.objectives import encode, predict
+from deftx.ondisk import LazyTensors
 from deftx.select import non_zero
 from deftx.sft import SFTMetadata, SparseFineTuning
 from deftx.stages import GradeSettings, Stage

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from deftx.compose import base_of
 from deftx.data.text import Blocks
 from deftx.evaluate import Metric, score
+from deftx.labelled_loss import head_loss
 
 Batch = dict[str, Tensor]
 Integers = NDArray[np.int32]
@@ -52,6 +53,10 @@ class Objective(ABC):
     @abstractmethod
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """Validation metrics of a model in evaluation mode; `self.metric` is among them."""
+
+    def located(self, batch: Batch) -> Batch:
+        """A batch with whatever of its tensors' places is better worked out on the CPU than on a GPU."""
+        return batch
 
     @staticmethod
     def labelled(batch: Batch) -> int:
@@ -126,17 +131,24 @@ class MaskedLanguageModelling(Objective):
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Cross-entropy summed over the masked positions."""
+        if "places" not in batch:
+            batch = self.located(batch)
         hidden = base_of(model)(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        chosen = batch["labels"] != IGNORED
-        logits = model.lm_head(hidden[chosen])
-        return cross_entropy(logits.float(), batch["labels"][chosen], reduction="sum")
+        return head_loss(model.lm_head, hidden.flatten(0, 1)[batch["places"]], batch["targets"])
+
+    def located(self, batch: Batch) -> Batch:
+        """With the flat positions to predict, `places`, and what stands there, `targets`."""
+        labels = batch["labels"].flatten()
+        places = (labels != IGNORED).nonzero().squeeze(1)
+        return {**batch, "places": places, "targets": labels[places]}
 
     @torch.no_grad()
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """The mean loss over the fixed masked positions."""
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(self._valid["labels"]), _VALIDATION_BLOCKS):
-            part = {key: tensor[start : start + _VALIDATION_BLOCKS].to(device) for key, tensor in self._valid.items()}
+            part = {key: tensor[start : start + _VALIDATION_BLOCKS] for key, tensor in self._valid.items()}
+            part = {key: tensor.to(device) for key, tensor in self.located(part).items()}
             total += self.loss(model, part).double().cpu()
         return {"valid_loss": float(total) / max(self.labelled(self._valid), 1)}
 

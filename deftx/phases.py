@@ -16,16 +16,13 @@ from torch import Tensor
 from deftx import environment
 from deftx.backbones import head_of, load_classifier, load_masked_lm, load_tokenizer
 from deftx.compose import apply
-from deftx.config import Denoise, resolve_k
 from deftx.context import (
     BLOCKS,
     DELTA,
     DROPPED,
     HEAD,
-    SPECTRA,
     Context,
     Facts,
-    LazyTensors,
     backbone_folder,
     settings_of,
     vector_of,
@@ -33,33 +30,35 @@ from deftx.context import (
 from deftx.data.benchmarks import Benchmark, Examples, Split, benchmark, read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.data.text import Blocks
-from deftx.denoise import Denoised, denoise, factorise, is_matrix
 from deftx.errors import DataError
+from deftx.masks import choose, denoise_all, factors_of, save_factors
 from deftx.objectives import Classification, MaskedLanguageModelling, Masking, Objective, encode
+from deftx.ondisk import Kept, LazyTensors, write
 from deftx.published import HubFolder, local_folder, name_of
-from deftx.select import Indices, jaccard, non_zero, select
+from deftx.select import Indices
 from deftx.sft import SFTMetadata, SparseFineTuning
 from deftx.stages import DenseSettings, SparseSettings, Stage, TaskData
 from deftx.store import Store
-from deftx.training import body_of, phase, train
+from deftx.trainable import body_of, phase
+from deftx.training import train
 
 
 def dense(context: Context) -> Facts:
     """Algorithm 1, lines 1-3: train everything; the delta is the best checkpoint less the start."""
     settings = settings_of(context.stage, DenseSettings)
     model, objective = _prepare(context, context.stage)
-    start = {name: parameter.detach().clone() for name, parameter in body_of(model, settings.training).items()}
+    start = Kept()
+    start.keep(body_of(model, settings.training))
     outcome = train(
         model, objective, settings.training, seed=context.stage.seed, what=lambda: phase(model, settings.training),
         execution=context.execution, checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
     model.cpu()
-    delta = {name: p.detach() - start[name] for name, p in body_of(model, settings.training).items()}
-    save_file(delta, context.folder / DELTA)
+    write(context.folder / DELTA, body_of(model, settings.training), lambda name, weight: weight - start[name])
+    delta = LazyTensors(context.folder / DELTA)
     save_file({name: p.detach().contiguous() for name, p in head_of(model).items()}, context.folder / HEAD)
-    matrices = {name: tensor for name, tensor in delta.items() if is_matrix(tensor)}
-    save_file({name: factorise(matrix).singular_values for name, matrix in matrices.items()}, context.folder / SPECTRA)
-    changed = sum(int(tensor.count_nonzero()) for tensor in delta.values())
+    save_factors(delta, context.folder)
+    changed = sum(int(delta[name].count_nonzero()) for name in delta)
     metrics = {**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps, "changed_entries": changed}
     details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint}
     return Facts(metrics, outcome.curve, details)
@@ -70,8 +69,11 @@ def sparse(context: Context) -> Facts:
     settings = settings_of(context.stage, SparseSettings)
     before = dict(context.stage.inputs)["dense"]
     delta = LazyTensors(context.store.fetch(before.address, DELTA))
-    denoised, matrices = _denoise_all(delta, settings.denoise)
-    mask, facts = _choose(delta, denoised, settings)
+    denoised: Mapping[str, Tensor] = delta
+    matrices: list[dict[str, Any]] = []
+    if settings.denoise is not None:
+        denoised, matrices = denoise_all(delta, settings.denoise, factors_of(context.store, before.address))
+    mask, facts = choose(delta, denoised, settings)
     facts.details["matrices"] = matrices
     if matrices:
         facts.metrics |= _mean_denoising(matrices)
@@ -83,44 +85,6 @@ def sparse(context: Context) -> Facts:
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
     sft.save_pretrained(context.folder / "sft")
     return facts
-
-
-def _denoise_all(
-    delta: Mapping[str, Tensor], settings: Denoise | None
-) -> tuple[Mapping[str, Tensor], list[dict[str, Any]]]:
-    """L + S of every matrix, biases as they are; and how far denoising went in each matrix."""
-    if settings is None:
-        return delta, []
-    values: dict[str, Tensor] = {}
-    facts = []
-    for name in delta:
-        tensor = delta[name]
-        if is_matrix(tensor):
-            result: Denoised = denoise(tensor, settings)
-            values[name] = result.values
-            share = result.rank / min(tensor.shape)
-            facts.append(
-                {"name": name, "rank": result.rank, "rank_share": share, "entries_kept": result.entries_kept,
-                 "energy_kept": result.energy_kept}
-            )  # fmt: skip
-        else:
-            values[name] = tensor
-    return values, facts
-
-
-def _choose(
-    delta: Mapping[str, Tensor], denoised: Mapping[str, Tensor], settings: SparseSettings
-) -> tuple[Indices, Facts]:
-    """The mask, and its overlap with LT-SFT's mask from the same delta: denoising is never a silent no-op."""
-    if settings.k is None:
-        mask = non_zero(denoised)
-        return mask, Facts({"k": sum(index.numel() for index in mask.values())})
-    k = resolve_k(settings.k, sum(delta[name].numel() for name in delta))
-    mask = select(denoised, k)
-    # L fills in rows of zeros, so the delta itself may have fewer entries than k
-    changed = sum(int(delta[name].count_nonzero()) for name in delta)
-    overlap = 1.0 if denoised is delta else jaccard(mask, select(delta, min(k, changed)))
-    return mask, Facts({"k": k, "jaccard_lt_sft": overlap})
 
 
 def _retrain(context: Context, dense: Stage, mask: Indices, metadata: SFTMetadata, facts: Facts) -> SparseFineTuning:

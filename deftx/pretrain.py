@@ -19,7 +19,8 @@ from deftx.config import Execution, TextSettings
 from deftx.data.text import Blocks, token_blocks
 from deftx.objectives import MaskedLanguageModelling, Masking
 from deftx.stages import BackboneSettings
-from deftx.training import Checkpoints, Outcome, Report, Trainable, train
+from deftx.trainable import Trainable
+from deftx.training import Checkpoints, Outcome, Report, train
 
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 _WORD_START = "▁"

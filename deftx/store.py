@@ -111,6 +111,17 @@ class Store:
         Path(beside).write_bytes(content)
         os.replace(beside, target)
 
+    def upload(self, file: Path, *parts: str) -> None:
+        """Write a file as an object, whole as by `write` and never in memory as a whole."""
+        target = self.path(*parts)
+        if not self.local:
+            self.fs.put_file(str(file), target)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        beside = f"{target}.{uuid.uuid4().hex[:8]}"
+        shutil.copyfile(file, beside)
+        os.replace(beside, target)
+
     def create(self, content: bytes, *parts: str) -> bool:
         """Write an object unless it exists; whether this call made it. Exclusive on a file system only."""
         target = self.path(*parts)
@@ -344,23 +355,28 @@ class Checkpoint:
     def __init__(self, store: Store, address: str) -> None:
         self._store, self._parts = store, ("stages", address, "checkpoint")
 
-    def save(self, content: bytes) -> None:
-        """Keep `content` and drop the one before it."""
+    def save(self, file: Path) -> None:
+        """Keep a copy of `file` and drop the one before it."""
         name = f"{uuid.uuid4().hex[:12]}.bin"
         old = self._pointer()
-        self._store.write(content, *self._parts, name)
-        pointer = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
+        self._store.upload(file, *self._parts, name)
+        pointer = {"name": name, "sha256": _sha256(file)}
         self._store.write(json.dumps(pointer).encode(), *self._parts, "latest.json")
         if old:
             self._store.remove(*self._parts, old["name"])
 
-    def load(self) -> bytes | None:
-        """The latest whole checkpoint, or none."""
-        pointer = self._pointer()
-        content = self._store.read(*self._parts, pointer["name"]) if pointer else None
-        if pointer is None or content is None or hashlib.sha256(content).hexdigest() != pointer["sha256"]:
+    def load(self, folder: Path) -> Path | None:
+        """The latest whole checkpoint as a file, where it lies or downloaded into `folder`; or none."""
+        if (pointer := self._pointer()) is None:
             return None
-        return content
+        remote = self._store.path(*self._parts, pointer["name"])
+        path = Path(remote) if self._store.local else folder / pointer["name"]
+        try:
+            if not self._store.local:
+                self._store.fs.get_file(remote, str(path))
+            return path if _sha256(path) == pointer["sha256"] else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def _pointer(self) -> Mapping[str, str] | None:
         content = self._store.read(*self._parts, "latest.json")

@@ -25,6 +25,7 @@ from tiny import (
 )
 from torch.nn.functional import cross_entropy
 
+from deftx import labelled_loss
 from deftx.backbones import load_classifier, load_masked_lm
 from deftx.objectives import IGNORED, Encoded, Masking, encode, pad, predict
 
@@ -195,3 +196,37 @@ def test_sentences_and_pairs_are_encoded_and_cut() -> None:
 def test_no_examples_have_no_predictions(classifier: Any) -> None:
     empty = Encoded((), np.empty(0, dtype=np.int64))
     assert predict(classifier, empty, PAD, torch.device("cpu")).tolist() == []
+
+
+@pytest.mark.parametrize("chunk", [1, 7 * VOCABULARY, 1 << 25])
+def test_a_loss_in_chunks_is_the_loss_of_all_logits_with_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(labelled_loss, "_CHUNK", chunk)
+    torch.manual_seed(0)
+    output = torch.nn.Linear(8, VOCABULARY)
+    output.weight.requires_grad_(False)
+    hidden, labels = torch.randn(23, 8, requires_grad=True), torch.randint(0, VOCABULARY, (23,))
+    plain = cross_entropy(output(hidden), labels, reduction="sum")
+    expected = torch.autograd.grad(plain * 0.3, (hidden, output.bias))
+    ours = labelled_loss.linear_loss(hidden, output, labels)
+    found = torch.autograd.grad(ours * 0.3, (hidden, output.bias))
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert labelled_loss.linear_loss(hidden, output, labels).item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+def test_a_loss_under_autocast_is_the_plain_one_under_autocast() -> None:
+    torch.manual_seed(0)
+    output = torch.nn.Linear(16, VOCABULARY)
+    output.weight.requires_grad_(False)
+    hidden, labels = torch.randn(9, 16, requires_grad=True), torch.randint(0, VOCABULARY, (9,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = cross_entropy(output(hidden).float(), labels, reduction="sum")
+        ours = labelled_loss.linear_loss(hidden, output, labels)
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
+    one, other = (torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain))
+    torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)

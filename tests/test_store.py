@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -253,43 +254,56 @@ def test_a_folder_that_another_process_reads_is_not_written_over(remote: Store) 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
+def save(checkpoint: Checkpoint, content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "made"
+        file.write_bytes(content)
+        checkpoint.save(file)
+
+
+def load(checkpoint: Checkpoint) -> bytes | None:
+    with TemporaryDirectory() as folder:
+        file = checkpoint.load(Path(folder))
+        return file.read_bytes() if file is not None else None
+
+
 def test_the_latest_checkpoint_is_kept_and_the_one_before_dropped(store: Store) -> None:
     checkpoint = Checkpoint(store, STAGE.address)
-    assert checkpoint.load() is None
+    assert load(checkpoint) is None
     for content in (b"one", b"two", b"three"):
-        checkpoint.save(content)
-        assert Checkpoint(again(store), STAGE.address).load() == content
+        save(checkpoint, content)
+        assert load(Checkpoint(again(store), STAGE.address)) == content
         assert len(store.names("stages", STAGE.address, "checkpoint")) == 2
 
 
 @pytest.mark.parametrize("torn", [b"", b"tw", b"TWO"])
 def test_a_torn_checkpoint_is_no_checkpoint(store: Store, torn: bytes) -> None:
     checkpoint = Checkpoint(store, STAGE.address)
-    checkpoint.save(b"two")
+    save(checkpoint, b"two")
     (name,) = (n for n in store.names("stages", STAGE.address, "checkpoint") if n.endswith(".bin"))
     store.fs.pipe_file(store.path("stages", STAGE.address, "checkpoint", name), torn)
-    assert checkpoint.load() is None
+    assert load(checkpoint) is None
     store.remove("stages", STAGE.address, "checkpoint", name)
-    assert checkpoint.load() is None
-    checkpoint.save(b"three")
-    assert checkpoint.load() == b"three"
+    assert load(checkpoint) is None
+    save(checkpoint, b"three")
+    assert load(checkpoint) == b"three"
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"na', b"[]", b'{"name": "x"}', b"null"])
 def test_a_torn_pointer_is_no_checkpoint(store: Store, torn: bytes) -> None:
     checkpoint = Checkpoint(store, STAGE.address)
-    checkpoint.save(b"two")
+    save(checkpoint, b"two")
     store.write(torn, "stages", STAGE.address, "checkpoint", "latest.json")
-    assert checkpoint.load() is None
-    checkpoint.save(b"three")
-    assert checkpoint.load() == b"three"
+    assert load(checkpoint) is None
+    save(checkpoint, b"three")
+    assert load(checkpoint) == b"three"
 
 
 def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint(store, STAGE.address)
-    checkpoint.save(b"one")
+    save(checkpoint, b"one")
     write = Store.write
 
     def die_at_the_pointer(self: Store, content: bytes, *parts: str) -> None:
@@ -299,11 +313,11 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(
 
     monkeypatch.setattr(Store, "write", die_at_the_pointer)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(b"two")
-    assert checkpoint.load() == b"one"
+        save(checkpoint, b"two")
+    assert load(checkpoint) == b"one"
 
 
 def test_publishing_drops_the_checkpoint(store: Store) -> None:
-    Checkpoint(store, STAGE.address).save(b"one")
+    save(Checkpoint(store, STAGE.address), b"one")
     publish(store)
-    assert Checkpoint(store, STAGE.address).load() is None
+    assert load(Checkpoint(store, STAGE.address)) is None
