@@ -26,7 +26,7 @@ import typer
 from benchmarks.measure import HERE, Options, machine
 from deftx import environment
 
-PARTS = ("train", "memory", "select", "denoise", "compose", "sft", "evaluate", "growth")
+PARTS = ("train", "memory", "select", "denoise", "vectors", "evaluate", "growth")
 """The order of the table. A part that is missing here cannot be published."""
 
 
@@ -99,7 +99,8 @@ def run(parts: Mapping[str, Callable[[Options], list[Row]]], options: Options) -
     torch.set_num_threads(options.threads)
     held = True
     for part, rows in parts.items():
-        found = rows(options)
+        # at tiny shapes nothing is required
+        found = [replace(row, met=None) for row in rows(options)] if options.small else rows(options)
         held &= all(row.met is not False for row in found)
         print(f"{part}\n{table(found)}\n", flush=True)
         if options.out is not None:

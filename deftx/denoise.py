@@ -1,20 +1,23 @@
 """SVD denoising of a weight change: W <- L + S (Section 3.1 of the paper; Algorithm 1, lines 4-6).
 
-L is the truncated SVD, from the Gram matrix of the smaller side in float64: 1e-14 from a float64 SVD and faster than a
-float32 one. S is the largest share of the entries of |W - L|. A matrix is factorised once for any number of ranks.
-What is a matrix and what is left alone (biases) is decided here; which entries then train is decided in `select`.
+L is the truncated SVD, from the Gram matrix of the smaller side: its eigenvectors are found in float64, kept and
+multiplied in float32, which is closer to a float64 SVD than a float32 SVD is, and faster. S is the largest share of the
+entries of |W - L|. A matrix is factorised once for any number of settings, and rows of words that training never saw
+cost nothing. What is a matrix and what is left alone (biases) is decided here; which entries then train is decided in
+`select`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from deftx.config import Denoise, share_of
 from deftx.errors import DataError
-from deftx.select import select
+from deftx.select import Chunk, chunks, largest
 
 _ROWS = 8192
 
@@ -25,7 +28,7 @@ class Factorisation:
 
     Attributes:
         singular_values: (s,) float64, descending, s = min(m, n).
-        vectors: (s, s) float64, the singular vectors of the smaller side as columns.
+        vectors: (s, s) float32, the singular vectors of the smaller side (the rows' side of a square) as columns.
     """
 
     singular_values: Tensor
@@ -49,24 +52,26 @@ class Denoised:
     energy_kept: float
 
 
-def factorise(matrix: Tensor) -> Factorisation:
+def factorise(matrix: Tensor, name: str = "") -> Factorisation:
     """Singular values and the vectors of the smaller side of a matrix.
 
     Args:
         matrix: (m, n), any float dtype; read in blocks of rows as float64.
+        name: of the parameter, for the error.
 
     Raises:
         DataError: when an entry is NaN or infinite.
     """
-    tall = _tall(matrix)
+    tall = matrix if _is_tall(matrix) else matrix.T
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=matrix.device)
     for rows in tall.split(_ROWS):
-        block = rows.double()
+        block = rows[_present(rows)].double()
         gram.addmm_(block.T, block)
     if not bool(gram.isfinite().all()):
-        raise DataError(f"a weight change of shape {tuple(matrix.shape)} holds NaN or infinite entries")
+        what = f"the weight change of {name}" if name else "a weight change"
+        raise DataError(f"{what} of shape {tuple(matrix.shape)} holds NaN or infinite entries")
     values, vectors = torch.linalg.eigh(gram)
-    return Factorisation(values.clamp(min=0).sqrt().flip(0), vectors.flip(1))
+    return Factorisation(values.clamp(min=0).sqrt().flip(0), vectors.flip(1).float().contiguous())
 
 
 def rank_of(setting: str, singular_values: Tensor) -> int:
@@ -99,9 +104,13 @@ def low_rank(matrix: Tensor, factorisation: Factorisation, rank: int) -> Tensor:
     """
     if rank >= min(matrix.shape):
         return matrix
-    kept = factorisation.vectors[:, :rank]
-    tall = torch.cat([((rows.double() @ kept) @ kept.T).to(matrix.dtype) for rows in _tall(matrix).split(_ROWS)])
-    return tall if matrix.shape[0] >= matrix.shape[1] else tall.T.contiguous()
+    kept = factorisation.vectors[:, :rank].to(matrix)
+    if not _is_tall(matrix):
+        return kept @ (kept.T @ matrix)
+    low = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    for rows, target in zip(matrix.split(_ROWS), low.split(_ROWS), strict=True):
+        torch.mm(rows @ kept, kept.T, out=target)
+    return low
 
 
 def denoise(matrix: Tensor, settings: Denoise, factorisation: Factorisation | None = None) -> Denoised:
@@ -114,21 +123,42 @@ def denoise(matrix: Tensor, settings: Denoise, factorisation: Factorisation | No
     """
     factorisation = factorisation or factorise(matrix)
     rank = rank_of(settings.rank, factorisation.singular_values)
-    low = low_rank(matrix, factorisation, rank)
-    residual = (matrix - low).reshape(-1)
-    present = int(residual.count_nonzero())
+    number = share_of(settings.retention, matrix.numel()) if settings.retention_of == "numel" else None
+    present = _present(matrix)
+    # of a matrix that is no longer tall the vectors would be of the other side
+    if not _is_tall(matrix) or not matrix.shape[1] <= int(present.sum()) < matrix.shape[0]:
+        return _denoise(matrix, low_rank(matrix, factorisation, rank), rank, number, settings.retention)
+    rows = matrix[present]
+    found = _denoise(rows, low_rank(rows, factorisation, rank), rank, number, settings.retention)
+    values = torch.zeros_like(matrix)
+    values[present] = found.values
+    return replace(found, values=values)
+
+
+def _denoise(matrix: Tensor, low: Tensor, rank: int, number: int | None, retention: float) -> Denoised:
+    """L + S, made in place of L. `number`: how many entries of W - L are kept, or none for a share of the non-zero."""
+
+    def residual() -> Iterator[Chunk]:
+        for (name, start, part), (_, _, approximation) in zip(chunks("", matrix), chunks("", low), strict=True):
+            yield name, start, part - approximation
+
+    present, energy = 0, 0.0
+    for _, _, part in residual():
+        present += int(part.count_nonzero())
+        energy += float(part.dot(part))
     if present == 0:
         return Denoised(matrix.clone(), rank, 1.0, 1.0)
-    total = residual.numel() if settings.retention_of == "numel" else present
-    number = min(share_of(settings.retention, total), present)
-    values = low.reshape(-1)
-    energy = 0.0
-    if number:
-        index = select({"residual": residual}, number)["residual"].to(matrix.device)
+    number = min(share_of(retention, present) if number is None else number, present)
+    if number == 0:
+        return Denoised(low, rank, 0.0, 0.0)
+    whole, values, kept = matrix.reshape(-1), low.view(-1), 0.0
+    for _, index in largest(residual, number):
+        index = index.to(matrix.device)
+        chosen = whole.index_select(0, index)
+        kept += float((chosen - values.index_select(0, index)).double().square().sum())
         # L + (W - L) is W: taking W itself spares S a rounding
-        values[index] = matrix.reshape(-1)[index]
-        energy = float(residual[index].double().square().sum() / residual.double().square().sum())
-    return Denoised(values.view_as(matrix), rank, number / present, energy)
+        values.index_copy_(0, index, chosen)
+    return Denoised(low, rank, number / present, min(kept / energy, 1.0))
 
 
 def is_matrix(tensor: Tensor) -> bool:
@@ -136,5 +166,10 @@ def is_matrix(tensor: Tensor) -> bool:
     return tensor.dim() == 2 and min(tensor.shape) > 1
 
 
-def _tall(matrix: Tensor) -> Tensor:
-    return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] >= matrix.shape[1]
+
+
+def _present(rows: Tensor) -> Tensor:
+    """Which rows have an entry that differs from zero: (m,) bool."""
+    return rows.any(dim=1)

@@ -6,9 +6,9 @@ largest magnitude exactly, for non-negative floats order like their bits. No sor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +17,12 @@ from deftx.errors import DataError
 Indices = dict[str, Tensor]
 """Flat row-major indices of the chosen entries by tensor name: int64, ascending. Tensors without any are left out."""
 
-_CHUNK = 1 << 24
-_HALF = 16
-_INFINITY = 0x7F800000
+Chunk = tuple[str, int, Tensor]
+"""A piece of a flattened tensor: the tensor's name, where in it the piece begins, and the piece, float32."""
+
+_CHUNK = 1 << 20
+_LOW_BITS = 16
+_HIGH, _INFINITY = 1 << 15, 0x7F80  # upper halves of |x|: the sign bit is 0
 
 
 def select(delta: Mapping[str, Tensor], k: int) -> Indices:
@@ -36,19 +39,10 @@ def select(delta: Mapping[str, Tensor], k: int) -> Indices:
     Raises:
         DataError: when fewer than k entries differ from zero, or an entry is NaN or infinite (naming the tensor).
     """
-    threshold, ties = _kth_largest(delta, k)
-    chosen: Indices = {}
-    for name in sorted(delta):
-        tensor = delta[name]
-        mask = torch.zeros(tensor.numel(), dtype=torch.bool)
-        for start, bits in _bits(tensor):
-            mask[start : start + bits.numel()] = bits > threshold
-            equal = (bits == threshold).nonzero().squeeze(1)[:ties]
-            mask[equal + start] = True
-            ties -= equal.numel()
-        if mask.any():
-            chosen[name] = mask.nonzero().squeeze(1)
-    return chosen
+    found: dict[str, list[Tensor]] = {}
+    for name, index in largest(lambda: chain.from_iterable(chunks(name, delta[name]) for name in sorted(delta)), k):
+        found.setdefault(name, []).append(index)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def non_zero(delta: Mapping[str, Tensor]) -> Indices:
@@ -59,37 +53,70 @@ def non_zero(delta: Mapping[str, Tensor]) -> Indices:
 
 def jaccard(a: Indices, b: Indices) -> float:
     """Size of the intersection over size of the union of two choices; 1 for two empty ones."""
-    names = a.keys() | b.keys()
-    empty = torch.empty(0, dtype=torch.int64)
-    pairs = [(a.get(name, empty).numpy(), b.get(name, empty).numpy()) for name in sorted(names)]
-    both = sum(np.intersect1d(x, y, assume_unique=True).size for x, y in pairs)
-    either = sum(x.size + y.size for x, y in pairs) - both
+    both = sum(_shared(a[name], b[name]) for name in a.keys() & b.keys())
+    either = sum(index.numel() for choice in (a, b) for index in choice.values()) - both
     return both / either if either else 1.0
 
 
-def _bits(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(offset, int32 bit patterns of |x|) in chunks of the flattened tensor."""
+def _shared(a: Tensor, b: Tensor) -> int:
+    """How many numbers two ascending tensors share."""
+    place = torch.searchsorted(a, b).clamp_(max=a.numel() - 1)
+    return int((a[place] == b).sum()) if a.numel() else 0
+
+
+def largest(read: Callable[[], Iterable[Chunk]], k: int) -> Iterator[tuple[str, Tensor]]:
+    """The k entries of largest magnitude of a stream of numbers; ties go to those that come first.
+
+    Args:
+        read: begins a reading of the same chunks in the same order; called three times. Only the chunk at hand is kept,
+            and in the last reading a chunk may be written to once its indices have been yielded.
+        k: how many entries to choose, at least 1.
+
+    Yields:
+        A tensor's name and flat indices into it, ascending: for each chunk that holds some of the k.
+
+    Raises:
+        DataError: as `select`.
+    """
+    threshold, ties = _kth_largest(read, k)
+    for name, start, chunk in read():
+        bits = _bits(chunk)
+        index = (bits >= threshold).nonzero().squeeze(1)
+        equal = bits[index] == threshold
+        if int(equal.sum()) > ties:
+            index = index[~equal | (equal.cumsum(0) <= ties)]
+        ties = max(ties - int(equal.sum()), 0)
+        if index.numel():
+            yield name, index + start
+
+
+def chunks(name: str, tensor: Tensor) -> Iterator[Chunk]:
+    """A tensor piece by piece, each small enough that several operations on it stay within the processor's cache."""
     flat = tensor.detach().reshape(-1)
     for start in range(0, flat.numel(), _CHUNK):
-        chunk = flat[start : start + _CHUNK].to(device="cpu", dtype=torch.float32)
-        yield start, chunk.abs().view(torch.int32)
+        yield name, start, flat[start : start + _CHUNK]
 
 
-def _kth_largest(delta: Mapping[str, Tensor], k: int) -> tuple[int, int]:
+def _bits(chunk: Tensor) -> Tensor:
+    """int32 bit patterns of |x|: non-negative floats order like them."""
+    return chunk.to(device="cpu", dtype=torch.float32).abs().view(torch.int32)
+
+
+def _kth_largest(read: Callable[[], Iterable[Chunk]], k: int) -> tuple[int, int]:
     """Bit pattern of the k-th largest magnitude, and how many entries equal to it are among the k."""
-    high = torch.zeros(1 << _HALF, dtype=torch.int64)
-    for name in delta:
-        here = sum((torch.bincount(bits >> _HALF, minlength=1 << _HALF) for _, bits in _bits(delta[name])), high * 0)
-        if here[_INFINITY >> _HALF :].any():
+    high = torch.zeros(_HIGH, dtype=torch.int64)
+    for name, _, chunk in read():
+        here = torch.bincount(_bits(chunk) >> _LOW_BITS, minlength=_HIGH)
+        if here[_INFINITY:].any():
             raise DataError(f"the weight change of {name} holds NaN or infinite entries")
         high += here
     top, above = _bin_of(high, k)
-    low = torch.zeros(1 << _HALF, dtype=torch.int64)
-    for name in delta:
-        for _, bits in _bits(delta[name]):
-            low += torch.bincount(bits[bits >> _HALF == top] & 0xFFFF, minlength=1 << _HALF)
+    low = torch.zeros(1 << _LOW_BITS, dtype=torch.int64)
+    for _, _, chunk in read():
+        bits = _bits(chunk)
+        low += torch.bincount(bits[bits >> _LOW_BITS == top] & 0xFFFF, minlength=1 << _LOW_BITS)
     bottom, more = _bin_of(low, k - above)
-    threshold = (top << _HALF) | bottom
+    threshold = (top << _LOW_BITS) | bottom
     if threshold == 0:
         raise DataError(f"only {above + more:,} entries of the weight change differ from zero; k = {k:,} asks for more")
     return threshold, k - above - more

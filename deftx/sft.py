@@ -80,11 +80,18 @@ class SparseFineTuning:
         shapes = {name: tuple(delta[name].shape) for name in indices}
         return cls(dict(indices), values, shapes, metadata, {name: t.detach().cpu() for name, t in head.items()})
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `sft.safetensors` and `sft.json` into a folder, which is created."""
+    def save_pretrained(self, folder: str | Path, values: Literal["float32", "bf16"] = "float32") -> None:
+        """Write `sft.safetensors` and `sft.json` into a folder, which is created.
+
+        Args:
+            values: `bf16` takes 6 bytes an entry instead of 8, and rounds each value to 8 bits; the head stays float32.
+
+        Raises:
+            DataError: when bf16 would round a value to infinity.
+        """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {f"values/{name}": value.contiguous() for name, value in self.values.items()}
+        tensors = {f"values/{name}": _as_saved(name, value, values) for name, value in self.values.items()}
         for name, index in self.indices.items():
             small = index.numel() == 0 or int(index[-1]) < 2**31
             tensors[f"indices/{name}"] = index.to(torch.int32) if small else index.contiguous()
@@ -121,10 +128,19 @@ def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: t
     size = int(torch.Size(shape).numel())
     if index.dim() != 1 or index.shape != values.shape:
         raise DataError(f"{where}: {name}: {tuple(index.shape)} indices for {tuple(values.shape)} values")
-    if index.numel() and (int(index[0]) < 0 or int(index[-1]) >= size or bool((index.diff() <= 0).any())):
+    if index.numel() and (int(index[0]) < 0 or int(index[-1]) >= size or bool((index[1:] <= index[:-1]).any())):
         raise DataError(f"{where}: {name}: indices must ascend within 0 and {size - 1}")
     if not bool(values.isfinite().all()):
         raise DataError(f"{where}: {name}: values are NaN or infinite")
+
+
+def _as_saved(name: str, value: Tensor, values: Literal["float32", "bf16"]) -> Tensor:
+    if values == "float32":
+        return value.contiguous()
+    rounded = value.to(torch.bfloat16)
+    if not bool(rounded.isfinite().all()):
+        raise DataError(f"{name}: a value is too large for bf16; save it as float32")
+    return rounded
 
 
 def _load(folder: Path) -> SparseFineTuning:
@@ -143,9 +159,10 @@ def _load(folder: Path) -> SparseFineTuning:
     if parts["indices"].keys() != parts["values"].keys() or parts["indices"].keys() != shapes.keys():
         raise DataError(f"{where}: indices, values and the shapes in {METADATA} name different parameters")
     indices = {name: index.to(torch.int64) for name, index in parts["indices"].items()}
+    values = {name: value.to(torch.float32) for name, value in parts["values"].items()}
     for name, index in indices.items():
-        check_entries(where, name, index, parts["values"][name], shapes[name])
-    return SparseFineTuning(indices, parts["values"], shapes, metadata, parts["head"])
+        check_entries(where, name, index, values[name], shapes[name])
+    return SparseFineTuning(indices, values, shapes, metadata, parts["head"])
 
 
 def _read_record(path: Path) -> tuple[SFTMetadata, dict[str, tuple[int, ...]]]:

@@ -24,12 +24,13 @@ BYTES_PER_TOKEN = 4.0
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a backbone: its maskable entries, those outside the embeddings, and its vocabulary and width."""
+    """Size of a backbone: its maskable entries, those outside the embeddings, its vocabulary, width and layers."""
 
     maskable: int
     body: int
     vocabulary: int
     hidden: int
+    layers: int
 
     @property
     def embeddings(self) -> int:
@@ -40,7 +41,7 @@ class Shape:
 def shape(vocabulary: int, positions: int, layers: int, hidden: int, feed_forward: int) -> Shape:
     """The maskable entries of an XLM-R encoder: embeddings, linear weights and biases, no LayerNorm."""
     body = layers * (4 * (hidden * hidden + hidden) + 2 * hidden * feed_forward + hidden + feed_forward)
-    return Shape(body + (vocabulary + positions + 1) * hidden, body, vocabulary, hidden)
+    return Shape(body + (vocabulary + positions + 1) * hidden, body, vocabulary, hidden, layers)
 
 
 XLM_R_BASE = shape(250_002, 514, 12, 768, 3072)
@@ -118,7 +119,8 @@ def _bytes(stage: Stage, size: Shape) -> float:
     if stage.kind == "backbone":
         return 4 * (size.maskable + size.vocabulary)
     if stage.kind == "dense":
-        return 4 * size.maskable + head
+        matrices = 6 * size.layers + 2  # the factors of each: the vectors of its smaller side
+        return 4 * (size.maskable + matrices * size.hidden**2) + head
     if isinstance(stage.settings, SparseSettings):
         k = stage.settings.k
         return 8 * (resolve_k(k, size.maskable) if k is not None else size.maskable) + head

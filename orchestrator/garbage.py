@@ -9,7 +9,7 @@ from deftx.store import MANIFEST, Store
 from orchestrator.lease import living_driver
 from orchestrator.record import SweepFolder
 
-_DELTA = "delta.safetensors"
+_DELTA, _VECTORS = "delta.safetensors", "vectors.safetensors"
 
 
 @dataclass
@@ -55,9 +55,11 @@ def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_
         if name not in kept and name != "checkpoint":
             removed.attempts += 1
             _drop(store, removed, remove, address, name)
-    if manifest and not keep_delta and _DELTA in store.names("stages", address, manifest.attempt):
-        removed.deltas += 1
-        _drop(store, removed, remove, address, manifest.attempt, _DELTA)
+    if manifest and not keep_delta:
+        there = {_DELTA, _VECTORS} & set(store.names("stages", address, manifest.attempt))
+        removed.deltas += _DELTA in there
+        for name in there:
+            _drop(store, removed, remove, address, manifest.attempt, name)
 
 
 def _drop(store: Store, removed: Removed, remove: bool, *parts: str) -> None:

@@ -204,3 +204,39 @@ def test_biases_and_single_rows_are_not_denoised() -> None:
     assert [is_matrix(torch.ones(shape)) for shape in ((3,), (1, 8), (8, 1), (2, 2), (2, 2, 2))] == [
         False, False, False, True, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(300, 96), (96, 300), (120, 120)])
+def test_the_error_of_l_is_below_a_millionth_of_l(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randn(shape, generator=generator) * 1e-4
+    factor = factorise(matrix)
+    assert (factor.vectors.dtype, factor.vectors.shape) == (torch.float32, (96, 96) if 300 in shape else shape)
+    for rank in (1, 10, 50, 95):
+        exact = truncated(matrix, rank)
+        assert np.linalg.norm(low_rank(matrix, factor, rank).numpy() - exact) < 1e-6 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("seen", [1, 5, 8, 9, 30, 49])
+@pytest.mark.parametrize("retention_of", ["numel", "nonzero"])
+def test_leaving_out_rows_of_zeros_changes_nothing(seen: int, retention_of: str) -> None:
+    """Fewer rows than columns, as many and more; against L + S of all rows by hand."""
+    matrix = torch.zeros(50, 8)
+    matrix[torch.randperm(50, generator=torch.Generator().manual_seed(seen))[:seen]] = make_matrix((seen, 8), seed=7)
+    setting = Denoise(rank=3, retention=0.05, retention_of=retention_of)  # type: ignore[arg-type]
+    result = denoise(matrix, setting)
+    if seen <= 3:  # W is of rank 3 at most: the residual is rounding
+        torch.testing.assert_close(result.values, matrix, rtol=0, atol=1e-6 * float(matrix.abs().max()))
+        return
+    number = int(0.05 * (400 if retention_of == "numel" else 8 * seen))
+    expected = plain_denoise(matrix, 3, number)
+    np.testing.assert_allclose(result.values.numpy(), expected, rtol=0, atol=4e-7 * float(matrix.abs().max()))
+    assert result.entries_kept == number / (8 * seen)
+    assert not result.values[~matrix.any(dim=1)].any()
+
+
+def test_an_entry_that_is_no_number_is_named() -> None:
+    matrix = make_matrix((40, 9))
+    matrix[39, 8] = float("nan")
+    with pytest.raises(DataError, match=r"encoder\.w of shape \(40, 9\) holds NaN"):
+        factorise(matrix, "encoder.w")

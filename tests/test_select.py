@@ -130,6 +130,19 @@ def test_a_lazy_mapping_is_read_three_times() -> None:
     assert lazy.reads == 3 * 3
 
 
+def test_it_chooses_alike_whatever_the_number_of_threads() -> None:
+    delta = {name: torch.randn(200, 300, generator=torch.Generator().manual_seed(3)).half().float() for name in "ab"}
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(chosen(delta, 1234))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2] == top_k_by_sorting(delta, 1234)
+
+
 def test_non_zero_is_every_entry_that_differs_from_zero() -> None:
     found = non_zero({"a": torch.tensor([[0.0, 3.0], [-1e-45, -0.0]]), "b": torch.zeros(2)})
     assert {name: index.tolist() for name, index in found.items()} == {"a": [1, 2]}

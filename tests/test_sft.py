@@ -74,6 +74,26 @@ def test_a_file_takes_at_most_8_2_bytes_an_entry(tmp_path: Path) -> None:
     assert (tmp_path / TENSORS).stat().st_size <= 8.2 * len(sft)
 
 
+def test_bf16_takes_at_most_6_2_bytes_an_entry_and_rounds_the_values_alone(tmp_path: Path) -> None:
+    names = [f"encoder.layer.{layer}.attention.self.query.weight" for layer in range(12)]
+    delta = {name: torch.randn(400, 300, generator=torch.Generator().manual_seed(1)) for name in names}
+    sft = make(delta, {name: torch.arange(0, 120_000, 5) for name in names})
+    sft.save_pretrained(tmp_path, values="bf16")
+    assert (tmp_path / TENSORS).stat().st_size <= 6.2 * len(sft)
+    loaded = SparseFineTuning.from_pretrained(tmp_path)
+    assert same_bits(loaded.indices, sft.indices)
+    assert same_bits(loaded.head, sft.head)
+    assert same_bits(loaded.values, {name: value.bfloat16().float() for name, value in sft.values.items()})
+
+
+def test_a_value_that_bf16_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
+    sft = make({"w": torch.tensor([1.0, 3.4e38])}, {"w": torch.tensor([0, 1])})
+    with pytest.raises(DataError, match="w: a value is too large for bf16"):
+        sft.save_pretrained(tmp_path, values="bf16")
+    sft.save_pretrained(tmp_path)
+    assert same_bits(SparseFineTuning.from_pretrained(tmp_path).values, sft.values)
+
+
 def test_indices_beyond_32_bits_survive(tmp_path: Path) -> None:
     index = torch.tensor([0, 2**31 - 1, 2**31, 2**40])
     metadata = SFTMetadata(backbone="huge", k=4)

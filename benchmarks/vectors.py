@@ -1,0 +1,62 @@
+"""Vectors: a task's and a language's applied and taken off again, a language's saved and loaded.
+
+What it must be: applying reads and writes each of 21.8 million entries at a place of its own, taking off writes it
+again: three visits, each of them a cache line. Loading also checks every index and value.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.deltas import K_LANGUAGE, K_TASK, k_of, shape_of, vector_of
+from benchmarks.measure import Options, interleaved, median, timed
+from benchmarks.models import classifier
+from benchmarks.results import Row, above, below, command
+from deftx.compose import base_of, compose
+from deftx.sft import TENSORS, SparseFineTuning
+
+
+def rows(options: Options) -> list[Row]:
+    """Applying, taking off, saving, loading, bytes."""
+    return [*_applied(options), *_saved(options, "float32", 8.2), *_saved(options, "bf16", 6.2)]
+
+
+def _applied(options: Options) -> list[Row]:
+    shape = shape_of(options)
+    model = classifier(shape).to(options.device).eval()
+    task, language = vector_of(shape, k_of(options, K_TASK), 1), vector_of(shape, k_of(options, K_LANGUAGE), 2)
+    before = {name: parameter.detach().clone() for name, parameter in base_of(model).named_parameters()}
+
+    def on_and_off() -> None:
+        with compose(model, task, language):
+            pass
+
+    seconds = median(interleaved({"ours": on_and_off}, rounds=5, device=options.device)["ours"])
+    same = all(bool((p == before[name]).all()) for name, p in base_of(model).named_parameters())
+    work = f"apply vectors of {len(task):,} and {len(language):,} entries and take them off"
+    return [
+        below(Row(work, "seconds", seconds), 0.5),
+        above(Row(work, "weights as before", float(same)), 1),
+    ]
+
+
+def _saved(options: Options, values: Literal["float32", "bf16"], most: float) -> list[Row]:
+    vector = vector_of(shape_of(options), k_of(options, K_LANGUAGE))
+    with tempfile.TemporaryDirectory() as folder:
+        save: Callable[[], object] = lambda: vector.save_pretrained(folder, values)  # noqa: E731
+        saving = median([timed(save) for _ in range(5)])
+        loading = median([timed(lambda: SparseFineTuning.from_pretrained(folder)) for _ in range(5)])
+        entry = (Path(folder) / TENSORS).stat().st_size / len(vector)
+    work = f"a vector of {len(vector):,} entries, {values}"
+    return [
+        below(Row(f"load {work}", "seconds", loading), 0.5),
+        below(Row(f"save {work}", "seconds", saving), 1),
+        below(Row(work, "bytes an entry", entry), most),
+    ]
+
+
+if __name__ == "__main__":
+    command("vectors", rows, __doc__)
