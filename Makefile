@@ -6,7 +6,7 @@ STORAGE ?= results
 DATA ?= data
 SEEDS ?= 0 1 2 3 4 5 6 7 8 9
 
-.PHONY: demo demo-seeds test check full-shape clean
+.PHONY: demo demo-seeds test check benchmark full-shape clean
 
 demo: $(VENV)/.installed ## install, then search the made-up language family
 	$(BIN)/python -m orchestrator.sweep demo --storage $(STORAGE)
@@ -19,6 +19,9 @@ check: $(VENV)/.installed-test ## what CI checks besides the tests
 
 demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes benchmarks/demo_seeds.md
 	$(BIN)/python -m benchmarks.demo_seeds --storage $(STORAGE)/seeds $(SEEDS)
+
+benchmark: $(VENV)/.installed ## every stage against its plain reference: benchmarks/results.md (40 minutes, 20 GiB)
+	$(BIN)/python -m benchmarks
 
 full-shape: $(VENV)/.installed ## seconds and peak memory by stage at XLM-R base's full shape, random weights
 	$(BIN)/python -m benchmarks.full_shape --data-root $(DATA)

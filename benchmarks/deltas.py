@@ -101,11 +101,12 @@ def plain_masks(delta: Delta, settings: list[Denoise], k: int) -> Iterator[Tenso
     for setting in settings:
         denoised = {}
         for name, tensor in delta.items():
-            denoised[name] = _plain_denoise(tensor, *factors[name], setting) if name in factors else tensor
+            denoised[name] = _plain_denoise(tensor, factors[name], setting) if name in factors else tensor
         yield plain_select(denoised, k)
 
 
-def _plain_denoise(matrix: Tensor, left: Tensor, values: Tensor, right: Tensor, setting: Denoise) -> Tensor:
+def _plain_denoise(matrix: Tensor, factors: tuple[Tensor, Tensor, Tensor], setting: Denoise) -> Tensor:
+    left, values, right = factors
     rank = rank_of(setting.rank, values.double())
     denoised = (left[:, :rank] * values[:rank]) @ right[:rank]
     number = share_of(setting.retention, matrix.numel())

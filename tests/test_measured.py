@@ -57,8 +57,8 @@ def test_a_part_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> No
     publish("train", [Row("other", "seconds", 3.0)], options)
     publish("select", [Row("second", "seconds", 2.0)], options)
     text = (tmp_path / "results.md").read_text()
-    assert "| first" not in text
-    assert text.index("## train") < text.index("| other") < text.index("## select") < text.index("| second")
+    assert "| first |" not in text
+    assert text.index("## train") < text.index("| other |") < text.index("## select") < text.index("| second |")
     parts = json.loads((tmp_path / "results.json").read_text())
     assert markdown(parts) == text
     assert parts["train"]["versions"]["torch"] == torch.__version__
