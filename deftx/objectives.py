@@ -55,8 +55,15 @@ class Objective(ABC):
         """Validation metrics of a model in evaluation mode; `self.metric` is among them."""
 
     def located(self, batch: Batch) -> Batch:
-        """A batch with whatever of its tensors' places is better worked out on the CPU than on a GPU."""
-        return batch
+        """A batch with what the CPU works out, so that a GPU is not waited for: a mask only where there is padding.
+
+        The mask gets the shape that attention takes, (examples, 1, 1, tokens), and is taken by transformers as it is.
+        """
+        mask = batch.get("attention_mask")
+        if mask is None or mask.dim() > 2:
+            return batch
+        others = {key: tensor for key, tensor in batch.items() if key != "attention_mask"}
+        return others if bool(mask.all()) else {**others, "attention_mask": mask[:, None, None, :].bool()}
 
     @staticmethod
     def labelled(batch: Batch) -> int:
@@ -133,14 +140,14 @@ class MaskedLanguageModelling(Objective):
         """Cross-entropy summed over the masked positions."""
         if "places" not in batch:
             batch = self.located(batch)
-        hidden = base_of(model)(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        hidden = base_of(model)(batch["input_ids"], attention_mask=batch.get("attention_mask")).last_hidden_state
         return head_loss(model.lm_head, hidden.flatten(0, 1)[batch["places"]], batch["targets"])
 
     def located(self, batch: Batch) -> Batch:
-        """With the flat positions to predict, `places`, and what stands there, `targets`."""
+        """With the flat positions to predict besides, `places`, and what stands there, `targets`."""
         labels = batch["labels"].flatten()
         places = (labels != IGNORED).nonzero().squeeze(1)
-        return {**batch, "places": places, "targets": labels[places]}
+        return {**super().located(batch), "places": places, "targets": labels[places]}
 
     @torch.no_grad()
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
@@ -204,7 +211,7 @@ class Classification(Objective):
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Cross-entropy summed over the batch."""
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = model(batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
         return cross_entropy(logits.float(), batch["labels"], reduction="sum")
 
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     backbone  a small model and its tokenizer trained here; a published model needs no stage
     text      (source, tokenizer, block length, limits) -> token blocks
-    dense     (backbone, text or benchmark, training, start) -> delta, head, singular values
+    dense     (backbone, text or benchmark, training, start) -> delta, head, factors of its matrices
     sparse    (dense, denoising, k) -> SFT
     grade     (a language vector or none, a task vector, a target language) -> scores on validation and, sealed, on test
 
@@ -27,7 +27,7 @@ from deftx.published import Published
 
 Kind = Literal["backbone", "text", "dense", "sparse", "grade"]
 KINDS: tuple[Kind, ...] = ("backbone", "text", "dense", "sparse", "grade")
-VERSIONS: dict[Kind, int] = {"backbone": 1, "text": 1, "dense": 1, "sparse": 1, "grade": 1}
+VERSIONS: dict[Kind, int] = {"backbone": 2, "text": 1, "dense": 2, "sparse": 2, "grade": 1}
 
 
 class BackboneShape(Settings):

@@ -230,3 +230,12 @@ def test_a_loss_under_autocast_is_the_plain_one_under_autocast() -> None:
     assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
     one, other = (torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain))
     torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("numbers", [[0, 1], [1, 3], [0, 2]], ids=["padding", "none", "cut"])
+def test_what_is_worked_out_beforehand_changes_no_loss(masked_lm: Any, numbers: list[int]) -> None:
+    objective = make_mlm()
+    batch = objective.batch(np.array(numbers), generator())
+    located = objective.located(batch)
+    assert ("attention_mask" in located) == (numbers == [0, 1])
+    assert objective.loss(masked_lm, located).item() == pytest.approx(plain_loss(masked_lm, batch).item(), rel=1e-6)

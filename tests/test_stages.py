@@ -65,7 +65,7 @@ def changed(stage: Stage, **changes: Any) -> Stage:
 def test_an_address_is_the_hash_of_kind_version_settings_and_inputs() -> None:
     identity = {
         "kind": "sparse",
-        "version": 1,
+        "version": 2,
         "settings": {"denoise": {"rank": "8", "retention": 0.05, "retention_of": "numel"}, "k": 100, "retrain": True},
         "inputs": {"dense": DENSE.address},
     }
@@ -75,7 +75,7 @@ def test_an_address_is_the_hash_of_kind_version_settings_and_inputs() -> None:
 
 def test_the_address_of_a_stage_written_by_hand_is_golden() -> None:
     """Where this fails, results in every store are lost: raise the kind's version and say so in the changelog."""
-    assert TEXT.address == "9d94fe70867843a4ad62a8a600ff2c48"
+    assert TEXT.address == "beec0084cc34cc6707a1775467d42842"
 
 
 CHANGES: dict[str, list[dict[str, Any]]] = {
@@ -178,7 +178,7 @@ def test_a_changed_input_a_role_and_a_raised_version_change_the_address(monkeypa
     after = {deeper.address, dense.address, Stage("sparse", SPARSE.settings, (("dense", dense),)).address}
     assert not before & after
     assert Stage("sparse", SPARSE.settings, (("other", DENSE),)).address != SPARSE.address
-    monkeypatch.setitem(module.VERSIONS, "sparse", 2)
+    monkeypatch.setitem(module.VERSIONS, "sparse", module.VERSIONS["sparse"] + 1)
     assert Stage("sparse", SPARSE.settings, SPARSE.inputs).address != SPARSE.address
 
 

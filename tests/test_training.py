@@ -102,7 +102,7 @@ class Always(Objective):
 
     def __init__(self, inner: Objective, scores: Callable[[int], float] | None = None) -> None:
         self.inner, self.scores, self.calls = inner, scores or (lambda call: -float(call)), 0
-        self.batch, self.loss = inner.batch, inner.loss  # type: ignore[method-assign]
+        self.batch, self.loss, self.located = inner.batch, inner.loss, inner.located  # type: ignore[method-assign]
 
     @property
     def examples(self) -> int:
@@ -142,7 +142,9 @@ def in_float64(model: Any, objective: Objective) -> tuple[Any, Objective]:
     ],
     ids=["hard", "no-l1", "paper"],
 )
-def test_a_phase_equals_torchs_adamw_over_40_to_50_steps(backbone: Path, kind: str, sparse: bool, settings: Training) -> None:
+def test_a_phase_equals_torchs_adamw_over_40_to_50_steps(
+    backbone: Path, kind: str, sparse: bool, settings: Training
+) -> None:
     ours, objective = in_float64(*both(kind, backbone))
     plain, _ = in_float64(*both(kind, backbone))
     mask = half_mask(ours) if sparse else None
