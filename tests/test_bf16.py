@@ -1,0 +1,46 @@
+"""bf16 autocast learns as float32 does: the demo's model on the demo's text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deftx.config import Execution, Training
+from deftx.data.archipelago import Sizes, family_files
+from deftx.data.sources import FileSource
+from deftx.pretrain import _objective, new_model, train_tokenizer
+from deftx.stages import BackboneSettings
+from deftx.trainable import Trainable
+from deftx.training import train
+
+TRAINING = Training(
+    max_steps=500, batch_size=32, learning_rate=2e-3, warmup=0.06, weight_decay=0.01, betas=(0.9, 0.98),
+    validate_every=50,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_loss_curve_in_bf16_lies_within_the_spread_of_three_float32_seeds() -> None:
+    files = dict(family_files(0, Sizes(pretraining=1500, corpus=300, train=30, valid=6, test=6)))
+    texts = {name: text.splitlines() for name, text in files.items() if name.endswith(".txt")}
+    source = FileSource(sha256="0" * 64, url="unused")
+    settings = BackboneSettings(block=24, training=TRAINING, texts=(("sor", source),), tokenizer_texts=(), seed=0)
+    tokenizer = train_tokenizer(list(texts.values()), settings.vocabulary)
+
+    def curve(seed: int, precision: str) -> list[float]:
+        model = new_model(len(tokenizer), settings, seed)
+        outcome = train(
+            model, _objective(tokenizer, settings, texts, 0), TRAINING.model_copy(update={"precision": precision}),
+            seed=seed, what=lambda: Trainable(dict(model.named_parameters())),
+            execution=Execution(threads=torch.get_num_threads()),
+        )  # fmt: skip
+        return [point["train_loss"] for point in outcome.curve]
+
+    float32 = np.array([curve(seed, "float32") for seed in range(3)])
+    bf16 = np.array(curve(0, "bf16"))
+    spread = float32.max(axis=0) - float32.min(axis=0)
+    assert float32[:, -1].max() < float32[:, 0].min() - 0.5  # it does learn
+    assert not np.array_equal(bf16, float32[0])
+    # its distance to float32 from the same draws, point by point, against that of other draws
+    assert (np.abs(bf16 - float32[0]) <= spread).all(), (bf16, float32)
