@@ -1,6 +1,6 @@
 """Where the bytes of a training step go: computed for three shapes, measured for XLM-R base.
 
-In float32, at batch 8 x 256 in micro-batches of 4 with every row of the word embedding seen. What else a process holds
+In float32, at batch 8 x 256 at once with every row of the word embedding seen. What else a process holds
 (Python, torch, the gradient of one tensor on its way, one block of logits) is in the measured peak only. The delta lies
 on disk: it is never in memory as a whole. What an 80 GB A100 should hold leaves 8 % of it free.
 """
@@ -17,7 +17,7 @@ from deftx.config import PAPER_K_LANGUAGE
 
 XGLM = Shape(24, 1024, 16, 4096, vocabulary=256_008, positions=2050)
 SHAPES = {"XLM-R base": BASE, "XLM-R large": LARGE, "XGLM-564M": XGLM}
-LENGTH, MICRO_BATCH = 256, 4
+LENGTH, EXAMPLES = 256, 8
 A100 = 0.92 * 80e9
 
 
@@ -38,11 +38,11 @@ class Parts:
         return self.weights + self.gradients + self.moments + self.activations + self.logits
 
 
-def parts(shape: Shape, k: int | None, examples: int = MICRO_BATCH, length: int = LENGTH) -> Parts:
+def parts(shape: Shape, k: int | None, examples: int = EXAMPLES, length: int = LENGTH) -> Parts:
     """The bytes by part; k none: the dense phase.
 
     Args:
-        examples: of a micro-batch.
+        examples: computed at once.
     """
     layer = shape.layer_weights + 9 * shape.hidden + shape.feed_forward  # biases and LayerNorms
     body = shape.words + (shape.positions + 3) * shape.hidden + shape.layers * layer
@@ -94,7 +94,7 @@ def rows(options: Options) -> list[Row]:
 def _measured(options: Options, number: int) -> Row:
     shape, work = (TINY if options.small else BASE), WORKS[number].scaled(options.small)
     length = work.length
-    computed = parts(shape, work.k, MICRO_BATCH, length)
+    computed = parts(shape, work.k, work.batch, length)
     computed = replace(computed, delta=0)
     name = "a tiny model" if options.small else "XLM-R base"
     bytes_ = fresh("benchmarks.train:peak", options, number=number, reference=False)
