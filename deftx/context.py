@@ -18,7 +18,7 @@ from deftx.store import Checkpoint, Store
 from deftx.training import Report
 
 DELTA, HEAD, SPECTRA, BLOCKS = "delta.safetensors", "head.safetensors", "spectra.safetensors", "blocks.safetensors"
-SCORES, SEALED, DROPPED = "scores.json", "sealed_test.json", "dropped_rows.json"
+SCORES, SEALED, DROPPED, CHECK = "scores.json", "sealed_test.json", "dropped_rows.json", "check.json"
 S = TypeVar("S", bound=Settings)
 
 

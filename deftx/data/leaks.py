@@ -103,6 +103,18 @@ def find_leaks(rows: Sequence[str], evaluation: Sequence[str], mode: Mode) -> li
     return [found[row] for row in sorted(found)]
 
 
+def find_shared(passages: Sequence[str], sentences: Sequence[str]) -> list[Leak]:
+    """The passages of plain text that are (`equal`) or hold (`contained`) an evaluation sentence, each once, in order.
+
+    Exact on the normal form, so that megabytes take seconds; short sentences count only where a passage is no more.
+    """
+    texts = list(map(_normal, passages))
+    found = {leak.row: leak for leak in _equal(passages, sentences)}
+    for index, row in _parts(list(map(_normal, sentences)), texts):
+        found.setdefault(row, Leak(row, "contained", index))
+    return [found[row] for row in sorted(found)]
+
+
 def texts_digest(*examples: Examples) -> str:
     """SHA-256 of the texts (and hypotheses) in order: what leak removal depends on, and no label."""
     texts = [[part.texts, part.pairs] for part in examples]
