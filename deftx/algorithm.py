@@ -106,7 +106,7 @@ def _check(context: Context) -> Facts:
     (context.folder / CHECK).write_text(found.model_dump_json(indent=1), encoding="utf-8")
     counts = {
         "lines": found.passages, "repeated_lines": found.repeated.count,
-        "shared_lines": found.equal.count + found.contained.count, "tokens_per_word": found.tokens_per_word,
+        "shared_lines": found.shared, "tokens_per_word": found.tokens_per_word,
         "unknown_share": found.unknown_share, "train_blocks": found.train_blocks, "valid_blocks": found.valid_blocks,
         "good_for_steps": found.good_for, "planned_steps": found.planned_steps, "warnings": len(found.warnings),
     }  # fmt: skip

@@ -104,11 +104,11 @@ def _check_head(model: object, task: SparseFineTuning, labels: tuple[str, ...]) 
 def _check_free(target: Path, force: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    exported = target.is_dir() and (target / "config.json").is_file()
-    if not exported:
-        raise ConfigError(f"{target}: is there already and no model folder; choose another one")
+    card = target / "README.md"
+    if not card.is_file() or "deftx.export" not in card.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{target}: is there already and not from an earlier export; choose another folder")
     if not force:
-        raise ConfigError(f"{target}: holds a model already; choose another folder, or replace it with --force")
+        raise ConfigError(f"{target}: holds an export already; choose another folder, or replace it with --force")
 
 
 @contextmanager
@@ -116,7 +116,10 @@ def _beside(target: Path) -> Iterator[Path]:
     """A folder to write into that takes the target's place at the end, or vanishes."""
     mark = uuid.uuid4().hex[:8]
     unfinished, old = target.with_name(f".{target.name}.{mark}"), target.with_name(f".{target.name}.{mark}.old")
-    unfinished.mkdir(parents=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be made: {error.strerror}; choose a folder that can be written") from None
     try:
         yield unfinished
         if target.exists():
@@ -165,7 +168,8 @@ def _by_name(backbone: str, task: str, language: str | None, labels: str | None)
     part = resolve_folder(task)
     vector = _vector("task", part, None)
     assert vector is not None
-    names = tuple(labels.split(",")) if labels else tuple(vector.metadata.labels or ())
+    given = filter(None, map(str.strip, labels.split(","))) if labels else vector.metadata.labels or ()
+    names = tuple(dict.fromkeys(given))
     if len(names) < 2:
         raise ConfigError(f"{task}: does not say what its labels are; name two or more with --labels A,B,...")
     return Composition(

@@ -29,7 +29,7 @@ from deftx.published import Published
 
 Kind = Literal["backbone", "check", "text", "dense", "sparse", "grade"]
 KINDS: tuple[Kind, ...] = ("backbone", "check", "text", "dense", "sparse", "grade")
-VERSIONS: dict[Kind, int] = {"backbone": 1, "check": 1, "text": 1, "dense": 1, "sparse": 1, "grade": 1}
+VERSIONS: dict[Kind, int] = {"backbone": 1, "check": 2, "text": 1, "dense": 1, "sparse": 1, "grade": 1}
 
 
 class BackboneShape(Settings):

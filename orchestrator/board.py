@@ -15,6 +15,7 @@ from rich.text import Text
 
 from deftx.stages import KINDS
 from orchestrator.outlook import Left, Running, Tallies, View, duration
+from orchestrator.words import counted
 
 NARROW = 60
 """Columns below which the kinds have no columns of their own."""
@@ -43,7 +44,7 @@ def board(view: View, cautions: Sequence[str], width: int, height: int, now: flo
     return Group(_title(view, now, width), *kinds, table, *(lines for lines in below if lines))
 
 
-def time_words(left: Left | None, passed: float = 0.0) -> str:
+def left_words(left: Left | None, passed: float = 0.0) -> str:
     """The time left after `passed` seconds more; an estimate that has run out says nothing."""
     if left is None or (seconds := left.seconds - passed) < 0:
         return ""
@@ -67,8 +68,8 @@ def step_words(one: Running) -> str:
 
 def _title(view: View, now: float, width: int) -> Text:
     words = [f"sweep {view.name}", counts_words(view), f"{duration(now - view.began)} so far"]
-    words.append(time_words(view.left, now - view.at))
-    words.append(f"{view.unasked} combinations not chosen yet" if view.unasked else "")
+    words.append(left_words(view.left, now - view.at))
+    words.append(f"{counted(view.unasked, 'combination')} not asked yet" if view.unasked else "")
     return _flowing([word for word in words if word], width, "bold")
 
 

@@ -5,39 +5,21 @@ What is doubtful about a whole sweep (few-label selection, say) is the report's 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from deftx.store import Manifest, Store
-
-if TYPE_CHECKING:
-    from deftx.data.check import TextCheck
+from deftx.store import Manifest
 
 ALIKE = 0.95
 """From this Jaccard overlap on a denoised mask is nearly LT-SFT's: denoising chose hardly anything."""
 _FEW_VALIDATIONS = 3
 
 
-def cautions(store: Store, manifest: Manifest) -> list[str]:
+def cautions(manifest: Manifest) -> list[str]:
     """What to be careful about with a published stage: one line each, which does not name the stage (its label does).
 
-    Args:
-        store: where the stage is published; only a `check` stage's findings are read from it.
-        manifest: of the stage.
+    The lines of a `check` stage are those of its text, and name the language themselves.
     """
-    found = text_check(store, manifest)
+    of_text = manifest.details.get("warnings", []) if manifest.kind == "check" else []
     by_manifest = (_clamped(manifest), _alike(manifest), _never_improved(manifest))
-    return [*(found.warnings if found else ()), *(words for words in by_manifest if words)]
-
-
-def text_check(store: Store, manifest: Manifest) -> TextCheck | None:
-    """What a `check` stage found; none for a stage of another kind."""
-    if manifest.kind != "check":
-        return None
-    # torch takes seconds to import, and most who ask have no check at hand
-    from deftx.context import CHECK
-    from deftx.data.check import TextCheck
-
-    return TextCheck.model_validate_json(store.fetch(manifest.address, CHECK).read_bytes())
+    return [*of_text, *(words for words in by_manifest if words)]
 
 
 def _clamped(manifest: Manifest) -> str:

@@ -91,9 +91,7 @@ class Outlook:
     clock: Callable[[], float] = time.monotonic
     _began: dict[str, float] = field(default_factory=dict)
     _paces: dict[str, _Pace] = field(default_factory=dict)
-    _took: dict[str, float] = field(default_factory=dict)
     _alike: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
-    _reused: int = 0
 
     def __post_init__(self) -> None:
         self._start = self.clock()
@@ -112,12 +110,11 @@ class Outlook:
             pace.first = now
         pace.last = now
 
-    def done(self, stage: Stage, reused: bool) -> float:
+    def done(self, stage: Stage) -> float:
         """The stage is in the store; returns the seconds it took, now or when it was made."""
-        seconds = self._took[stage.address] = self.driver.seconds(stage)
+        seconds = self.driver.seconds(stage)
         for key in _alike(stage):
             self._alike.setdefault(key, []).append(seconds)
-        self._reused += reused
         return seconds
 
     def view(self) -> View:
@@ -129,7 +126,8 @@ class Outlook:
             if (status := self._status(address, address in left)) is not None:
                 tallies.setdefault((stage.subject, stage.kind), Counter())[status] += 1
         return View(
-            self.driver.folder.name, self.clock(), self._start, self._reused, tallies, tuple(self._running()),
+            self.driver.folder.name, self.clock(), self._start, len(schedule.done_before), tallies,
+            tuple(self._running()),
             {kind: statistics.fmean(self._alike[(kind,)]) for kind in KINDS if (kind,) in self._alike},
             self._time_left(list(left.values())), self._best(), self._unasked(),
         )  # fmt: skip
@@ -190,7 +188,7 @@ class Outlook:
         return min(space.combinations or cells, cells) - len(self.driver.asked)
 
     def _unasked(self) -> int:
-        """Combinations that the search has not chosen yet: a grid's are known."""
+        """Combinations that the search has not asked yet: a grid's are known."""
         complete = self.driver.schedule.complete or self.driver.space.search == "grid"
         return 0 if complete else self._not_asked()
 
@@ -246,8 +244,7 @@ class Outlook:
         if by_pace:
             return statistics.fmean(by_pace)
         if isinstance(stage.settings, SparseSettings) and stage.settings.retrain:
-            dense = dict(stage.inputs)["dense"]
-            return self._took.get(dense.address) or self.expected(dense)
+            return self.expected(dict(stage.inputs)["dense"])
         return None
 
     def _by_pace(self, running: Stage, stage: Stage) -> Iterator[float]:

@@ -1,6 +1,6 @@
 """The scores of a sweep as pictures, from the same numbers as its tables: by rank and by language.
 
-Vectors are drawn in `vector_plots`, times in `time_plot`; what is common to all is in `drawing`.
+Vectors are drawn in `vector_plots`, times in `times`; what is common to all is in `drawing`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deftx.evaluate import AVERAGE
 from orchestrator.drawing import COLOURS, EDGE, GREY, PAGE, RAMP, SMALL, TEXT, heading, heading_inches, ink, page
 from orchestrator.record import BASELINE_TITLES, RowKind
 from orchestrator.results import Results, RowResult
-from orchestrator.words import METRIC_WORDS
+from orchestrator.words import METRIC_WORDS, counted
 
 _RANKS = ("rank_l", "rank_t")
 _SIGNS = {"chosen": "★", "failed": "×", "waiting": "…"}
@@ -221,6 +221,5 @@ def _unit(results: Results) -> str:
 
 
 def _sample(results: Results) -> str:
-    count = len(results.targets)
-    languages = f"{count} language{'s' * (count != 1)}"
+    languages = counted(len(results.targets), "language")
     return f"{METRIC_WORDS[results.metric]}: {languages}, n = {results.items():,} parallel items, one run"

@@ -20,7 +20,7 @@ import typer
 from deftx.errors import ConfigError, DeftxError
 from deftx.store import Store
 from orchestrator import sections
-from orchestrator.cautions import cautions, text_check
+from orchestrator.cautions import cautions
 from orchestrator.drawing import png
 from orchestrator.plots import heatmap, language_bars
 from orchestrator.record import Failure, State, SweepFolder, SweepInfo, known_sweep
@@ -85,9 +85,17 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         spectra=chosen_spectra(store, state),
         masks=chosen_masks(store, state),
         times=read_times(store, state),
-        checks=[check for manifest in manifests if (check := text_check(store, manifest))],
-        cautions={manifest.address: cautions(store, manifest) for manifest in manifests},
+        checks=[_text_check(store, manifest.address) for manifest in manifests if manifest.kind == "check"],
+        cautions={manifest.address: cautions(manifest) for manifest in manifests},
     )
+
+
+def _text_check(store: Store, address: str) -> TextCheck:
+    # torch takes seconds to import, and many sweeps have no check
+    from deftx.context import CHECK
+    from deftx.data.check import TextCheck
+
+    return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
 
 
 def _plots(found: _Findings) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from deftx.store import Manifest
 from orchestrator import shown
 from orchestrator.content import PARENT, PublishedFile, RunContent, RunStatus, curve, details, published_files, span
 from orchestrator.record import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
-from orchestrator.words import METRIC_WORDS
+from orchestrator.words import METRIC_WORDS, by_few_labels, selection_words
 
 
 class SweepContent:
@@ -150,7 +150,10 @@ class SweepContent:
         more = "One child run for each stage; `report.md` and the plots are among the artifacts."
         if row is None:
             return {"mlflow.note.content": f"{asked}\n\nNothing is chosen yet. {more}"}
-        chosen = f"Chosen by validation: **{_title(row)}**; the scores here are its means over the target languages."
+        chosen = (
+            f"Chosen by {selection_words(info, None)}: **{_title(row)}**; the scores here are its means over the "
+            "target languages."
+        )
         return {"mlflow.note.content": f"{asked}\n\n{chosen} {more}", "chosen": _title(row)}
 
     def _sweep_metrics(self, state: State, *, sealed: bool) -> dict[str, float]:
@@ -172,7 +175,7 @@ class SweepContent:
         scores = [row.score for row in rows if row.kind == "combination" and row.score is not None]
         if not scores:
             return {}
-        if self.info.space.get("selection") != "unlabelled":
+        if by_few_labels(self.info):
             return {"search/combination points": 100 * max(scores)}
         return {"search/combination score": max(scores)}
 

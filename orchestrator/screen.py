@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.markup import escape
 
 from deftx.stages import Stage
-from orchestrator.board import board, counts_words, step_words, time_words
-from orchestrator.cautions import cautions, text_check
+from orchestrator.board import board, counts_words, left_words, step_words
+from orchestrator.cautions import cautions
 from orchestrator.outlook import Outlook, View, duration
 from orchestrator.record import Failure
 
@@ -74,15 +74,15 @@ class Screen:
 
     def stage_done(self, stage: Stage, reused: bool) -> None:
         """The stage is in the store."""
-        seconds = self._of.done(stage, reused)
-        store, manifest = self._of.driver.folder.store, self._of.driver.manifest(stage)
-        found, check = cautions(store, manifest), text_check(store, manifest)
+        seconds = self._of.done(stage)
+        manifest = self._of.driver.manifest(stage)
         # a text's check names its language itself
-        found = found if check else [f"{stage.label}: {words}" for words in found]
+        found = [words if stage.kind == "check" else f"{stage.label}: {words}" for words in cautions(manifest)]
         self._cautions += found
         if not reused:
             self._say(f"done    {escape(stage.label)}  [dim]{seconds:.0f} s[/dim]")
-            self._say(f"        {escape(check.summary)}" if check else "")
+            if summary := manifest.details.get("summary"):
+                self._say(f"        {escape(summary)}")
             for words in found:
                 self._say(f"[yellow]warning {escape(words)}[/yellow]")
         self._refresh()
@@ -99,7 +99,7 @@ class Screen:
         return self._outlook
 
     def _say(self, text: str) -> None:
-        if text and not self._quiet:
+        if not self._quiet:
             self._print(text)
 
     def _print(self, text: str) -> None:
@@ -120,7 +120,7 @@ class Screen:
 
 def _progress_line(view: View) -> str:
     """`...     12/41 stages, 2 running, 3 min so far, about 4 min left; now: ila · dense, step 100/300`."""
-    words = [counts_words(view), f"{duration(view.at - view.began)} so far", time_words(view.left)]
+    words = [counts_words(view), f"{duration(view.at - view.began)} so far", left_words(view.left)]
     now = [", ".join(word for word in (one.stage.label, step_words(one)) if word) for one in view.running]
     parts = [", ".join(word for word in words if word), *(f"now: {word}" for word in now[:1])]
     parts.append(f"best so far: {view.best}" if view.best else "")

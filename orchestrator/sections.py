@@ -161,7 +161,7 @@ def texts(checks: Sequence[TextCheck]) -> list[str]:
 
 
 def _text_line(one: TextCheck) -> list[str]:
-    shared = NOTHING if one.sentences is None else f"{one.equal.count + one.contained.count:,}"
+    shared = NOTHING if one.sentences is None else f"{one.shared:,}"
     return [
         one.language, f"{one.passages:,}", f"{one.bytes / 1e6:,.2f}", f"{one.repeated.count:,}", shared,
         f"{one.tokens_per_word:.2f}", f"{one.unknown_share:.2%}", f"{one.train_blocks:,} of {one.block}",

@@ -25,7 +25,7 @@ def summary(info: SweepInfo, state: State, validation: Results | None, test: Res
     """
     paragraphs = [
         _running(state),
-        _paragraph(_choice(info, state, validation), _level(test or validation), _losses(state, validation)),
+        _paragraph(_choice(info, state, validation), _level(test), _losses(state, validation)),
         _believable(test) if validation else "",
         _doubts(info, state, validation, test) if validation else "",
     ]
@@ -47,9 +47,8 @@ def _choice(info: SweepInfo, state: State, validation: Results | None) -> str:
     chosen = state.chosen_row
     if chosen is None:
         return "No combination was completed, so none was chosen." if state.ended else "Nothing is chosen yet."
-    lead = "What was chosen" if state.ended else "What leads so far"
     rule = selection_words(info, validation.metric if validation else None)
-    return f"**{lead}.** {chosen.title}, {_out_of(state)}, by {rule}."
+    return f"**What was chosen.** {chosen.title}, {_out_of(state)}, by {rule}."
 
 
 def _out_of(state: State) -> str:
@@ -61,14 +60,13 @@ def _out_of(state: State) -> str:
     return f"out of {completed} combinations"
 
 
-def _level(results: Results | None) -> str:
-    if results is None or results.chosen is None:
+def _level(test: Results | None) -> str:
+    if test is None or test.chosen is None:
         return ""
-    where = "On the sealed test sets" if results.split == "test" else "On validation"
     return (
-        f"{where} it scores {points(results.chosen.scores.get(AVERAGE))} on average over "
-        f"{counted(len(results.targets), 'language')}: {METRIC_WORDS[results.metric]} in percent points with its 95 % "
-        f"interval, {_items(results)}."
+        f"On the sealed test sets it scores {points(test.chosen.scores.get(AVERAGE))} on average over "
+        f"{counted(len(test.targets), 'language')}: {METRIC_WORDS[test.metric]} in percent points with its 95 % "
+        f"interval, {_items(test)}."
     )
 
 

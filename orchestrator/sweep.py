@@ -119,7 +119,8 @@ def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storag
                 table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
         out.print(table)
         for row in state.combinations:
-            score = f"{row.score * 100:.2f}" if row.score is not None else row.reason or "waiting"
+            selection = str(info.space["selection"])
+            score = row.reason or "waiting" if row.score is None else score_words(row.score, selection)
             chosen = "  (chosen)" if row.number == state.chosen else ""
             out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
 
@@ -218,7 +219,8 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
                   f"--storage {folder.store.url}", soft_wrap=True)  # fmt: skip
     out.print(f"report: {folder.url('report.md')}", soft_wrap=True)
     if not quiet:
-        out.print(f"browse: mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+        served = uri.startswith("http")
+        out.print(f"browse: {uri if served else f'mlflow ui --backend-store-uri {uri}'}", soft_wrap=True)
 
 
 def _print_plan(prepared: session.Prepared) -> None:

@@ -39,11 +39,11 @@ def _line(kind: str, subject: str, seconds: float, execution: dict[str, Any]) ->
 
 
 def time_words(times: pd.DataFrame) -> str:
-    """All of it in one sentence, such as `48 stages, 0.12 CPU hours.`"""
+    """All of it in one sentence, such as `48 stages, 0.12 CPU hours (...); ...`"""
     spent = [f"{_hours(times['cpu_seconds'].sum())} CPU hours (seconds times threads)"]
     if times["gpu_seconds"].any():
         spent.append(f"{_hours(times['gpu_seconds'].sum())} GPU hours (stages on a GPU, each counted whole)")
-    return f"{counted(len(times), 'stage')}, {' and '.join(spent)}; lost attempts are not in it."
+    return f"{counted(len(times), 'stage')}, {' and '.join(spent)}; reused stages are in it, lost attempts are not."
 
 
 def time_plot(times: pd.DataFrame) -> Figure | None:

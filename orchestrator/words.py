@@ -66,7 +66,7 @@ def listed(words: Sequence[str]) -> str:
 
 def by_few_labels(info: SweepInfo) -> bool:
     """Whether labels of the target languages choose the settings."""
-    return str(info.space["selection"]) != "unlabelled"
+    return info.space.get("selection") != "unlabelled"
 
 
 def selection_words(info: SweepInfo, metric: Metric | None) -> str:

@@ -32,6 +32,7 @@ from deftx.data.check_command import main
 from deftx.data.sources import file_source, read_text
 from deftx.data.text import token_blocks
 from deftx.errors import DataError
+from deftx.published import resolve_folder
 from deftx.stages import CheckSettings, Stage, TextStageSettings, checked_text
 from deftx.store import Store
 from orchestrator.estimate import estimate
@@ -40,6 +41,8 @@ WORDS = make_tokenizer()
 """Knows w0 to w44, each one token; a passage has two more, <s> and </s>."""
 TRAINING = Training(max_steps=10, batch_size=2)
 SENTENCE = "Rumoh makan nyan mangat that, teuma yum jih meuhai!"
+THIRTY = "keude kupi nyan jai that ureueng jak"
+"""Of 30 letters."""
 needs_real_files = pytest.mark.skipif(not os.environ.get("DEFTX_DATA_ROOT"), reason="DEFTX_DATA_ROOT is not set")
 
 
@@ -65,8 +68,8 @@ def test_every_count_of_a_small_text() -> None:
     assert found == TextCheck(
         language="ace", passages=5, bytes=8 + 9 + 7 + 11 + 2,
         signs={s: Lines() for s in ("replacement", "mojibake", "control", "byte-order mark", "not NFC")},
-        repeated=Lines(count=1, first=(3,)), sentences=2, equal=Lines(count=2, first=(1, 3)), contained=Lines(),
-        words=14, tokens=14, unknown_tokens=2, long_words=0, cut=Lines(),
+        repeated=Lines(count=1, first=(3,)), sentences=2, equal=Lines(), contained=Lines(),
+        phrases=Lines(count=2, first=(1, 3)), words=14, tokens=14, unknown_tokens=2, long_words=0, cut=Lines(),
         block=8, train_blocks=0, valid_blocks=0, batch_size=2, planned_steps=10,
         problem=found.problem,
     )  # fmt: skip
@@ -104,7 +107,8 @@ def test_a_passage_longer_than_its_block_is_cut_and_counted() -> None:
 
 def test_only_the_passages_that_will_be_read_are_looked_at() -> None:
     found = check("", "w1", "w1", "w2", "w\ufffd", max_lines=3, evaluation=["w2"])
-    assert (found.passages, found.repeated, found.equal) == (3, Lines(count=1, first=(3,)), Lines(count=1, first=(4,)))
+    assert (found.passages, found.repeated) == (3, Lines(count=1, first=(3,)))
+    assert found.phrases == Lines(count=1, first=(4,))
     assert found.signs["replacement"] == Lines()
 
 
@@ -159,25 +163,28 @@ def test_no_text_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "equal", "contained"),
+    ("line", "how"),
     [
-        (SENTENCE, 1, 0),
-        (SENTENCE.upper(), 1, 0),
-        ("rumoh makan nyan: mangat that teuma yum jih meuhai", 1, 0),
-        (f"Kheun ureueng: «{SENTENCE.lower()}» — meunan.", 0, 1),
-        (SENTENCE[:-8], 0, 0),
-        ("Rumoh sakit nyan rayek that, teuma yum jih meuhai!", 0, 0),
-        ("Jroh that!", 1, 0),  # a sentence of its own
-        ("Nyan jroh that keu kamoe.", 0, 0),  # too short to be told from a turn of phrase
+        (SENTENCE, "equal"),
+        (SENTENCE.upper(), "equal"),
+        ("rumoh makan nyan: mangat that teuma yum jih meuhai", "equal"),
+        (f"Kheun ureueng: «{SENTENCE.lower()}» — meunan.", "contained"),
+        (SENTENCE[:-8], None),
+        ("Rumoh sakit nyan rayek that, teuma yum jih meuhai!", None),
+        (THIRTY[:-1], "phrases"),  # as many as a turn of phrase may have
+        (THIRTY, "equal"),
+        (f"{THIRTY[:-1]} {THIRTY}", "contained"),  # the longest counts
+        (f"{THIRTY[:-1]} nyan.", "phrases"),
+        ("Jroh that!", "phrases"),  # a sentence of its own
+        ("Nyan jroh that keu kamoe.", None),
     ],
 )
-def test_an_evaluation_sentence_is_found_whatever_its_case_and_punctuation(
-    line: str, equal: int, contained: int
-) -> None:
-    found = check("w1 w2", "", line, evaluation=[SENTENCE, "jroh that"])
-    assert found.sentences == 2
-    assert found.equal == Lines.of([3] * equal)
-    assert found.contained == Lines.of([3] * contained)
+def test_an_evaluation_sentence_is_found_whatever_its_case_and_punctuation(line: str, how: str | None) -> None:
+    sentences = ["jroh that", THIRTY[:-1], SENTENCE, THIRTY, "..."]
+    found = check("w1 w2", "", line, "...", evaluation=sentences)
+    assert (found.sentences, found.shared) == (5, 0 if how is None else 1)
+    for name in ("equal", "contained", "phrases"):
+        assert getattr(found, name) == Lines.of([3] if name == how else [])
 
 
 def test_without_evaluation_sentences_nothing_is_compared() -> None:
@@ -219,12 +226,16 @@ def test_a_sound_text_has_a_summary_and_no_warning() -> None:
         "ace: 10,000 passages, 1.7 MB, 2.1 tokens a word, 3,210 blocks of 256; good for about 40,000 steps of 8"
     )
     assert SOUND.warnings == ()
+    phrases = SOUND.model_copy(update={"phrases": Lines(count=2)})
+    assert phrases.summary == f"{SOUND.summary}; 2 with a short evaluation sentence"
 
 
 WARNINGS: list[tuple[dict[str, Any], str]] = [
     ({"equal": Lines(count=4, first=(3, 7, 9))},
      "4 of 10,000 passages (0.04 %) are sentences of its evaluation files (lines 3, 7, 9, ...); none may: "),
     ({"contained": Lines(count=1, first=(12,))}, "1 of 10,000 passages (0.01 %) hold sentences of its "),
+    ({"phrases": Lines(count=101, first=(3, 7, 9))},
+     "101 of 10,000 passages (1 %) are or hold short sentences of its evaluation files (lines 3, 7, 9, ...); 1 % at "),
     ({"train_blocks": 0, "valid_blocks": 0, "problem": "too little text for one training block: 5 tokens in ..."},
      "too little text for one training block: 5 tokens in ..."),
     ({"train_blocks": 200, "planned_steps": 30_000},
@@ -241,8 +252,8 @@ WARNINGS: list[tuple[dict[str, Any], str]] = [
     ({"signs": {"control": Lines(count=1, first=(3,))}}, "1 of 10,000 passages (0.01 %) hold control characters: "),
     ({"signs": {"byte-order mark": Lines(count=1, first=(3,))}}, "1 of 10,000 passages (0.01 %) hold a byte-order "),
     ({"signs": {"not NFC": Lines(count=101, first=(3,))}}, "101 of 10,000 passages (1 %) are not in Unicode's normal "),
-    ({"repeated": Lines(count=101, first=(3, 5, 8))},
-     "101 of 10,000 passages (1 %) repeat an earlier one, held-out ones among them (lines 3, 5, 8, ...); 1 % at most "
+    ({"repeated": Lines(count=501, first=(3, 5, 8))},
+     "501 of 10,000 passages (5 %) repeat an earlier one, held-out ones among them (lines 3, 5, 8, ...); 5 % at most "
      "is right: keep each passage once"),
     ({"tokens": 401_000}, "4.0 tokens a word; 4 at most is right: the backbone's tokenizer hardly knows the language"),
     ({"unknown_tokens": 2101}, "1.0 % of the tokens are unknown to the backbone's tokenizer; 1 % at most is right: "),
@@ -258,7 +269,8 @@ def test_each_fault_is_one_sentence_with_language_number_and_what_is_right(chang
 
 JUST_RIGHT: list[dict[str, Any]] = [
     {"train_blocks": 2400}, {"valid_blocks": 10}, {"cut": Lines(count=500)}, {"tokens": 400_000},
-    {"repeated": Lines(count=100)}, {"unknown_tokens": 2100}, {"signs": {"not NFC": Lines(count=100)}},
+    {"phrases": Lines(count=100)}, {"repeated": Lines(count=500)}, {"unknown_tokens": 2100},
+    {"signs": {"not NFC": Lines(count=100)}},
 ]  # fmt: skip
 
 
@@ -288,15 +300,23 @@ def test_the_command_prints_counts_and_warnings(tmp_path: Path) -> None:
     (tmp_path / "ace.txt").write_text("w1 w2\n" * 1600 + SENTENCE + "\n", encoding="utf-8")
     with open(tmp_path / "test.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["id", "text", "label"], [1, SENTENCE.upper(), "positive"]])
-    options = ["--backbone", folder, "--evaluation", tmp_path / "test.csv", "--steps", "100"]
+    (tmp_path / "blank.tsv").write_text("id\ttext\n1\t\n2\tw1 w2\n", encoding="utf-8")
+    tables = [part for name in ("test.csv", "blank.tsv") for part in ("--evaluation", tmp_path / name)]
+    options = ["--backbone", folder, *tables, "--steps", "100"]
     done = subprocess.run(
         [sys.executable, "-m", "deftx.data.check", tmp_path / "ace.txt", *options], capture_output=True, text=True,
         timeout=300, env={**os.environ, "COLUMNS": "100"}, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "repeated passages" in done.stdout
+    rows = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines() if "│" in line]
+    counts = {cells[1]: cells[2:4] for cells in rows if len(cells) > 3}
+    assert counts["repeated passages"] == ["1,599", "2, 3, 4, ..."]
+    assert counts["equal to one of 3 evaluation sentences"] == ["1", "1601"]
+    assert counts["with a short one (under 30 letters)"] == ["1,600", "1, 2, 3, ..."]
+    assert counts["steps of 8: planned"] == ["100", ""]
     assert (
-        "ace: 1,601 passages, 8.1 kB, 1.0 tokens a word, 23 blocks of 256; good for about 300 steps of 8" in done.stdout
+        "ace: 1,601 passages, 8.1 kB, 1.0 tokens a word, 23 blocks of 256; good for about 300 steps of 8; 1,600 with a "
+        "short evaluation sentence" in done.stdout
     )
     assert (
         "warning: ace: 1 of 1,601 passages (0.062 %) are sentences of its evaluation files (line 1601)" in done.stdout
@@ -342,13 +362,34 @@ def test_the_stage_publishes_the_check_of_what_its_text_stage_cuts(tmp_path: Pat
     assert set(manifest.files) == {"check.json"}
     assert manifest.details == {"summary": found.summary, "warnings": list(found.warnings)}
     assert (found.language, found.passages, found.repeated) == ("ace", 62, Lines(count=1, first=(62,)))
-    assert (found.sentences, found.equal) == (12 + 9, Lines(count=1, first=(63,)))
+    assert (found.sentences, found.phrases) == (12 + 9, Lines(count=1, first=(63,)))
     text = make(checked_text(stage), store).metrics
     for name in ("train_blocks", "valid_blocks"):
         assert getattr(found, name) == text[name] == manifest.metrics[name]
     assert (manifest.metrics["lines"], manifest.metrics["shared_lines"], manifest.metrics["warnings"]) == (
         text["lines"], 1, len(found.warnings),
     )  # fmt: skip
+
+
+def test_both_sides_of_a_pair_are_compared(tmp_path: Path) -> None:
+    root, nli = tmp_path / "data", benchmark("americasnli")
+    for path, lines in {
+        "americasnli/dev/quy.tsv": ["id\tpremise\thypothesis\tlabel", f"1\t{SENTENCE}\t{THIRTY}\tneutral"],
+        "corpora/quy.txt": [*(f"w{n % 45} w1 w2" for n in range(40)), THIRTY, f"w1 {SENTENCE}"],
+    }.items():
+        (root / path).parent.mkdir(parents=True)
+        (root / path).write_text("\n".join(lines))
+    table = evaluation_source(nli, "quy", "valid", str(root))
+    asked = CheckSettings(
+        language="quy", source=file_source(f"{root}/corpora/quy.txt"), text=TextSettings(block=8), seed=0,
+        backbone=resolve_folder(str(write_backbone(tmp_path / "tiny"))), training=TRAINING, benchmark="americasnli",
+        evaluation={"valid": table},
+    )  # fmt: skip
+    store = Store(str(tmp_path / "store"))
+    manifest = make(Stage("check", asked), store)
+    found = TextCheck.model_validate_json(store.fetch(manifest.address, "check.json").read_bytes())
+    assert (found.sentences, found.equal, found.contained) == (2, Lines.of([41]), Lines.of([42]))
+    assert manifest.metrics["shared_lines"] == 2
 
 
 def test_the_labels_of_the_evaluation_sentences_change_nothing(tmp_path: Path) -> None:

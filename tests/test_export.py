@@ -271,8 +271,10 @@ def test_a_folder_that_holds_something_is_left_alone(vectors: Path, backbone: Pa
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.txt").write_text("years of work")
-    assert "no model folder" in complaint(home, *named, "--force")
-    assert "no model folder" in complaint(home / "thesis.txt", *named, "--force")
+    (home / "config.json").write_text("{}")
+    for taken in (home, home / "thesis.txt", backbone):
+        assert "not from an earlier export" in complaint(taken, *named, "--force")
+    assert "cannot be made: Not a directory" in complaint(home / "thesis.txt" / "out", *named)
     assert (home / "thesis.txt").read_text() == "years of work"
 
 
@@ -362,7 +364,9 @@ def test_parts_that_do_not_fit(vectors: Path, backbone: Path, headless: Path, tm
     assert "give SWEEP LANGUAGE OUT" in complaint(out, *task)
     assert "give SWEEP LANGUAGE OUT" in complaint("a", "b", out, *task)
     assert "name two or more with --labels" in complaint(out, "--backbone", backbone, "--task", vectors / "headless")
-    labelled = ("--backbone", backbone, "--labels", "bad,good")
+    once = ("--backbone", backbone, "--labels", "good, good,", "--task", vectors / "headless")
+    assert "name two or more with --labels" in complaint(out, *once)
+    labelled = ("--backbone", backbone, "--labels", "bad, good")
     assert "it brings no classifier" in complaint(out, *labelled, "--task", vectors / "headless")
     assert "the labels are bad, good; the task vector's: negative" in complaint(out, *labelled, *task)
     assert "no such folder" in complaint(out, "--backbone", backbone, *task, "--language", tmp_path / "nowhere")

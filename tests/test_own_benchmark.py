@@ -117,6 +117,7 @@ def test_inference_has_pairs_whose_text_may_be_shared(tmp_path: Path) -> None:
     nli = {"kind": "nli", "labels": ["yes", "no"], "metric": "accuracy"}
     found = own("gay", "test", table(tmp_path, "id,text,hypothesis,label", "1,a,b,yes", "1,a,c,no"), **nli)
     assert (found.ids, found.pairs, found.labels) == (("1", "1"), ("b", "c"), (0, 1))
+    assert benchmark(OwnBenchmark.model_validate({**OWN, **nli})).metric == "accuracy"
     with pytest.raises(
         Exception, match="no column 'hypothesis'; found: text, label; expected: text, hypothesis, label"
     ):

@@ -291,7 +291,7 @@ def test_seconds_are_summed_by_subject_and_kind() -> None:
     assert axis.get_xlabel().startswith("seconds")
     assert time_words(spent) == (
         "6 stages, 0.13 CPU hours (seconds times threads) and 0.028 GPU hours (stages on a GPU, each counted whole); "
-        "lost attempts are not in it."
+        "reused stages are in it, lost attempts are not."
     )
 
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from plans import make_space
 from safetensors.numpy import save
 from sweep_by_hand import BACKBONE, FILE, ITEMS, TARGETS, HandMade, grade_json, grade_stage, sparse_stage
 from typer.testing import CliRunner
 
+from deftx.composition import CHOSEN
 from deftx.config import TextSettings, Training
 from deftx.data.check import Lines, TextCheck
 from deftx.errors import DataError, StoreError
 from deftx.evaluate import Estimate
 from deftx.sft import SFTMetadata, SparseFineTuning
 from deftx.stages import CheckSettings, Stage
+from orchestrator import session
 from orchestrator.record import Failure, StageEntry, State
 from orchestrator.report import app
 from orchestrator.results import read_results
+from orchestrator.sweep import app as sweep_app
 from orchestrator.times import read_times
 from orchestrator.vectors import Overlap, chosen_masks, chosen_spectra, overlap
 from orchestrator.words import signed_points
@@ -156,19 +161,19 @@ def test_the_table_has_all_rows_in_order_with_intervals(sweep: HandMade) -> None
 
 
 def test_test_scores_stay_sealed_until_the_search_has_ended(sweep: HandMade) -> None:
-    sweep.state.ended = False
+    sweep.state.ended, chosen = False, sweep.state.chosen
+    sweep.state.chosen = None
     sweep.remove_test_scores()
     report = sweep.report()
     running, leading, believable, _ = summary_of(report).split("\n\n")
     assert running == "**The search has not ended**: the test sets are sealed, all below is validation."
-    assert leading.startswith("**What leads so far.** DEFT-X r_l 8, r_t 90%")
-    assert "On validation it scores 82.0 [" in leading
+    assert leading == "Nothing is chosen yet."
     assert believable == ("**What is believable.** Nothing yet: the test sets are sealed until the search has ended.")
     assert "## Sealed test sets" not in report
     assert set(sweep.results()["split"]) == {"validation"}
     with pytest.raises(StoreError, match="sealed until the search has ended"):
         read_results(sweep.store, sweep.state, TARGETS, "test")
-    sweep.state.ended = True
+    sweep.state.ended, sweep.state.chosen = True, chosen
     with pytest.raises(StoreError, match=r"sealed_test\.json"):
         sweep.report()
 
@@ -202,6 +207,25 @@ def test_unlabelled_selection_has_its_own_name(tmp_path: Path) -> None:
     assert "optimistic" not in report
     assert "## Warnings" not in report
     assert "Validation took no part in the choice." in report
+
+
+def test_the_status_of_unlabelled_selection_shows_no_percent_points(tmp_path: Path) -> None:
+    hand = HandMade(tmp_path, "unlabelled")
+    hand.state.combinations[0].score = -2.5
+    hand.save()
+    result = CliRunner().invoke(sweep_app, ["status", "demo", "--storage", str(tmp_path)])
+    assert "DEFT-X r_l 8, r_t 8, keep 5 %: -2.500, source validation less held-out loss" in result.output
+
+
+def test_a_search_that_goes_on_has_chosen_nothing(sweep: HandMade) -> None:
+    sweep.save()
+    sweep.folder.write_file(b"{}", CHOSEN)
+    driver = SimpleNamespace(
+        folder=sweep.folder, space=make_space(), asked=[], schedule=SimpleNamespace(scores={}), interrupted=True,
+        finished=lambda: False, write_state=lambda ended=False: State(),
+    )  # fmt: skip
+    assert session.run(SimpleNamespace(), driver, lambda _: None) == 130  # type: ignore[arg-type]
+    assert sweep.store.read("sweeps", "demo", CHOSEN) is None
 
 
 def test_vectors_are_tabled_with_how_far_denoising_went(sweep: HandMade) -> None:
@@ -254,7 +278,8 @@ def test_the_text_of_each_language_is_tabled_from_its_check(sweep: HandMade) -> 
         language="ace", source=FILE, text=TextSettings(), backbone=BACKBONE, seed=0, training=Training(max_steps=70),
         benchmark="demo", evaluation={},
     )  # fmt: skip
-    sweep.publish(Stage("check", asked), {"check.json": check.model_dump_json().encode()})
+    details = {"warnings": list(check.warnings)}
+    sweep.publish(Stage("check", asked), {"check.json": check.model_dump_json().encode()}, details=details)
     report = sweep.report()
     assert table_line(report, "| ace |", "## Text") == [
         "ace", "1,200", "2.50", "3", "3", "1.50", "0.20%", "50 of 256", "4", "70 of 8", "10.0",

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from deftx.stages import Stage
 from deftx.store import Manifest, Store
-from orchestrator.board import board, time_words
+from orchestrator.board import board, left_words
 from orchestrator.cautions import cautions
 from orchestrator.logs import kept
 from orchestrator.outlook import Left, Outlook, duration, score_words
@@ -40,10 +40,10 @@ LINES = re.compile(
 class FakeDriver:
     """What the screen asks of a driver, with stage times and metrics given by the test."""
 
-    def __init__(self, folder: SweepFolder | None = None, **space: Any) -> None:
+    def __init__(self, **space: Any) -> None:
         self.space = make_space(**space)
         self.replay, self.schedule = make_schedule(self.space, World())
-        self.folder: Any = folder or SimpleNamespace(name="hand", store=None)
+        self.folder = SimpleNamespace(name="hand")
         self.jobs: list[Job] = []
         self.took: dict[str, float] = {}
         self.now = 0.0
@@ -88,7 +88,8 @@ class FakeDriver:
         self.jobs = [job for job in self.jobs if stage not in job.stages]
         self.took[stage.address] = seconds
         self.schedule.done(stage.address)
-        self.outlook.done(stage, reused)
+        self.schedule.done_before |= {stage.address} if reused else set()
+        self.outlook.done(stage)
 
     def left(self) -> Left | None:
         return self.outlook.view().left
@@ -130,9 +131,9 @@ def test_time_left_by_hand() -> None:
     driver.finish("ace · grade · task rank 8 keep 5 % + ace rank 8 keep 5 %", 3.0)
     # ban dense 20 + 3 sparse of 10 + 5 grades of 3 = 65 on two slots; the chain ban dense, sparse, grade is 33
     assert driver.left() == Left(33.0, exact=True)
-    assert time_words(driver.left()) == "about 33 s left"
-    assert time_words(driver.left(), passed=3.0) == "about 30 s left"
-    assert time_words(driver.left(), passed=34.0) == "", "an estimate that has run out says nothing"
+    assert left_words(driver.left()) == "about 33 s left"
+    assert left_words(driver.left(), passed=3.0) == "about 30 s left"
+    assert left_words(driver.left(), passed=34.0) == "", "an estimate that has run out says nothing"
 
 
 def test_the_pace_of_a_running_stage_by_hand() -> None:
@@ -186,6 +187,15 @@ def test_stages_of_a_grid_that_are_not_asked_yet_and_controls_are_counted() -> N
         kind: sum(t.total() for (_, of), t in view.tallies.items() if of == kind) for kind in ("sparse", "grade")
     }
     assert numbers == {"sparse": 1 + 4 * 2, "grade": 4 * 2 + 2}
+
+
+def test_what_will_fail_with_a_failed_stage_is_not_waited_for() -> None:
+    driver = two_languages(rank_l=[8, 16, 24, 32], lag=1)
+    driver.schedule.failed(driver.stage("ban · dense").address, "no")
+    # of the three cells not asked yet nothing of ban's; the control on ban needs no vector of it
+    left = [stage.label for stage in driver.outlook._left() if stage.subject == "ban"]
+    assert left == ["ban · grade · task rank 8 keep 5 %"]
+    assert driver.outlook.view().tallies["ace", "sparse"]["waiting"] == 4
 
 
 def test_with_tpe_time_left_is_a_lower_bound_until_all_is_asked() -> None:
@@ -294,6 +304,24 @@ def finish(driver: FakeDriver, screen: Screen, label: str) -> None:
     screen.stage_done(stage, False)
 
 
+def test_a_text_check_says_its_summary_and_its_warnings_and_no_file_is_read() -> None:
+    driver = two_languages()
+    screen, out = screen_of(driver)
+    stage = make_planner(driver.space).checks()[0]
+    driver.took[stage.address] = 1.0
+    said = {"summary": "ace: 60 passages", "warnings": ["ace: [60] passages are few"]}
+    driver.manifest = lambda stage: manifest(stage, details=said)  # type: ignore[method-assign]
+    screen.stage_done(stage, False)
+    assert out.getvalue().splitlines() == [
+        "done    ace · check  1 s", "        ace: 60 passages", "warning ace: [60] passages are few",
+    ]  # fmt: skip
+
+
+def test_combinations_that_tpe_has_not_asked_are_told_apart() -> None:
+    driver = two_languages(search="tpe", combinations=2, rank_l=[8, 16, 24, 32], lag=1)
+    assert "1 combination not asked yet" in " ".join(drawn(driver, 120))
+
+
 def test_plain_lines_and_a_progress_line_at_most_every_half_minute() -> None:
     driver = two_languages()
     screen, out = screen_of(driver)
@@ -337,25 +365,24 @@ def test_no_colour_and_no_control_in_a_pipe_whatever_the_environment_forces(monk
 
 def test_cautions_from_a_manifest() -> None:
     driver = two_languages(rank_l=[200, "90%"])
-    store = Store("memory://cautions")
     uniform = driver.stage("ace · sparse · rank 200 · keep 5 %")
     share = driver.stage("ace · sparse · rank 90% · keep 5 %")
 
     def matrices(*ranks: int) -> dict[str, Any]:
         return {"matrices": [{"name": str(n), "rank": rank} for n, rank in enumerate(ranks)]}
 
-    (found,) = cautions(store, manifest(uniform, details=matrices(200, 128, 64)))
+    (found,) = cautions(manifest(uniform, details=matrices(200, 128, 64)))
     assert "rank 200 is more than 2 of 3 matrices" in found
     assert "64" in found
-    assert cautions(store, manifest(uniform, details=matrices(200, 200))) == []
-    assert cautions(store, manifest(share, details=matrices(200, 1))) == []
-    (found,) = cautions(store, manifest(share, metrics={"jaccard_lt_sft": 0.95}))
+    assert cautions(manifest(uniform, details=matrices(200, 200))) == []
+    assert cautions(manifest(share, details=matrices(200, 1))) == []
+    (found,) = cautions(manifest(share, metrics={"jaccard_lt_sft": 0.95}))
     assert "nearly LT-SFT's (Jaccard overlap 0.95)" in found
-    assert cautions(store, manifest(share, metrics={"jaccard_lt_sft": 0.949})) == []
+    assert cautions(manifest(share, metrics={"jaccard_lt_sft": 0.949})) == []
     curve = [{"step": step, "valid_loss": 1.0} for step in (5.0, 10.0, 15.0)]
-    (found,) = cautions(store, manifest(share, metrics={"best_step": 5.0}, curve=curve))
+    (found,) = cautions(manifest(share, metrics={"best_step": 5.0}, curve=curve))
     assert "never improved after step 5 of 15" in found
-    assert cautions(store, manifest(share, metrics={"best_step": 10.0}, curve=curve)) == []
+    assert cautions(manifest(share, metrics={"best_step": 10.0}, curve=curve)) == []
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------

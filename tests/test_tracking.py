@@ -344,6 +344,7 @@ def test_the_parent_has_what_was_asked_and_what_was_chosen(finished: Sweep) -> N
     assert parent["metrics"]["score/validation macro F1 points"] == [(0, 62.5)]
     assert parent["tags"]["chosen"] == "#1 DEFT-X r_l 90%, r_t 100, keep 5 %"
     assert parent["tags"]["chosen"] in parent["tags"]["mlflow.note.content"]
+    assert "Chosen by few-label selection" in parent["tags"]["mlflow.note.content"]
     assert parent["params"] == {"benchmark": "made-up", "backbone": "owner/tiny", "seed": str(finished.number)}
     grade = finished.runs()[finished.rows[0].grades["ace"]]
     assert grade.data.tags["rows"] == "#0 DEFT-X r_l 100, r_t 100, keep 5 %" and "chosen" not in grade.data.tags

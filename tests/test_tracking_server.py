@@ -214,6 +214,7 @@ def test_a_server_that_is_away_for_a_minute_misses_nothing(servers: tuple[Server
     print(outage)
     assert sweep.returncode == 0, out + err
     assert "Traceback" not in out + err
+    assert f"browse: {server.uri}\n" in out
     assert outage.seconds >= OUTAGE_SECONDS
     assert outage.published_after > outage.published_before + 5, "the sweep went on without its tracker"
     if outage.sweep_ended_within:

@@ -104,9 +104,8 @@ def _repeated(numbered: Numbered) -> Iterator[int]:
 
 
 def _shared(numbered: Numbered, evaluation: Sequence[str]) -> dict[str, Any]:
-    leaks = find_shared([passage for _, passage in numbered], evaluation)
-    rules = ("equal", "contained")
-    return {rule: Lines.of(numbered[leak.row][0] for leak in leaks if leak.rule == rule) for rule in rules}
+    shared = find_shared([passage for _, passage in numbered], evaluation)
+    return {how: Lines.of(numbered[row][0] for row in rows) for how, rows in shared.items()}
 
 
 def _in_tokens(numbered: Numbered, tokenizer: PreTrainedTokenizerBase, text: TextSettings) -> dict[str, Any]:

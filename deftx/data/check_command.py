@@ -27,7 +27,7 @@ Tables = Annotated[
     list[str] | None, typer.Option(metavar="FILE.csv", help="Evaluation sentences not to be in it; .tsv: tabs.")
 ]
 Column = Annotated[str, typer.Option(help="Of the evaluation files: where the sentences stand.")]
-Steps = Annotated[int | None, typer.Option(help="Training steps planned; else as the paper trains.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Training steps planned; else as the paper trains.")]
 
 
 def main(
@@ -48,7 +48,7 @@ def main(
 def _check(file: str, backbone: str, evaluation: list[str] | None, column: str, steps: int | None) -> TextCheck:
     recipe: dict[str, Any] = preset("paper", "sentiment")["language"]["training"]
     if steps is not None:
-        recipe |= {"epochs": None, "min_steps": 0, "max_steps": max(steps, 1)}
+        recipe |= {"epochs": None, "min_steps": 0, "max_steps": steps}
     tokenizer = load_tokenizer(local_folder(resolve_folder(backbone)))
     sentences = None if evaluation is None else [text for name in evaluation for text in _column(name, column)]
     lines = every_line(file_source(file))
@@ -57,7 +57,7 @@ def _check(file: str, backbone: str, evaluation: list[str] | None, column: str, 
 
 def _column(file: str, column: str) -> list[str]:
     """One column of a table; no other is looked at, labels least of all."""
-    layout = Layout(text=column, label=column, quoted=not file.endswith(".tsv"))
+    layout = Layout(text=column, label=column, quoted=not file.endswith(".tsv"), blank_text=True)
     return [row.text for row in read_rows(file_source(file), layout)]
 
 
@@ -85,6 +85,7 @@ def _lines(found: TextCheck) -> dict[str, Any]:
     compared = {} if found.sentences is None else {
         f"equal to one of {found.sentences:,} evaluation sentences": found.equal,
         "with an evaluation sentence in them": found.contained,
+        "with a short one (under 30 letters)": found.phrases,
     }  # fmt: skip
     signs = {
         f"passages with signs of wrong encoding: {sign}": lines for sign, lines in found.signs.items() if lines.count

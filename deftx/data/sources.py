@@ -20,7 +20,7 @@ import fsspec
 from pydantic import Field
 
 from deftx.config import Settings
-from deftx.errors import DataError, HubError
+from deftx.errors import DataError, HubError, reason
 
 
 class FileSource(Settings):
@@ -62,19 +62,14 @@ def read_bytes(url: str) -> bytes:
     except Exception as error:
         if remote:  # fsspec calls an unreachable host, too, a missing file
             raise HubError(
-                f"{url}: could not be fetched ({_reason(error)}); give a data root, or run where there is a network"
+                f"{url}: could not be fetched ({reason(error)}); give a data root, or run where there is a network"
             ) from None
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{url}: no such file") from None
         if isinstance(error, (OSError, ValueError, ImportError)):
-            raise DataError(f"{url}: cannot be read: {_reason(error)}") from error
+            raise DataError(f"{url}: cannot be read: {reason(error)}") from error
         raise
     return content
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def file_source(url: str) -> FileSource:
@@ -197,7 +192,7 @@ def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any
     except Exception as error:  # the hub client lets through whatever its HTTP library raises
         local = "data root" if kind == "dataset" else "local folder"
         raise _UnreachableError(
-            f"the hub could not be reached for {kind} {repo!r} ({_reason(error)}); "
+            f"the hub could not be reached for {kind} {repo!r} ({reason(error)}); "
             f"give a {local} instead, or run where there is a network"
         ) from None
 
@@ -276,7 +271,7 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
             table = _downloaded_table(source)
     except Exception as error:  # as above, and the errors of datasets have no common ancestor
         raise HubError(
-            f"{describe(source)}: could not be had from the hub at commit {source.commit[:12]} ({_reason(error)})"
+            f"{describe(source)}: could not be had from the hub at commit {source.commit[:12]} ({reason(error)})"
         ) from error
     if missing := [column for column in columns if column not in table.column_names]:
         raise DataError(
