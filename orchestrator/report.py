@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import pandas as pd
 import typer
 
-from deftx.errors import ConfigError, DeftxError
+from deftx.errors import ConfigError, DeftxError, StoreError
 from deftx.store import Store
 from orchestrator import sections
 from orchestrator.cautions import cautions
@@ -85,17 +85,25 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         spectra=chosen_spectra(store, state),
         masks=chosen_masks(store, state),
         times=read_times(store, state),
-        checks=[_text_check(store, manifest.address) for manifest in manifests if manifest.kind == "check"],
+        checks=[
+            check
+            for manifest in manifests
+            if manifest.kind == "check" and (check := _text_check(store, manifest.address)) is not None
+        ],
         cautions={manifest.address: cautions(manifest) for manifest in manifests},
     )
 
 
-def _text_check(store: Store, address: str) -> TextCheck:
+def _text_check(store: Store, address: str) -> TextCheck | None:
+    """What a check found; none where its file is damaged, for no stage would make it again for the report's sake."""
     # torch takes seconds to import, and many sweeps have no check
     from deftx.context import CHECK
     from deftx.data.check import TextCheck
 
-    return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
+    try:
+        return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
+    except StoreError:
+        return None
 
 
 def _plots(found: _Findings) -> dict[str, bytes]:

@@ -307,3 +307,9 @@ def test_publishing_drops_the_checkpoint(store: Store) -> None:
     Checkpoint(store, STAGE.address).save(b"one")
     publish(store)
     assert Checkpoint(store, STAGE.address).load() is None
+
+
+@pytest.mark.parametrize("url", ["foo://x", "s3x://bucket/y"])
+def test_an_unknown_protocol_is_a_clear_error(url: str) -> None:
+    with pytest.raises(StoreError, match=rf"{url}: .*(s3|gs)://"):
+        Store(url)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from deftx.data.catalogue import BENCHMARKS, Benchmark, Files, Labelled, OwnBenchmark, Parquet, Split, from_own
 from deftx.data.sources import (
@@ -149,14 +148,14 @@ def read_training(benchmark: Benchmark, sources: Sequence[Source], split: Split)
     return _examples(benchmark, benchmark.training, sources, split)
 
 
-def read_lines(source: Source, limit: int | None = None) -> list[str]:
-    """The passages of a corpus: non-empty stripped lines, the first `limit` of them.
+def read_lines(source: Source) -> list[str]:
+    """The passages of a corpus: its non-empty stripped lines.
 
     Raises:
         DataError: when there is none, or a file is not UTF-8.
         HubError: when a hub data set cannot be had.
     """
-    passages = list(islice(filter(None, every_line(source)), limit))
+    passages = list(filter(None, every_line(source)))
     if not passages:
         raise DataError(f"{describe(source)}: there is no text in it")
     return passages
