@@ -4,18 +4,30 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STORAGE ?= results
 DATA ?= data
+PORT ?= 5000
 SEEDS ?= 0 1 2 3 4 5 6 7 8 9
 
-.PHONY: demo demo-seeds test check benchmark full-shape clean
+.PHONY: demo ui demo-seeds test check docs benchmark full-shape clean
 
 demo: $(VENV)/.installed ## install, then search the made-up language family
 	$(BIN)/python -m orchestrator.sweep demo --storage $(STORAGE)
+
+ui: $(VENV)/.installed ## MLflow on a storage, in the browser: make ui STORAGE=results PORT=5000
+	@test -f "$(abspath $(STORAGE))/mlflow.db" || { echo "$(STORAGE): no mlflow.db there; run a sweep first (make demo), \
+	name its storage (make ui STORAGE=...), or mirror it again: $(BIN)/python -m orchestrator.tracking $(STORAGE)"; exit 2; }
+	@echo "MLflow of $(STORAGE): http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning (Ctrl-C ends it)"
+	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
+	  --backend-store-uri "sqlite:///$(abspath $(STORAGE))/mlflow.db" \
+	  --artifacts-destination "$(abspath $(STORAGE))/mlartifacts" --host 127.0.0.1 --port $(PORT) --workers 1
 
 test: $(VENV)/.installed-test ## install with the test extra, then all tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-test ## what CI checks besides the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: $(VENV)/.installed-docs ## the documentation, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes benchmarks/demo_seeds.md
 	$(BIN)/python -m benchmarks.demo_seeds --storage $(STORAGE)/seeds $(SEEDS)
@@ -36,5 +48,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -21,7 +21,8 @@ def write(
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
-    tokenizer = train_tokenizer([read_lines(file_source(str(path)), 3000) for path in corpora], min(tokens, vocabulary))
+    texts = [read_lines(file_source(str(path)))[:3000] for path in corpora]
+    tokenizer = train_tokenizer(texts, min(tokens, vocabulary))
     config = XLMRobertaConfig(
         vocab_size=max(vocabulary, len(tokenizer)), hidden_size=hidden, num_hidden_layers=layers,
         num_attention_heads=heads, intermediate_size=feed_forward, max_position_embeddings=514, type_vocab_size=1,

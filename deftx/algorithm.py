@@ -17,14 +17,15 @@ from safetensors.torch import save_file
 from deftx import environment
 from deftx.backbones import load_tokenizer
 from deftx.config import Execution, Precision
-from deftx.context import BLOCKS, Context, Facts, backbone_folder, dense_of, settings_of
-from deftx.data.benchmarks import read_lines
+from deftx.context import BLOCKS, CHECK, Context, Facts, backbone_folder, dense_of, settings_of
+from deftx.data.benchmarks import benchmark, every_line, read_examples, read_lines
+from deftx.data.check import check_text
 from deftx.data.text import token_blocks
 from deftx.errors import DataError
 from deftx.grading import grade
 from deftx.phases import dense, sparse
 from deftx.pretrain import pretrain
-from deftx.stages import BackboneSettings, Stage, TextStageSettings
+from deftx.stages import BackboneSettings, CheckSettings, Stage, TextStageSettings, checked_text
 from deftx.store import Attempt, Manifest, Store
 from deftx.training import Report
 
@@ -96,6 +97,31 @@ def _backbone(context: Context) -> Facts:
     return Facts({**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps}, outcome.curve)
 
 
+def _check(context: Context) -> Facts:
+    settings = settings_of(context.stage, CheckSettings)
+    found = check_text(
+        settings.language, every_line(settings.source), load_tokenizer(backbone_folder(context.store, context.stage)),
+        settings.text, settings.training, seed=checked_text(context.stage).seed, evaluation=_sentences(settings),
+    )  # fmt: skip
+    (context.folder / CHECK).write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    counts = {
+        "lines": found.passages, "repeated_lines": found.repeated.count,
+        "shared_lines": found.shared, "tokens_per_word": found.tokens_per_word,
+        "unknown_share": found.unknown_share, "train_blocks": found.train_blocks, "valid_blocks": found.valid_blocks,
+        "good_for_steps": found.good_for, "planned_steps": found.planned_steps, "warnings": len(found.warnings),
+    }  # fmt: skip
+    return Facts(counts, details={"summary": found.summary, "warnings": list(found.warnings)})
+
+
+def _sentences(settings: CheckSettings) -> list[str] | None:
+    """What must not be in the text: the evaluation sentences of its language, both sides of a pair."""
+    if not settings.evaluation:
+        return None
+    known, language = benchmark(settings.benchmark), settings.language
+    tables = [read_examples(known, source, language, split) for split, source in settings.evaluation.items()]
+    return [text for table in tables for text in (*table.texts, *(table.pairs or ()))]
+
+
 def _text(context: Context) -> Facts:
     settings = settings_of(context.stage, TextStageSettings)
     lines = read_lines(settings.source)
@@ -120,6 +146,7 @@ def _precision(stage: Stage) -> Precision:
 
 _RUNS: dict[str, Callable[[Context], Facts]] = {
     "backbone": _backbone,
+    "check": _check,
     "text": _text,
     "dense": dense,
     "sparse": sparse,

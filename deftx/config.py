@@ -124,18 +124,18 @@ class Training(Settings):
     max_steps: int = Field(100_000, ge=1, description="never more steps than this")
     min_steps: int = Field(0, ge=0, description="never fewer steps than this, whatever `epochs` says")
     batch_size: int = Field(8, ge=1, description="examples (or blocks) a step")
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(5e-5, gt=0, description="at the end of the warm-up; linear to 0 from there")
     warmup: float = Field(0.0, ge=0.0, lt=1.0, description="share of the steps with a rising learning rate")
-    weight_decay: float = Field(0.0, ge=0.0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0.0, description="AdamW's")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's")
     clip: float = Field(1.0, gt=0.0, description="largest L2 norm of the gradient of what trains")
     l1: float = Field(0.0, ge=0.0, description="lambda * sum |theta - start| / number of model parameters")
     l1_gradient: bool = Field(True, description="false: as coded upstream, where the term has no gradient")
     validate_every: int = Field(1000, ge=1, description="steps between validations; the best one is kept")
     dropout: float | None = Field(None, ge=0.0, lt=1.0, description="none: the backbone's own")
-    freeze_embeddings: bool = False
-    freeze_lm_head: bool = False
-    precision: Precision = "float32"
+    freeze_embeddings: bool = Field(False, description="whether the embeddings stay as they are")
+    freeze_lm_head: bool = Field(False, description="whether the LM head stays as it is (language vectors)")
+    precision: Precision = Field("float32", description="tf32 and bf16 want a GPU")
 
     @property
     def effective_l1(self) -> float:
@@ -168,8 +168,8 @@ class TextSettings(Settings):
 class LanguageRecipe(Settings):
     """How language vectors are learnt (Section 3.2 of the paper)."""
 
-    text: TextSettings = TextSettings()
-    training: Training = Training()
+    text: TextSettings = Field(TextSettings(), description="how its plain text is cut")
+    training: Training = Field(Training(), description="both phases")
     k: Count | None = Field(PAPER_K_LANGUAGE, description="entries that train, or a share: 10%; none: no pruning")
     retrain: bool = Field(True, description="false: without the sparse phase")
 
@@ -177,7 +177,7 @@ class LanguageRecipe(Settings):
 class TaskRecipe(Settings):
     """How the task vector is learnt (Section 3.2 of the paper)."""
 
-    training: Training = Training()
+    training: Training = Field(Training(), description="both phases")
     k: Count | None = Field(PAPER_K_TASK, description="entries that train, or a share: 10%; none: no pruning")
     retrain: bool = Field(True, description="false: without the sparse phase")
     max_length: int = Field(128, ge=8, description="tokens an example at most")

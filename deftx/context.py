@@ -15,7 +15,7 @@ from deftx.training import Report
 
 DELTA, HEAD, BLOCKS = "delta.safetensors", "head.safetensors", "blocks.safetensors"
 SPECTRA, VECTORS = "spectra.safetensors", "vectors.safetensors"
-SCORES, SEALED, DROPPED = "scores.json", "sealed_test.json", "dropped_rows.json"
+SCORES, SEALED, DROPPED, CHECK = "scores.json", "sealed_test.json", "dropped_rows.json", "check.json"
 S = TypeVar("S", bound=Settings)
 
 

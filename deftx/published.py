@@ -14,10 +14,12 @@ from typing import Literal
 from pydantic import Field
 
 from deftx.config import Settings
-from deftx.data.sources import hub_commit, hub_info
+from deftx.data.sources import gated_error, hub_commit, hub_info
 from deftx.errors import DataError, HubError, reason
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
+
+_WEIGHTS = (".safetensors", "pytorch_model.bin", "pytorch_diff.bin")
 
 
 class LocalFolder(Settings):
@@ -79,6 +81,7 @@ def local_folder(source: Published) -> Path:
 @cache
 def _downloaded(repo: str, commit: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     # Without a hub only the cache is looked at: the client would first try again for 23 s.
     problem: HubError | None = None
@@ -88,11 +91,16 @@ def _downloaded(repo: str, commit: str) -> Path:
     except HubError as error:
         problem = error
     twice = problem or "model.safetensors" in names
+    if names and not any(name.endswith(_WEIGHTS) for name in names):
+        found = ", ".join(sorted(names)[:8])
+        raise HubError(f"{repo} at commit {commit[:12]} holds no weights (*{', *'.join(_WEIGHTS)}); it has {found}")
     try:
         folder = snapshot_download(
             repo, revision=commit, local_files_only=problem is not None, allow_patterns=_WEIGHT_PATTERNS,
             ignore_patterns=["pytorch_model.bin"] if twice else None,
         )  # fmt: skip
+    except GatedRepoError:
+        raise gated_error(repo, commit, "model") from None
     except Exception as error:  # the hub client lets through whatever its HTTP library raises
         if problem:
             raise HubError(f"{repo} at commit {commit[:12]} is not in the local cache, and {problem}") from None

@@ -1,6 +1,7 @@
 """The stages as data: what each computes, what it needs, and its address. What they run is in `algorithm`.
 
     backbone  a small model and its tokenizer trained here; a published model needs no stage
+    check     (text as the stage `text` has it, evaluation sentences) -> what the text is good for; nothing needs it
     text      (source, tokenizer, block length, limits) -> token blocks
     dense     (backbone, text or benchmark, training, start) -> delta, head, factors of its matrices
     sparse    (dense, denoising, k) -> SFT
@@ -22,33 +23,39 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from deftx.config import Count, Denoise, Settings, TextSettings, Training
+from deftx.data.catalogue import OwnBenchmark
 from deftx.data.sources import Source
 from deftx.published import Published
 
-Kind = Literal["backbone", "text", "dense", "sparse", "grade"]
-KINDS: tuple[Kind, ...] = ("backbone", "text", "dense", "sparse", "grade")
-VERSIONS: dict[Kind, int] = {"backbone": 2, "text": 1, "dense": 2, "sparse": 2, "grade": 1}
+Kind = Literal["backbone", "check", "text", "dense", "sparse", "grade"]
+KINDS: tuple[Kind, ...] = ("backbone", "check", "text", "dense", "sparse", "grade")
+VERSIONS: dict[Kind, int] = {"backbone": 2, "check": 2, "text": 1, "dense": 2, "sparse": 2, "grade": 1}
 
 
 class BackboneShape(Settings):
     """A small XLM-R and how it is pre-trained."""
 
-    vocabulary: int = Field(1700, ge=300)
-    layers: int = Field(2, ge=1)
-    hidden: int = Field(128, ge=8)
-    heads: int = Field(4, ge=1)
-    feed_forward: int = Field(256, ge=8)
-    init: float = Field(0.04, gt=0)
-    block: int = Field(32, ge=8)
-    pack: bool = False
+    vocabulary: int = Field(1700, ge=300, description="entries of its BPE tokenizer, trained first")
+    layers: int = Field(2, ge=1, description="transformer layers")
+    hidden: int = Field(128, ge=8, description="width; a multiple of `heads`")
+    heads: int = Field(4, ge=1, description="attention heads a layer")
+    feed_forward: int = Field(256, ge=8, description="width of the feed-forward layers")
+    init: float = Field(0.04, gt=0, description="standard deviation of the first weights")
+    block: int = Field(32, ge=8, description="tokens a block, special tokens included")
+    pack: bool = Field(False, description="concatenate passages into full blocks; false: one passage a block")
     mask_share: float = Field(0.2, gt=0, lt=1, description="share of whole words masked")
-    training: Training = Training()
+    training: Training = Field(Training(), description="of the pre-training")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> BackboneShape:
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
         return self
+
+    @property
+    def positions(self) -> int:
+        """The longest sequence it can read, in tokens: longer ones than it was trained on may be tried."""
+        return self.block + 128
 
 
 class BackboneSettings(BackboneShape):
@@ -69,10 +76,20 @@ class TextStageSettings(Settings):
     seed: int
 
 
+class CheckSettings(TextStageSettings):
+    """The text of a `text` stage, looked over for the reader before anything is trained on it."""
+
+    training: Training = Field(description="for the batch size and the planned steps")
+    benchmark: str | OwnBenchmark
+    evaluation: dict[Literal["valid", "test"], Source] = Field(
+        description="the language's evaluation sentences, whose labels are not looked at; none: nothing to compare with"
+    )
+
+
 class TaskData(Settings):
     """The labelled data of the source language, and the evaluation sentences that must not leak into it."""
 
-    benchmark: str
+    benchmark: str | OwnBenchmark
     training: dict[Literal["train", "valid", "test"], tuple[Source, ...]]
     leaks: Literal["strict", "lt-sft", "none"]
     evaluation_texts: str | None = Field(description="digest of the evaluation sentences; their labels do not count")
@@ -109,7 +126,7 @@ class GradeSettings(Settings):
     """Compose theta0 + a phi_T + b phi_L and grade it on one target language."""
 
     language: str
-    benchmark: str
+    benchmark: str | OwnBenchmark
     valid: Source
     test: Source
     weights: tuple[float, float] = Field((1.0, 1.0), description="lambda of the task and of the language vector")
@@ -174,6 +191,12 @@ class Stage:
         if isinstance(self.settings, GradeSettings):
             parts.append(_vector_words(self))
         return " · ".join(part for part in dict.fromkeys(parts) if part)
+
+
+def checked_text(check: Stage) -> Stage:
+    """The `text` stage whose text a `check` stage looks over."""
+    settings = {name: getattr(check.settings, name) for name in TextStageSettings.model_fields}
+    return Stage("text", TextStageSettings(**settings), check.inputs)
 
 
 def walk(stages: Iterable[Stage]) -> Iterator[Stage]:

@@ -72,8 +72,15 @@ class Store:
             url: a folder or an fsspec URL.
             cache: where files of a remote store are kept on this node (default: the user's cache folder).
             cache_bytes: the least recently used files leave the cache beyond this size.
+
+        Raises:
+            StoreError: for a protocol that fsspec does not know, or whose package is not installed.
         """
-        self.fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        try:
+            self.fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            known = "a storage is a folder, s3:// or gs:// (these two need the extra `cluster`)"
+            raise StoreError(f"{url}: {error}; {known}") from None
         self.root = str(path).rstrip("/")
         self.url = url
         self.local = isinstance(self.fs, LocalFileSystem)

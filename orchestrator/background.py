@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 
 from deftx.stages import Stage
+from orchestrator import shown
+from orchestrator.content import Point, RunStatus
 from orchestrator.mirror import SweepMirror, first_line
 from orchestrator.record import Failure, StageEntry
-from orchestrator.runs import Point, RunStatus
 
 FLUSH_SECONDS = 5.0
 PAUSE_SECONDS = 10.0
@@ -22,12 +23,18 @@ Call = Callable[[], object]
 class BackgroundMirror:
     """Mirrors a living sweep. No call waits for the tracker but `finish`, and none raises what the tracker raises."""
 
-    def __init__(self, sweep: SweepMirror, tracker: str) -> None:
-        """Bind a sweep and start the thread; nothing is sent yet. `tracker` is what warnings call it."""
+    def __init__(self, sweep: SweepMirror, tracker: str, again: str) -> None:
+        """Bind a sweep and start the thread; nothing is sent yet.
+
+        Args:
+            tracker: what warnings call it.
+            again: the command that mirrors the sweep once it has ended.
+        """
         self.warning: str | None = None
-        self._sweep, self._tracker = sweep, tracker
+        self._sweep, self._tracker, self._again = sweep, tracker, again
         self._points: queue.SimpleQueue[tuple[str, Point]] = queue.SimpleQueue()
         self._flush_at = self._quiet_until = 0.0
+        self._ending = False
         self._calls: queue.SimpleQueue[tuple[Call, bool] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
@@ -44,7 +51,8 @@ class BackgroundMirror:
         """Let a running stage's curve grow; points are sent together every few seconds."""
         now = int(time.time() * 1000)
         for key, value in metrics.items():
-            self._points.put((address, Point(key, step, value, now)))
+            name, shown_value = shown.point(key, value)
+            self._points.put((address, Point(name, step, shown_value, now)))
         if time.monotonic() >= self._flush_at:
             self._flush_at = time.monotonic() + FLUSH_SECONDS
             self._submit(self._flush)
@@ -85,9 +93,10 @@ class BackgroundMirror:
         except Exception as error:  # whatever a tracker raises must not reach the sweep
             self._quiet_until = time.monotonic() + PAUSE_SECONDS
             self._sweep.runs.forget()
+            when = f"once it answers, by `{self._again}`" if self._ending else "at the sweep's end"
             self.warning = (
                 f"MLflow at {self._tracker} did not take an update ({first_line(error)}); the sweep is not affected, "
-                f"and what is missing there is mirrored at its end, or by `python -m orchestrator.tracking`"
+                f"and what is missing there is mirrored {when}"
             )
 
     def _flush(self) -> None:
@@ -98,5 +107,6 @@ class BackgroundMirror:
         self._sweep.runs.add(points)
 
     def _catch_up(self, status: RunStatus) -> None:
+        self._ending = True
         self._sweep.everything(status)
         self.warning = None

@@ -47,6 +47,8 @@ class Driver:
         self._observers = observers
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
+        self.jobs: list[Job] = []
+        """Handed out and not settled yet."""
         self.interrupted = False
         """Set by Ctrl-C: no further job is handed out."""
         self._asks = Replay(space)
@@ -58,6 +60,7 @@ class Driver:
             self._score,
             folder.store.has,
             {address: failure.reason for address, failure in folder.final_failures().items()},
+            planner.checks(),
         )
         self.schedule.begin()
 
@@ -70,6 +73,7 @@ class Driver:
         """The next job that can run; none when nothing can run now."""
         self._tell_reused()
         job = None if self.interrupted else self.schedule.ready()
+        self.jobs += [job] if job else []
         for stage in job.stages if job else ():
             for observer in self._observers:
                 observer.stage_started(stage)
@@ -88,6 +92,7 @@ class Driver:
             accident: why, when a stage is neither in the store nor on record as failed.
         """
         failures = self.folder.failures()
+        self.jobs = [other for other in self.jobs if other is not job]
         for stage in job.stages:
             if self.folder.store.has(stage.address):
                 self._done(stage, stage.address in failures)
@@ -172,24 +177,26 @@ class Driver:
     def _score(self, row: PlannedRow) -> float | None:
         if self.space.selection == "target-valid":
             metric = f"valid_{self.space.of.metric}"
-            return statistics.fmean(self._metrics(grade)[metric] for grade in row.grades.values())
+            return statistics.fmean(self.metrics(grade)[metric] for grade in row.grades.values())
         # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
-        losses = [self._metrics(stage)["valid_loss"] for stage in row.languages.values()]
-        return self._metrics(row.task)["valid_score"] - statistics.fmean(losses)
+        losses = [self.metrics(stage)["valid_loss"] for stage in row.languages.values()]
+        return self.metrics(row.task)["valid_score"] - statistics.fmean(losses)
 
     def _mean_ranks(self, number: int) -> tuple[float, float]:
         row = self.schedule.combinations[number]
-        languages = [self._metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
-        return statistics.fmean(languages or [0.0]), self._metrics(row.task).get("mean_rank", 0.0)
+        languages = [self.metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
+        return statistics.fmean(languages or [0.0]), self.metrics(row.task).get("mean_rank", 0.0)
 
     def seconds(self, stage: Stage) -> float:
         """How long a published stage took."""
-        return self._manifest(stage).seconds
+        return self.manifest(stage).seconds
 
-    def _metrics(self, stage: Stage) -> Mapping[str, float]:
-        return self._manifest(stage).metrics
+    def metrics(self, stage: Stage) -> Mapping[str, float]:
+        """What a published stage measured."""
+        return self.manifest(stage).metrics
 
-    def _manifest(self, stage: Stage) -> Manifest:
+    def manifest(self, stage: Stage) -> Manifest:
+        """The manifest of a published stage."""
         if stage.address not in self._manifests:
             manifest = self.folder.store.manifest(stage.address)
             assert manifest is not None, f"{stage.label} is published"

@@ -108,6 +108,8 @@ def shape_of_backbone(backbone: Published | Stage | None) -> Shape | None:
 
 
 def _training(stage: Stage) -> Training | None:
+    if stage.kind == "check":  # its training is what the text is checked for
+        return None
     if isinstance(stage.settings, SparseSettings):
         return _training(dict(stage.inputs)["dense"]) if stage.settings.retrain else None
     found = getattr(stage.settings, "training", None)

@@ -13,10 +13,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from deftx.config import PresetName, preset
+from deftx.config import PresetName, TaskKind, preset
 from deftx.data.benchmarks import BENCHMARKS
 from deftx.errors import ConfigError
 from orchestrator.space import Space, nearest
+
+_NAME_OR_MAPPING = ("benchmark", "backbone")
 
 
 def shipped_spaces() -> list[str]:
@@ -91,13 +93,20 @@ def _override(raw: dict[str, Any], text: str) -> str | None:
 
 
 def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
-    known = BENCHMARKS.get(str(raw.get("benchmark")))
     name = raw.get("preset", "paper")
     if name not in get_args(PresetName):
         return raw
-    defaults = preset(name, known.kind if known else "sentiment")
+    defaults = preset(name, _task_kind(raw.get("benchmark")))
     merged = {**raw, **{part: _merge(defaults[part], raw.get(part) or {}) for part in ("language", "task")}}
     return merged
+
+
+def _task_kind(benchmark: Any) -> TaskKind:
+    """The kind of task of a benchmark as written, right or wrong."""
+    if isinstance(benchmark, Mapping):
+        return "nli" if benchmark.get("kind") == "nli" else "sentiment"
+    known = BENCHMARKS.get(str(benchmark))
+    return known.kind if known else "sentiment"
 
 
 def _merge(below: Mapping[str, Any], above: Any) -> Any:
@@ -113,17 +122,18 @@ def _merge(below: Mapping[str, Any], above: Any) -> Any:
 
 
 def _other_branch(problem: Any, raw: Mapping[str, Any]) -> bool:
-    """Whether a problem is of the form of backbone (a name, or a recipe) that was not written."""
-    if problem["loc"][:1] != ("backbone",) or len(problem["loc"]) == 1:
+    """Whether a problem is of the form (a name, or a mapping) that was not written."""
+    key, *form = problem["loc"] or [None]
+    if key not in _NAME_OR_MAPPING or not form:
         return False
-    is_name = bool(problem["loc"][1] == "str")
-    return is_name == isinstance(raw.get("backbone"), Mapping)
+    is_name = bool(form[0] == "str")
+    return is_name == isinstance(raw.get(key), Mapping)
 
 
 def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
     location = list(problem["loc"])
-    if location[:1] == ["backbone"]:
-        # pydantic names the form of backbone that it tried
+    if location[:1] and location[0] in _NAME_OR_MAPPING:
+        # pydantic names the form that it tried
         del location[1:2]
     path = ".".join(map(str, location)) or "space"
     message = str(problem["msg"]).removeprefix("Value error, ")

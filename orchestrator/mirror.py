@@ -12,16 +12,20 @@ from typing import Protocol
 
 from deftx.errors import DeftxError, reason
 from deftx.stages import Stage
+from orchestrator.content import PARENT, Point, RunContent, RunStatus
 from orchestrator.record import Failure, StageEntry, State, SweepFolder
-from orchestrator.runs import PARENT, Point, RunContent, RunStatus, SweepContent
+from orchestrator.runs import SweepContent
+
+_NAMED = 3
 
 
 class MirrorError(DeftxError):
     """Some runs are incomplete in the tracker; all others are as they should be."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        """Name what is incomplete, each with why."""
-        super().__init__(f"{len(problems)} incomplete: {'; '.join(problems)}")
+        """Name what is incomplete, each with why; of many, a few."""
+        more = [f"and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
+        super().__init__(f"{len(problems)} incomplete: {'; '.join([*problems[:_NAMED], *more])}")
 
 
 class Runs(Protocol):

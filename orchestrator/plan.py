@@ -26,6 +26,7 @@ from deftx.published import Published, resolve_folder
 from deftx.stages import (
     BackboneSettings,
     BackboneShape,
+    CheckSettings,
     DenseSettings,
     GradeSettings,
     SparseSettings,
@@ -246,6 +247,11 @@ class Planner:
             }
         )
 
+    def checks(self) -> list[Stage]:
+        """The checks of every text that a language vector is learnt from. No row needs them."""
+        source = [self._space.of.source_language] if self._space.source.learn else []
+        return [self._check(language) for language in [*self._space.targets, *source]]
+
     def controls(self, cell: Parameters) -> list[PlannedRow]:
         """The rows without the right language vector, with the vectors of the combination that was chosen.
 
@@ -317,6 +323,15 @@ class Planner:
             backbone=self._published, seed=self._space.seed,
         )  # fmt: skip
         return Stage("text", settings, self._trained)
+
+    def _check(self, language: str) -> Stage:
+        text, known = self._text(language), self._given.evaluation
+        settings = CheckSettings(
+            **{name: getattr(text.settings, name) for name in TextStageSettings.model_fields},
+            training=self._space.language.training, benchmark=self._space.benchmark,
+            evaluation={split: known[language, split] for split in _SPLITS if (language, split) in known},
+        )  # fmt: skip
+        return Stage("check", settings, text.inputs)
 
     @cached_property
     def _task_data(self) -> TaskData:

@@ -24,6 +24,7 @@ class Preview:
     Attributes:
         search: stages to make for the combinations, inputs first.
         baselines: stages to make that only baselines need.
+        checks: checks of texts to make, which train nothing.
         found: stages in the store already.
         combinations: how many combinations are planned exactly.
         unresolved: hub revisions that could not be resolved.
@@ -32,6 +33,7 @@ class Preview:
     space: Space
     search: list[Stage]
     baselines: list[Stage]
+    checks: list[Stage]
     found: list[Stage]
     combinations: int
     unresolved: list[str]
@@ -44,16 +46,18 @@ class Preview:
         others = planner.baselines() + planner.controls(space.cells()[0])
         search = {stage.address: stage for row in rows for stage in unmade(row.grades.values(), has)}
         baselines = {stage.address: stage for row in others for stage in unmade(row.grades.values(), has)}
-        found = [stage for stage in walk(g for row in rows + others for g in row.grades.values()) if has(stage.address)]
+        checks = planner.checks()
+        grades = [grade for row in rows + others for grade in row.grades.values()]
+        found = [stage for stage in walk([*checks, *grades]) if has(stage.address)]
         unresolved = sorted(key for key, found in prepared.pins.found.items() if found == UNRESOLVED)
         return cls(
             space, list(search.values()), [stage for address, stage in baselines.items() if address not in search],
-            found, len(rows), unresolved,
+            [check for check in checks if not has(check.address)], found, len(rows), unresolved,
         )  # fmt: skip
 
     def counts(self, kind: str) -> tuple[int, int]:
-        """(to make, in the store) of a kind, baselines included."""
-        return _count(self.search + self.baselines, kind), _count(self.found, kind)
+        """(to make, in the store) of a kind, baselines and checks included."""
+        return _count(self.search + self.baselines + self.checks, kind), _count(self.found, kind)
 
     def sentence(self) -> str:
         """The plan in words, the baselines counted apart."""

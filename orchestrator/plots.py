@@ -1,18 +1,16 @@
-"""The pictures of a report, from the same numbers as its tables.
+"""The scores of a sweep as pictures, from the same numbers as its tables: by rank and by language.
 
-Readable in grey and by colour-blind readers: cividis for values, one ramp of lightness with hatches for systems, and
-every number that matters written out. No pyplot, so nothing global and no display.
+Vectors are drawn in `vector_plots`, times in `times`; what is common to all is in `drawing`.
 """
 
 from __future__ import annotations
 
-import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -21,27 +19,27 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from deftx.evaluate import AVERAGE
+from orchestrator.drawing import COLOURS, EDGE, GREY, PAGE, RAMP, SMALL, TEXT, heading, heading_inches, ink, page
 from orchestrator.record import BASELINE_TITLES, RowKind
 from orchestrator.results import Results, RowResult
-from orchestrator.words import METRIC_WORDS
+from orchestrator.words import METRIC_WORDS, counted
 
-_COLOURS = colormaps["cividis"]
 _RANKS = ("rank_l", "rank_t")
-_PAGE_INCHES = 18
-_MANY_CELLS = 8
-_GREY = "#8a8a8a"
-_STYLES: dict[RowKind, dict[str, str]] = {
-    "combination": {"facecolor": "#0b2c5e"},
-    "lt-sft": {"facecolor": "#6f7f9c"},
-    "task": {"facecolor": "#c9b458", "hatch": "//"},
-    "task+source": {"facecolor": "#dfcf8b", "hatch": "\\\\"},
-    "other-language": {"facecolor": "#f1e9c8", "hatch": ".."},
-    "dense-task": {"facecolor": "#ffffff"},
-}
+_SIGNS = {"chosen": "★", "failed": "×", "waiting": "…"}
+_WIDEST_CELL, _NARROW_CELL = 1.2, 0.42
+"""Inches."""
+_GROUPS_ABREAST = 6
+_KINDS: tuple[RowKind, ...] = ("combination", *BASELINE_TITLES)
+_STYLES = dict(zip(_KINDS, RAMP, strict=False))
 
 
-def heatmap(results: Results) -> bytes | None:
-    """The mean score of every combination over the targets as PNG: r_l by r_t, one panel for each retention.
+# -- by rank ----------------------------------------------------------------------------------------------------------
+
+
+def heatmap(results: Results) -> Figure | None:
+    """The mean score of every combination over the targets: r_l by r_t, one panel for each pair of retentions.
+
+    A panel has the ranks asked with its retentions only, in cells of one size, so that a sparse search is legible.
 
     Returns:
         none when no combination was asked.
@@ -50,42 +48,30 @@ def heatmap(results: Results) -> bytes | None:
     if cells.empty:
         return None
     panels = list(cells.groupby(["retention_l", "retention_t"]))
-    figure, axes = _panels(len(panels), *(max(panel[rank].nunique() for _, panel in panels) for rank in _RANKS))
+    columns = max(panel["rank_t"].nunique() for _, panel in panels)
+    abreast = max(1, min(len(panels), int(PAGE // (0.8 + _NARROW_CELL * columns))))
+    wide = min(_WIDEST_CELL, (PAGE / abreast - 0.9) / columns)
+    high = 0.42 if wide > 0.5 else 0.34
+    lines = _heatmap_lines(results, cells)
+    rows = [panel["rank_l"].nunique() for _, panel in panels]
+    rows = [max(rows[first : first + abreast]) for first in range(0, len(rows), abreast)]
+    height = heading_inches(*lines) + sum(0.75 + count * high for count in rows) + 0.75
+    figure, axes = page(height, len(rows), abreast, height_ratios=rows)
     norm = _norm(cells["value"])
-    for axis, (kept, panel) in zip(axes, panels, strict=True):
-        _draw_panel(axis, panel, norm)
-        axis.set_title(_kept_words(*kept), fontsize=10)
-    shrink = min(1.0, 5 / figure.get_figheight())
-    bar = figure.colorbar(ScalarMappable(norm, _COLOURS), ax=axes, aspect=30, pad=0.02, shrink=shrink)
-    bar.set_label(_unit(results), fontsize=9)
-    figure.suptitle(f"Mean {results.split} score: {_sample(results)}{_typical_interval(cells)}", fontsize=11)
-    figure.supxlabel("r_t: rank of the task vector", fontsize=10)
-    figure.supylabel("r_l: rank of the language vectors", fontsize=10)
-    return _png(figure)
-
-
-def language_bars(results: Results) -> bytes | None:
-    """The chosen combination and the baselines on each target and on average as PNG, with 95 % intervals.
-
-    Returns:
-        none when none of them was graded.
-    """
-    systems = [one for one in (results.chosen, *map(results.baseline, BASELINE_TITLES)) if one and one.scores]
-    if not systems:
-        return None
-    names = [*results.targets, AVERAGE]
-    width = max(7.0, (0.3 + 0.2 * len(systems)) * len(names) + 1.0)
-    figure = Figure(figsize=(width, 4.6), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    for place, one in enumerate(systems):
-        _draw_bars(axis, one, names, place, len(systems))
-    axis.axvline(len(names) - 1.5, color=_GREY, linewidth=0.8, linestyle=":")
-    axis.set_xticks(range(len(names)), [f"{name}\nn = {results.items(name)}" for name in names])
-    axis.set_ylabel(_unit(results))
-    axis.set_title(f"{results.split.capitalize()} scores with 95 % intervals: {_sample(results)}", fontsize=11)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return _png(figure)
+    for place, (axis, (kept, panel)) in enumerate(zip(axes, panels, strict=False)):
+        size = (rows[place // abreast], columns)
+        _draw_panel(axis, panel, norm, size)
+        axis.set_box_aspect(size[0] * high / (size[1] * wide))
+        axis.set_title(_kept_words(*kept), fontsize=TEXT, loc="left")
+    for spare in axes[len(panels) :]:
+        figure.delaxes(spare)
+    bar = figure.colorbar(
+        ScalarMappable(norm, COLOURS), ax=axes[: len(panels)], location="bottom", aspect=40, pad=0.02, shrink=0.7
+    )
+    bar.set_label(_unit(results), fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
+    heading(figure, f"Mean {results.split} score by r_l (language vectors) and r_t (task vector)", *lines)
+    return figure
 
 
 def _cells(results: Results) -> pd.DataFrame:
@@ -94,18 +80,22 @@ def _cells(results: Results) -> pd.DataFrame:
     return frame[(frame["kind"] == "combination") & (frame["language"] == AVERAGE)]
 
 
-def _panels(count: int, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure that grows with its cells, smaller ones where there are many, and as many axes as there are panels."""
-    across, down = (0.8, 0.6) if columns <= _MANY_CELLS else (0.54, 0.36)
-    wide, high = 0.8 + across * columns, 0.9 + down * rows
-    abreast = min(count, max(1, int(_PAGE_INCHES // wide)))
-    deep = -(-count // abreast)
-    size = (max(6.0, abreast * wide + 1.4), max(3.6, deep * high + 1.0))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    axes = list(figure.subplots(deep, abreast, squeeze=False).flat)
-    for spare in axes[count:]:
-        figure.delaxes(spare)
-    return figure, axes[:count]
+def _heatmap_lines(results: Results, cells: pd.DataFrame) -> list[str]:
+    """Sample size and noise, the baselines, and the signs that occur."""
+    half = ((cells["high"] - cells["low"]) / 2).median()
+    noise = "" if pd.isna(half) else f"; 95 % interval of a cell: about ±{half:.1f}"
+    rows = [one for kind in ("lt-sft", "task") if (one := results.baseline(kind)) and AVERAGE in one.scores]
+    baselines = ", ".join(f"{one.row.title} {100 * one.scores[AVERAGE].value:.1f}" for one in rows)
+    seen = set(cells["status"]) | ({"chosen"} if cells["chosen"].any() else set())
+    signs = [f"{sign} {word}" for word, sign in _SIGNS.items() if word in seen]
+    asked = cells.groupby(["retention_l", "retention_t"])[["row", *_RANKS]].nunique()
+    if (asked["row"] < asked["rank_l"] * asked["rank_t"]).any():
+        signs.append("empty: not asked")
+    return [
+        f"{_sample(results)}{noise}",
+        f"For comparison: {baselines}" if baselines else "",
+        ", ".join(signs),
+    ]
 
 
 def _norm(values: pd.Series) -> Normalize:
@@ -116,50 +106,38 @@ def _norm(values: pd.Series) -> Normalize:
     return Normalize(middle - half, middle + half)
 
 
-def _draw_panel(axis: Axes, panel: pd.DataFrame, norm: Normalize) -> None:
-    """The cells of one retention over the ranks asked with it; what was not asked stays empty."""
+def _draw_panel(axis: Axes, panel: pd.DataFrame, norm: Normalize, size: tuple[int, int]) -> None:
+    """The cells of one pair of retentions, low ranks at the bottom left; what was not asked stays empty."""
     ranks_l, ranks_t = (sorted(panel[rank].unique(), key=_rank_order) for rank in _RANKS)
-    axis.set_xticks(range(len(ranks_t)), ranks_t)
+    axis.set_xticks(range(len(ranks_t)), ranks_t, rotation=90 if size[1] > 2 * _GROUPS_ABREAST else 0)
     axis.set_yticks(range(len(ranks_l)), ranks_l)
-    axis.set_xlim(-0.5, len(ranks_t) - 0.5)
-    axis.set_ylim(-0.5, len(ranks_l) - 0.5)
-    axis.tick_params(length=0)
-    axis.grid(color="#e4e4e4", linewidth=0.6)
-    axis.set_axisbelow(True)
+    axis.set_xlim(-0.5, size[1] - 0.5)
+    axis.set_ylim(-0.5, size[0] - 0.5)
+    axis.tick_params(length=0, labelsize=SMALL)
+    axis.set_xlabel("r_t", fontsize=TEXT, x=len(ranks_t) / size[1] / 2)
+    axis.set_ylabel("r_l", fontsize=TEXT, y=len(ranks_l) / size[0] / 2, rotation=0, ha="right", va="center")
+    axis.spines[:].set_visible(False)
+    edges = [np.arange(len(ranks) + 1) - 0.5 for ranks in (ranks_l, ranks_t)]
+    axis.hlines(edges[0], -0.5, len(ranks_t) - 0.5, color="#dddddd", linewidth=0.6, zorder=0)
+    axis.vlines(edges[1], -0.5, len(ranks_l) - 0.5, color="#dddddd", linewidth=0.6, zorder=0)
     for cell in panel.sort_values("chosen").to_dict("records"):
         _draw_cell(axis, ranks_t.index(cell["rank_t"]), ranks_l.index(cell["rank_l"]), cell, norm)
 
 
 def _draw_cell(axis: Axes, x: int, y: int, cell: dict[str, Any], norm: Normalize) -> None:
     graded = not pd.isna(cell["value"])
-    colour = _COLOURS(norm(cell["value"])) if graded else (1.0, 1.0, 1.0, 1.0)
-    edge, hatch = ("white", None) if graded else (_GREY, "///")
-    axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=edge, hatch=hatch))
-    words = f"{cell['value']:.1f}" if graded else str(cell["status"])
-    ink = "black" if np.dot(colour[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
+    colour = COLOURS(norm(cell["value"])) if graded else (1.0, 1.0, 1.0, 1.0)
+    edge, hatch = ("white", None) if graded else (GREY, "////")
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=edge, hatch=hatch, clip_on=False))
+    words = f"{cell['value']:.1f}" if graded else _SIGNS[cell["status"]]
     if cell["chosen"]:
-        words += "\nchosen"
-        axis.add_patch(Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, fill=False, edgecolor=ink, linewidth=2.0))
+        words = f"{_SIGNS['chosen']}\n{words}"
+        axis.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, edgecolor=ink(colour), linewidth=1.5))
     background = None if graded else {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    weight = "bold" if cell["chosen"] else "normal"
-    axis.text(x, y, words, ha="center", va="center", fontsize=7.5, color=ink, weight=weight, bbox=background)
-
-
-def _draw_bars(axis: Axes, one: RowResult, names: Sequence[str], place: int, count: int) -> None:
-    width = 0.84 / count
-    there = [(at, one.scores[name]) for at, name in enumerate(names) if name in one.scores]
-    left = [at + (place - (count - 1) / 2) * width for at, _ in there]
-    values = np.array([(score.value, score.low, score.high) for _, score in there]) * 100
-    label = f"{one.row.title} (chosen)" if one.row.kind == "combination" else one.row.title
-    style: dict[str, Any] = {"edgecolor": "#333333", "linewidth": 0.6, **_STYLES[one.row.kind]}
-    axis.bar(left, values[:, 0], width * 0.94, label=label, **style)
-    reach = np.abs(values[:, [0]] - values[:, 1:]).T
-    _, caps, bars = axis.errorbar(left, values[:, 0], reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
-    for line in (*caps, *bars):
-        line.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
-    if there[-1][0] == len(names) - 1:
-        top = values[-1, 2] + 1.5
-        axis.text(left[-1], top, f"{values[-1, 0]:.1f}", ha="center", va="bottom", fontsize=7.5, rotation=90)
+    axis.text(
+        x, y, words, ha="center", va="center", fontsize=SMALL - 0.5, linespacing=0.95, color=ink(colour),
+        bbox=background,
+    )  # fmt: skip
 
 
 def _rank_order(rank: str) -> tuple[bool, float]:
@@ -173,22 +151,75 @@ def _kept_words(kept_l: float, kept_t: float) -> str:
     return f"retention {kept_l * 100:g} % (language), {kept_t * 100:g} % (task)"
 
 
+# -- by language ------------------------------------------------------------------------------------------------------
+
+
+def language_bars(results: Results) -> Figure | None:
+    """The chosen combination and the baselines on each target and, of several, on average, with joint 95 % intervals.
+
+    Returns:
+        none when none of them was graded.
+    """
+    systems = [one for one in (results.chosen, *map(results.baseline, BASELINE_TITLES)) if one and one.scores]
+    if not systems:
+        return None
+    names = [*results.targets, AVERAGE] if len(results.targets) > 1 else [*results.targets]
+    deep = -(-len(names) // _GROUPS_ABREAST)
+    abreast = -(-len(names) // deep)
+    lines = [_sample(results), "An item is redrawn in all its languages at once, for all rows alike."]
+    legend = 0.2 * -(-len(systems) // 2) + 0.25
+    figure, axes = page(heading_inches(*lines) + deep * 2.7 + legend, deep, 1, sharey=True)
+    for line, axis in enumerate(axes):
+        _draw_groups(axis, results, systems, names[line * abreast : (line + 1) * abreast], abreast)
+    highest = max(score.high for one in systems for score in one.scores.values())
+    axes[0].set_ylim(0, min(118.0, 100 * highest + 16))
+    axes[0].set_yticks(range(0, 101, 20))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
+    )
+    heading(figure, f"{results.split.capitalize()} scores with joint 95 % intervals", *lines)
+    return figure
+
+
+def _draw_groups(
+    axis: Axes, results: Results, systems: Sequence[RowResult], names: Sequence[str], abreast: int
+) -> None:
+    """One line of the page: a group of bars for each name."""
+    for place, one in enumerate(systems):
+        _draw_bars(axis, one, names, place, len(systems))
+    if AVERAGE in names[1:]:
+        axis.axvline(names.index(AVERAGE) - 0.5, color=GREY, linewidth=0.8, linestyle=":")
+    axis.set_xlim(-0.6, abreast - 0.4)
+    axis.set_xticks(range(len(names)), [_name_words(results, name) for name in names])
+    axis.set_ylabel(_unit(results).replace(" (", "\n("), fontsize=TEXT)
+
+
+def _name_words(results: Results, name: str) -> str:
+    """The language with how many items are redrawn, and how many rows they have where these are more."""
+    items, rows = results.items(name), results.examples(name)
+    return f"{name}\nn = {items:,}" + (f"\n({rows:,} rows)" if rows != items and name != AVERAGE else "")
+
+
+def _draw_bars(axis: Axes, one: RowResult, names: Sequence[str], place: int, count: int) -> None:
+    width = 0.84 / count
+    there = [(at, one.scores[name]) for at, name in enumerate(names) if name in one.scores]
+    left = [at + (place - (count - 1) / 2) * width for at, _ in there]
+    values = np.array([(score.value, score.low, score.high) for _, score in there]).reshape(-1, 3) * 100
+    label = f"{one.row.title} (chosen)" if one.row.kind == "combination" else one.row.title
+    style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **_STYLES[one.row.kind]}
+    axis.bar(left, values[:, 0], width * 0.94, label=textwrap.fill(label, 46), **style)
+    reach = np.abs(values[:, [0]] - values[:, 1:]).T
+    _, caps, bars = axis.errorbar(left, values[:, 0], reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+    for line in (*caps, *bars):
+        line.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
+    for at, (value, _, high) in zip(left, values, strict=True):
+        axis.text(at, high + 1.5, f"{value:.1f}", ha="center", va="bottom", fontsize=SMALL - 0.5, rotation=90)
+
+
 def _unit(results: Results) -> str:
     return f"{METRIC_WORDS[results.metric]} (percent points)"
 
 
 def _sample(results: Results) -> str:
-    return f"{len(results.targets)} languages, {results.items()} parallel items, one run"
-
-
-def _typical_interval(cells: pd.DataFrame) -> str:
-    """So that nobody reads a pattern into cells that differ by less than this."""
-    half = ((cells["high"] - cells["low"]) / 2).median()
-    return "" if pd.isna(half) else f"\n95 % interval of one cell: about ±{half:.1f}"
-
-
-def _png(figure: Figure) -> bytes:
-    """Without a software tag, so that the same numbers give the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    languages = counted(len(results.targets), "language")
+    return f"{METRIC_WORDS[results.metric]}: {languages}, n = {results.items():,} parallel items, one run"

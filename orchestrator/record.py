@@ -3,8 +3,9 @@
     sweep.json       what was asked for: the resolved space, revisions, command, packages; of the latest start
     state.json       the rows (combinations and baselines) with their stages, and which row was chosen
     failures/        why a stage failed for good, by address
-    logs/            what each stage said, by address
+    logs/            what each stage said, by address; driver.log: what Tune, Optuna and MLflow said
     lease.json       the living driver (see lease.py)
+    chosen.json      what was chosen, for `deftx.export`; once the search has ended
     report.md, results.csv, vectors.csv, plots/, optuna.log (an export)
 
 Stages themselves are in the store; no Ray, Optuna or MLflow here, so that `sweep status` needs none of them.
@@ -184,10 +185,10 @@ class SweepFolder:
         """Take a failure off the record: the stage was made after all, or is to be tried again."""
         self.store.remove("sweeps", self.name, "failures", f"{address}.json")
 
-    def append_log(self, stage: Stage, text: str) -> None:
-        """Keep what a stage said, after what its earlier attempts said."""
-        before = self.store.read("sweeps", self.name, "logs", f"{stage.address}.log") or b""
-        self.store.write(before + text.encode(), "sweeps", self.name, "logs", f"{stage.address}.log")
+    def append_log(self, name: str, text: str) -> None:
+        """Keep what a stage (by its address) or the driver said, after what was said before."""
+        before = self.store.read("sweeps", self.name, "logs", f"{name}.log") or b""
+        self.store.write(before + text.encode(), "sweeps", self.name, "logs", f"{name}.log")
 
     def log_path(self, address: str) -> str:
         """Where the log of a stage lies."""

@@ -3,35 +3,38 @@
     python -m orchestrator.report STORAGE/sweeps/NAME
 
 Written at the end of every sweep, and again whenever asked for; the same state gives the same bytes. Test scores are
-read only once the search has ended, and the row on top is the one that validation chose, whatever the test says.
+read only once the search has ended, and the row on top is the one that validation chose, whatever the test says. The
+words on top are made in `summary`, the tables in `sections`, the pictures in `plots`, `vector_plots` and `times`.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 import typer
 
-from deftx.errors import ConfigError, DeftxError
-from deftx.evaluate import AVERAGE
+from deftx.errors import ConfigError, DeftxError, StoreError
 from deftx.store import Store
+from orchestrator import sections
+from orchestrator.cautions import cautions
+from orchestrator.drawing import png
 from orchestrator.plots import heatmap, language_bars
 from orchestrator.record import Failure, State, SweepFolder, SweepInfo, known_sweep
-from orchestrator.results import RESULT_COLUMNS, Results, RowResult, read_results
-from orchestrator.vectors import read_vectors
-from orchestrator.words import METRIC_WORDS, NOTHING, effective_l1, headline, points, signed_points, validation_words
+from orchestrator.results import RESULT_COLUMNS, Results, read_results
+from orchestrator.summary import summary
+from orchestrator.times import read_times, time_plot, time_words
+from orchestrator.vector_plots import overlap_plot, spectra_plot
+from orchestrator.vectors import Mask, Spectrum, chosen_masks, chosen_spectra, read_vectors
+from orchestrator.words import effective_l1, validation_words
+
+if TYPE_CHECKING:
+    from deftx.data.check import TextCheck
 
 app = typer.Typer(add_completion=False)
-NEARLY_LT_SFT = 0.95
-_PACKAGES = (
-    "deftx-sweeps", "python", "torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray",
-    "optuna", "mlflow",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,18 @@ class _Findings:
     validation: Results | None
     test: Results | None
     vectors: pd.DataFrame
+    spectra: list[Spectrum]
+    masks: list[Mask]
+    times: pd.DataFrame
+    checks: list[TextCheck]
+    cautions: dict[str, list[str]]
 
 
 def write_report(store: Store, folder: SweepFolder) -> None:
     """Write report, tables and plots of a sweep into its folder, `report.md` last.
 
     Raises:
-        StoreError: for a sweep that was never started, or grades that are gone, altered or unreadable.
+        StoreError: for a sweep that was never started, or files of its stages that are gone, altered or unreadable.
         DataError: when rows were graded on different items.
     """
     found = _find(store, folder)
@@ -66,6 +74,7 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
     _, info = known_sweep(store, folder.name)
     state = folder.state()
     targets = [str(target) for target in info.space["targets"]]
+    manifests = [found for address in state.stages if (found := store.manifest(address))]
     return _Findings(
         info=info,
         state=state,
@@ -73,16 +82,42 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         validation=read_results(store, state, targets, "validation"),
         test=read_results(store, state, targets, "test") if state.ended else None,
         vectors=read_vectors(store, state),
+        spectra=chosen_spectra(store, state),
+        masks=chosen_masks(store, state),
+        times=read_times(store, state),
+        checks=[
+            check
+            for manifest in manifests
+            if manifest.kind == "check" and (check := _text_check(store, manifest.address)) is not None
+        ],
+        cautions={manifest.address: cautions(manifest) for manifest in manifests},
     )
+
+
+def _text_check(store: Store, address: str) -> TextCheck | None:
+    """What a check found; none where its file is damaged, for no stage would make it again for the report's sake."""
+    # torch takes seconds to import, and many sweeps have no check
+    from deftx.context import CHECK
+    from deftx.data.check import TextCheck
+
+    try:
+        return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
+    except StoreError:
+        return None
 
 
 def _plots(found: _Findings) -> dict[str, bytes]:
     bars = found.test or found.validation
+    chosen = found.vectors[found.vectors["chosen"].astype(bool)]
+    to_lt_sft = chosen.set_index("subject")["jaccard_lt_sft"].dropna().to_dict()
     drawn = {
         "heatmap.png": heatmap(found.validation) if found.validation else None,
         "languages.png": language_bars(bars) if bars else None,
+        "spectra.png": spectra_plot(found.spectra),
+        "overlap.png": overlap_plot(found.masks, to_lt_sft),
+        "time.png": time_plot(found.times),
     }
-    return {name: content for name, content in drawn.items() if content}
+    return {name: png(figure) for name, figure in drawn.items() if figure}
 
 
 def _result_frame(found: _Findings) -> pd.DataFrame:
@@ -94,143 +129,35 @@ def _csv(frame: pd.DataFrame) -> bytes:
     return str(frame.to_csv(index=False, lineterminator="\n")).encode()
 
 
-def _markdown(found: _Findings, plots: Iterable[str]) -> str:
-    sections = [
-        f"# DEFT-X sweep {found.info.name}: {found.info.benchmark}",
-        headline(found.info, found.state, found.test or found.validation),
-        f"Effective L1: {effective_l1(found.info.space)}. Backbone: {found.info.backbone}.",
-        *_scores(found.test, "No row was chosen by this table, and no interval is adjusted for the number of rows."),
-        *(_picture("languages.png", "Scores by language with 95 % intervals") if "languages.png" in plots else []),
-        *_scores(found.validation, f"Validation {validation_words(found.info)}."),
-        *(_picture("heatmap.png", "Mean validation score by rank") if "heatmap.png" in plots else []),
-        *_vectors(found.vectors),
-        *_failures(found),
-        *_data(found),
-        *_provenance(found.info),
+def _markdown(found: _Findings, drawn: Iterable[str]) -> str:
+    info, splits = found.info, [results for results in (found.validation, found.test) if results]
+    blocks = [
+        f"# DEFT-X sweep {info.name}: {info.benchmark}",
+        summary(info, found.state, found.validation, found.test),
+        f"Effective L1: {effective_l1(info.space)}. Backbone: {info.backbone}.",
+        *sections.warnings(info, found.state, found.validation, found.failures, found.cautions),
+        *sections.scores(
+            found.test, "No row was chosen by this table, and no interval is adjusted for the number of rows."
+        ),
+        *sections.picture(drawn, "languages.png", "Scores by language with 95 % intervals"),
+        *sections.scores(found.validation, f"Validation {validation_words(info)}."),
+        *sections.picture(drawn, "heatmap.png", "Mean validation score by rank"),
+        *sections.vectors(found.vectors),
+        *sections.picture(drawn, "spectra.png", "Singular-value spectra with the chosen ranks"),
+        *sections.picture(drawn, "overlap.png", "Overlap of the chosen masks beside chance"),
+        *sections.texts(found.checks),
+        *sections.failed(found.failures),
+        *sections.sizes(splits),
+        *_time(found.times, drawn),
+        *sections.provenance(info),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
-def _picture(name: str, text: str) -> list[str]:
-    return [f"![{text}](plots/{name})"]
-
-
-def _scores(results: Results | None, caution: str) -> list[str]:
-    if results is None:
+def _time(times: pd.DataFrame, drawn: Iterable[str]) -> list[str]:
+    if times.empty:
         return []
-    metric = METRIC_WORDS[results.metric]
-    title = "Sealed test sets" if results.split == "test" else "Validation"
-    header = ["#", "row", *results.targets, AVERAGE, f"{AVERAGE}, difference to LT-SFT"]
-    return [
-        f"## {title}",
-        f"{metric[0].upper()}{metric[1:]} in percent points [95 % interval]; items are drawn once for all languages "
-        f"together, differences are paired. {caution}",
-        _table(header, [_score_line(one, results) for one in results.rows]),
-    ]
-
-
-def _score_line(one: RowResult, results: Results) -> list[str]:
-    scores = [points(one.scores.get(name)) for name in [*results.targets, AVERAGE]]
-    return [_number(one), _row_words(one, results), *scores, signed_points(one.to_lt_sft.get(AVERAGE))]
-
-
-def _number(one: RowResult) -> str:
-    return "" if one.row.number is None else str(one.row.number)
-
-
-def _row_words(one: RowResult, results: Results) -> str:
-    if one is results.chosen:
-        return f"**{one.row.title}** (chosen)"
-    if one.row.status == "failed":
-        return f"{one.row.title} (failed: {one.row.reason or 'no reason on record'})"
-    return one.row.title + (" (waiting)" if one.row.status == "waiting" else "")
-
-
-def _vectors(frame: pd.DataFrame) -> list[str]:
-    chosen = frame[frame["chosen"]] if len(frame) else frame
-    if chosen.empty:
-        return []
-    header = [
-        "vector", "setting", "mean rank used", "residual entries kept", "residual energy kept",
-        "overlap with LT-SFT's mask (Jaccard)", "k", "seconds",
-    ]  # fmt: skip
-    return [
-        "## Vectors of the chosen combination",
-        "How far denoising went, over all matrices of a vector; the other vectors are in `vectors.csv`. Seconds are "
-        "those of the sparse phase.",
-        _table(header, [_vector_line(line) for line in chosen.to_dict("records")]),
-        _mask_words(chosen),
-    ]
-
-
-def _vector_line(line: dict[str, float | str]) -> list[str]:
-    forms = {
-        "mean_rank": ".1f", "entries_kept": ".1%", "energy_kept": ".1%", "jaccard_lt_sft": ".2f", "k": ",.0f",
-        "seconds": ",.1f",
-    }  # fmt: skip
-    numbers = [NOTHING if pd.isna(line[key]) else f"{line[key]:{form}}" for key, form in forms.items()]
-    return [str(line["subject"]), str(line["setting"]), *numbers]
-
-
-def _mask_words(chosen: pd.DataFrame) -> str:
-    overlap = chosen.set_index("subject")["jaccard_lt_sft"].dropna()
-    if overlap.empty:
-        return "How far the masks are LT-SFT's is not on record."
-    near = overlap[overlap >= NEARLY_LT_SFT]
-    if near.empty:
-        return f"Every mask differs from LT-SFT's mask of the same dense phase: Jaccard at most {overlap.max():.2f}."
-    return (
-        f"**Nearly LT-SFT's own mask** (Jaccard of {NEARLY_LT_SFT:g} or more), so denoising changed little there: "
-        f"{', '.join(near.index)}."
-    )
-
-
-def _failures(found: _Findings) -> list[str]:
-    if not found.failures:
-        return []
-    ordered = sorted(found.failures.values(), key=lambda failure: (failure.label, failure.address))
-    lines = [[failure.label, failure.reason, f"`{failure.log}`" if failure.log else NOTHING] for failure in ordered]
-    return ["## Failures", _table(["stage", "reason", "log"], lines)]
-
-
-def _data(found: _Findings) -> list[str]:
-    splits = [results for results in (found.validation, found.test) if results]
-    if not splits:
-        return []
-    header = ["language", *(f"{one.split} {what}" for one in splits for what in ("items", "rows"))]
-    lines = [
-        [name, *(str(size) for one in splits for size in (one.items(name), one.examples(name)))]
-        for name in splits[0].targets
-    ]
-    all_together = ["all together", *(str(size) for one in splits for size in (one.items(), one.examples()))]
-    return [
-        "## Data",
-        f"Labels: {', '.join(splits[0].labels)}. An item is what the bootstrap draws, with all its rows in every "
-        f"language; {splits[0].bootstrap.draws:,} draws.",
-        _table(header, [*lines, all_together]),
-    ]
-
-
-def _provenance(info: SweepInfo) -> list[str]:
-    facts = {
-        "started": info.created,
-        "seed": str(info.seed),
-        "git commit": info.git_commit or "unknown",
-        **{f"revision of {name}": revision for name, revision in sorted(info.revisions.items())},
-        **{name: info.packages[name] for name in _PACKAGES if name in info.packages},
-    }
-    command = f"```\n{shlex.join(info.command)}\n```"
-    return ["## How this was made", command, _table(["what", "which"], facts.items()), "All packages: `sweep.json`."]
-
-
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
-
-
-def _cell(text: str) -> str:
-    """On one line, and without a bar that would end the cell."""
-    return " ".join(text.replace("|", r"\|").split())
+    return ["## Time", time_words(times), *sections.picture(drawn, "time.png", "Time by language and stage")]
 
 
 def _locate(directory: str) -> tuple[Store, str]:

@@ -1,68 +1,23 @@
 """What MLflow shows of a sweep, as plain data: one run for the sweep, one for each of its stages. No mlflow here.
 
 Everything is read from the store, so that a mirror grown while the sweep ran and one made afterwards hold the same.
-Test scores are read in one place (`_sealed_score`), and only once the search has ended.
+Test scores are read in one place (`_sealed_scores`), and only once the search has ended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from deftx.stages import Stage
 from deftx.store import Manifest
-from orchestrator.record import Failure, StageEntry, State, SweepFolder, SweepInfo
-
-RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-PARENT = "sweep"
-"""Stands where a stage has its address."""
-
-_PARAM_LENGTH = 1000
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a curve; `time` in milliseconds since 1970."""
-
-    key: str
-    step: int
-    value: float
-    time: int
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """A file that a stage published. Named and not read: a run that is complete already never fetches it."""
-
-    address: str
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class RunContent:
-    """All that one run should hold."""
-
-    name: str
-    status: RunStatus
-    tags: dict[str, str]
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    curve: tuple[Point, ...] = ()
-    files: dict[str, bytes | PublishedFile] = field(default_factory=dict)
-    span: tuple[int, int] | None = None
-
-    @property
-    def digest(self) -> str:
-        """What is the same for the same content, whenever it is written."""
-        points = [(point.key, point.step, point.value) for point in self.curve]
-        files = {name: _file_digest(file) for name, file in self.files.items()}
-        content = [self.name, self.status, self.tags, self.params, self.metrics, points, files]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+from orchestrator import shown
+from orchestrator.content import PARENT, PublishedFile, RunContent, RunStatus, curve, details, published_files, span
+from orchestrator.record import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
+from orchestrator.words import METRIC_WORDS, by_few_labels, selection_words
 
 
 class SweepContent:
@@ -90,17 +45,19 @@ class SweepContent:
         return RunContent(
             name=self.info.name,
             status=status,
-            tags=self._tags(PARENT, "sweep", self.info.git_commit) | self._description() | _chosen_tags(state),
+            tags=self._tags(PARENT, "sweep", self.info.git_commit) | self._description(state),
             params={"benchmark": self.info.benchmark, "backbone": self.info.backbone, "seed": str(self.info.seed)},
-            metrics=self._sweep_metrics(state, sealed=sealed),
+            # a count of a living sweep would stay as one more point of the metric
+            metrics={} if status == "RUNNING" else shown.rounded(self._sweep_metrics(state, sealed=sealed)),
             files=self._sweep_files(state),
+            span=self._sweep_span(state),
         )
 
     def running(self, stage: Stage) -> RunContent:
         """A stage that has just begun."""
         entry = StageEntry.of(stage)
         tags = self._stage_tags(stage.address, entry) | {"reused": "false"}
-        return RunContent(entry.label, "RUNNING", tags, params=_flat(stage.settings.model_dump(mode="json")))
+        return RunContent(entry.label, "RUNNING", tags, params=shown.params(stage.settings.model_dump(mode="json")))
 
     def done(self, address: str, entry: StageEntry, state: State, *, sealed: bool) -> RunContent | None:
         """A published stage, or none when the store does not have it.
@@ -116,16 +73,17 @@ class SweepContent:
             return None
         # A driver that resumes finds in the store what this very sweep made: that is no reuse.
         reused = entry.status == "reused" and not self.folder.has_log(address)
-        test = {} if sealed or entry.kind != "grade" else self._sealed_metrics({entry.language: address})
+        rows = [row for row in state.rows if address in row.grades.values()]
+        test = self._test_scores(address) if entry.kind == "grade" and not sealed else {}
         return RunContent(
             name=entry.label,
             status="FINISHED",
-            tags=self._done_tags(entry, manifest, reused) | _row_tags(address, state),
-            params=_flat(manifest.identity["settings"]),
-            metrics=_metrics(manifest) | _row_score(address, state) | test,
-            curve=_curve(manifest),
-            files=_details(manifest) | ({} if reused else _sft_files(manifest)),
-            span=_span(manifest),
+            tags=self._done_tags(entry, manifest, reused) | _row_tags(rows, state),
+            params=shown.params(manifest.identity["settings"]) | _row_params(rows),
+            metrics=shown.rounded(shown.results(manifest) | self._best_score(rows) | test),
+            curve=curve(manifest),
+            files=details(manifest) | ({} if reused else published_files(manifest)),
+            span=span(manifest),
         )
 
     def failed(self, address: str, entry: StageEntry, failure: Failure | None) -> RunContent:
@@ -137,16 +95,26 @@ class SweepContent:
             files["failure.txt"] = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n".encode()
         return RunContent(entry.label, "FAILED", tags, files=files)
 
-    def _sealed_metrics(self, grades: Mapping[str, str]) -> dict[str, float]:
-        scores = {language: self._sealed_score(address) for language, address in grades.items()}
-        return {f"sealed_test/{language}": score for language, score in scores.items() if score is not None}
+    def _test_scores(self, address: str) -> dict[str, float]:
+        scores = self._sealed_scores(address)
+        return {shown.score_name("test", metric): 100 * scores[metric] for metric in METRIC_WORDS if metric in scores}
 
-    def _sealed_score(self, address: str) -> float | None:
+    def _mean_test_scores(self, grades: Mapping[str, str]) -> dict[str, float]:
+        """The mean over languages, and each language's by the benchmark's own metric."""
+        sealed = {language: self._sealed_scores(address) for language, address in grades.items()}
+        each = {
+            shown.by_language(scores["metric"], language): 100 * scores[scores["metric"]]
+            for language, scores in sealed.items()
+            if scores
+        }
+        return each | _means([self._test_scores(address) for address in grades.values()])
+
+    def _sealed_scores(self, address: str) -> dict[str, Any]:
+        """The one place where test scores are read."""
         manifest = self.folder.store.manifest(address)
         if manifest is None or "sealed_test.json" not in manifest.files:
-            return None
-        scores = json.loads(self.folder.store.fetch(address, "sealed_test.json").read_bytes())
-        return float(scores[scores["metric"]])
+            return {}
+        return dict(json.loads(self.folder.store.fetch(address, "sealed_test.json").read_bytes()))
 
     def _tags(self, address: str, kind: str, commit: str | None) -> dict[str, str]:
         tags = {
@@ -154,41 +122,73 @@ class SweepContent:
             "sweep_created": self.info.created,
             "kind": kind,
             "address": address,
-            "backbone": self.info.backbone,
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": " ".join(self.info.command),
         }
-        return tags | ({"git_commit": commit, "mlflow.source.git.commit": commit} if commit else {})
+        return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
     def _stage_tags(self, address: str, entry: StageEntry, commit: str | None = None) -> dict[str, str]:
-        about = {"language": entry.language, "subject": entry.subject}
+        about = {
+            "language": entry.language,
+            "subject": entry.subject,
+            "mlflow.note.content": shown.sentence(entry.kind, entry.language, entry.subject),
+        }
         return self._tags(address, entry.kind, commit or self.info.git_commit) | about
 
     def _done_tags(self, entry: StageEntry, manifest: Manifest, reused: bool) -> dict[str, str]:
         tags = self._stage_tags(manifest.address, entry, manifest.git_commit)
+        if summary := manifest.details.get("summary"):
+            tags["mlflow.note.content"] += f"\n\n{summary}"
         if not reused:
             return tags | {"reused": "false"}
         place = {"sft": self.folder.store.url_of(manifest.address, "sft")} if entry.kind == "sparse" else {}
         return tags | {"reused": "true"} | place
 
-    def _description(self) -> dict[str, str]:
-        info = self.info
-        text = f"DEFT-X sweep of {info.benchmark} on {info.backbone}, seed {info.seed}: `{' '.join(info.command)}`"
-        return {"mlflow.note.content": text}
+    def _description(self, state: State) -> dict[str, str]:
+        info, row = self.info, state.chosen_row
+        asked = f"DEFT-X sweep of {info.benchmark} on {info.backbone}, seed {info.seed}: `{' '.join(info.command)}`"
+        more = "One child run for each stage; `report.md` and the plots are among the artifacts."
+        if row is None:
+            return {"mlflow.note.content": f"{asked}\n\nNothing is chosen yet. {more}"}
+        chosen = (
+            f"Chosen by {selection_words(info, None)}: **{_title(row)}**; the scores here are its means over the "
+            "target languages."
+        )
+        return {"mlflow.note.content": f"{asked}\n\n{chosen} {more}", "chosen": _title(row)}
 
     def _sweep_metrics(self, state: State, *, sealed: bool) -> dict[str, float]:
         statuses = [row.status for row in state.combinations]
         metrics = {
-            "combinations": float(statuses.count("complete")),
-            "combinations_failed": float(statuses.count("failed")),
+            "search/combinations graded": float(statuses.count("complete")),
+            "search/combinations failed": float(statuses.count("failed")),
         }
         chosen = state.chosen_row
         if chosen is None or chosen.score is None:
             return metrics
-        test = {} if sealed else self._sealed_metrics(chosen.grades)
-        if test:
-            test["sealed_test/average"] = sum(test.values()) / len(test)
-        return metrics | {"chosen_score": chosen.score} | test
+        manifests = [self.folder.store.manifest(address) for address in chosen.grades.values()]
+        scores = [_scores(shown.results(manifest)) for manifest in manifests if manifest]
+        test = {} if sealed else self._mean_test_scores(chosen.grades)
+        return metrics | self._best_score([chosen]) | _means(scores) | test
+
+    def _best_score(self, rows: list[Row]) -> dict[str, float]:
+        """What the search made of the best of these combinations: the mean over all its languages."""
+        scores = [row.score for row in rows if row.kind == "combination" and row.score is not None]
+        if not scores:
+            return {}
+        if by_few_labels(self.info):
+            return {"search/combination points": 100 * max(scores)}
+        return {"search/combination score": max(scores)}
+
+    def _sweep_span(self, state: State) -> tuple[int, int] | None:
+        """From the sweep's creation to the end of its last stage."""
+        ended = [address for address, entry in state.stages.items() if entry.status in ("done", "reused")]
+        made = [self.folder.store.manifest(address) for address in ended]
+        ends = [found[1] for found in map(span, filter(None, made)) if found]
+        try:
+            begin = int(datetime.fromisoformat(self.info.created).timestamp() * 1000)
+        except ValueError:
+            return None
+        return begin, max([begin, *ends])
 
     def _sweep_files(self, state: State) -> dict[str, bytes | PublishedFile]:
         plan = {address: entry.model_dump() for address, entry in state.stages.items()}
@@ -216,82 +216,27 @@ def sweep_status(state: State) -> RunStatus:
     return "FAILED" if "failed" in statuses else "FINISHED"
 
 
-def _now() -> int:
-    return int(datetime.now().timestamp() * 1000)
+def _title(row: Row) -> str:
+    return f"#{row.number} {row.title}" if row.kind == "combination" else row.title
 
 
-def _file_digest(file: bytes | PublishedFile) -> str:
-    return file.sha256 if isinstance(file, PublishedFile) else hashlib.sha256(file).hexdigest()
+def _row_tags(rows: list[Row], state: State) -> dict[str, str]:
+    """Which rows of the report a grade serves."""
+    chosen = {"chosen": "yes"} if any(row.number == state.chosen is not None for row in rows) else {}
+    return ({"rows": "; ".join(map(_title, rows))} if rows else {}) | chosen
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as params: `denoise.rank` -> `100`; a list becomes JSON, none becomes `none`."""
-    params: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            params |= _flat(value, f"{prefix}{key}.")
-        elif value is None or isinstance(value, str):
-            params[prefix + key] = (value or "none")[:_PARAM_LENGTH]
-        else:
-            params[prefix + key] = json.dumps(value)[:_PARAM_LENGTH]
-    return params
+def _row_params(rows: list[Row]) -> dict[str, str]:
+    """The searched settings, of which all combinations that share a grade have the same."""
+    combinations = [row for row in rows if row.kind == "combination"]
+    return {key: str(value) for key, value in combinations[0].parameters.items()} if combinations else {}
 
 
-def _metrics(manifest: Manifest) -> dict[str, float]:
-    # A result such as valid_loss would else be drawn as one more point of the curve of that name.
-    curves = {key for point in manifest.curve for key in point}
-    results = {f"best_{key}" if key in curves else key: value for key, value in manifest.metrics.items()}
-    return results | {"seconds": manifest.seconds, "peak_bytes": float(manifest.peak_bytes)}
+def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("score/")}
 
 
-def _curve(manifest: Manifest) -> tuple[Point, ...]:
-    begin, end = _span(manifest) or (_now(), _now())
-    last = max((row["step"] for row in manifest.curve), default=0) or 1
-    return tuple(
-        Point(key, int(row["step"]), value, int(begin + (end - begin) * row["step"] / last))
-        for row in manifest.curve
-        for key, value in row.items()
-        if key != "step"
-    )
-
-
-def _span(manifest: Manifest) -> tuple[int, int] | None:
-    try:
-        end = datetime.fromisoformat(manifest.created).timestamp()
-    except ValueError:
-        return None
-    return int((end - manifest.seconds) * 1000), int(end * 1000)
-
-
-def _details(manifest: Manifest) -> dict[str, bytes | PublishedFile]:
-    return {"details.json": json.dumps(manifest.details, indent=1).encode()} if manifest.details else {}
-
-
-def _sft_files(manifest: Manifest) -> dict[str, bytes | PublishedFile]:
-    return {
-        name: PublishedFile(manifest.address, name, entry.sha256)
-        for name, entry in manifest.files.items()
-        if manifest.kind == "sparse" and name.startswith("sft/")
-    }
-
-
-def _row_tags(address: str, state: State) -> dict[str, str]:
-    rows = [row for row in state.rows if address in row.grades.values()]
-    numbers = [str(row.number) for row in rows if row.kind == "combination"]
-    baselines = [row.kind for row in rows if row.kind != "combination"]
-    tags = {"combinations": ", ".join(numbers), "baselines": ", ".join(baselines)}
-    return {key: value for key, value in tags.items() if value}
-
-
-def _row_score(address: str, state: State) -> dict[str, float]:
-    """The validation score of the combination that a grade serves: the mean over all its languages."""
-    scores = [row.score for row in state.combinations if address in row.grades.values() and row.score is not None]
-    return {"score": max(scores)} if scores else {}
-
-
-def _chosen_tags(state: State) -> dict[str, str]:
-    row = state.chosen_row
-    if row is None:
-        return {}
-    parameters = {f"chosen.{key}": str(value) for key, value in row.parameters.items()}
-    return {"chosen": row.title, "chosen.number": str(row.number), **parameters}
+def _means(scores: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each score that all have."""
+    common = set.intersection(*(set(found) for found in scores)) if scores else set()
+    return {name: statistics.fmean(found[name] for found in scores) for name in sorted(common)}

@@ -1,8 +1,8 @@
 """Which job may run next. Pure: no Ray, no Optuna's names, no files; what is done is answered by functions given.
 
 A job is one stage, or the missing grades of one row (the compose-evaluate trial). Stages come from the rows: the
-combinations, asked one by one as their results allow, then the baselines. A stage that failed for good fails what
-needs it, with the reason, while the rest goes on.
+combinations, asked one by one as their results allow, then the baselines; the checks of the texts go before all. A
+stage that failed for good fails what needs it, with the reason, while the rest goes on; no row needs a check.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from deftx.stages import Stage
+from deftx.stages import Stage, walk
 from orchestrator.plan import PlannedRow
 from orchestrator.space import Parameters
 
@@ -56,6 +56,7 @@ class Schedule:
         score: Scorer,
         published: Callable[[str], bool],
         failed_before: Mapping[str, str] | None = None,
+        checks: Sequence[Stage] = (),
     ) -> None:
         """Bind what the schedule asks and is answered by; `begin` asks what can be asked.
 
@@ -65,12 +66,14 @@ class Schedule:
             score: a finished combination's score; none when it has none.
             published: whether an address is in the store already; asked once for each stage.
             failed_before: reasons of failures on record, by address; these stages are not run again.
+            checks: stages that no row needs and that a reader wants to see before anything is trained.
         """
         self._asks, self._combination, self._score = asks, combination, score
         self._controls: Callable[[], Sequence[PlannedRow]] | None = controls
         self._published, self._failed_before = published, dict(failed_before or {})
         self.combinations: list[PlannedRow] = []
         self.baselines = list(baselines)
+        self.checks = list(checks)
         self.stages: dict[str, Stage] = {}
         self.done_before: set[str] = set()
         self.failures: dict[str, str] = {}
@@ -79,9 +82,10 @@ class Schedule:
         self._running: set[str] = set()
 
     def begin(self) -> None:
-        """Enlist the baselines and ask what can be asked."""
+        """Enlist checks and baselines, and ask what can be asked."""
+        self._enlist(walk(self.checks))
         for row in self.baselines:
-            self._enlist(row)
+            self._enlist(row.stages)
         self._advance()
 
     @property
@@ -91,6 +95,9 @@ class Schedule:
 
     def ready(self) -> Job | None:
         """The next job that can run, marked as running; none when nothing can run now."""
+        for stage in self._missing(self.checks):
+            if self._can_run(stage):
+                return self._start(stage.label, [stage])
         for row in self.rows:
             for stage in self._missing(row.grades.values()):
                 if stage.kind != "grade" and self._can_run(stage):
@@ -116,7 +123,13 @@ class Schedule:
 
     def finished(self) -> bool:
         """Whether nothing is left to run or to ask."""
-        return self._controls is None and all(self.settled(row) for row in self.rows)
+        checked = all(self._settled(check) for check in self.checks)
+        return checked and self._controls is None and all(self.settled(row) for row in self.rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is known: the search has ended and the controls are enlisted."""
+        return self._controls is None
 
     def is_done(self, address: str) -> bool:
         """Whether the stage is published."""
@@ -128,7 +141,7 @@ class Schedule:
 
     def settled(self, row: PlannedRow) -> bool:
         """Whether every grade of a row is published or failed."""
-        return all(grade.address in self._done or grade.address in self.failures for grade in row.grades.values())
+        return all(self._settled(grade) for grade in row.grades.values())
 
     def reason(self, row: PlannedRow) -> str | None:
         """Why a row is incomplete: the failures of its grades."""
@@ -148,15 +161,15 @@ class Schedule:
             if cell is not None:
                 row = self._combination(len(self.combinations), cell)
                 self.combinations.append(row)
-                self._enlist(row)
+                self._enlist(row.stages)
         if self._controls is not None and self._asks.ended() and all(finished):
             rows, self._controls = self._controls(), None
             for row in rows:
                 self.baselines.append(row)
-                self._enlist(row)
+                self._enlist(row.stages)
 
-    def _enlist(self, row: PlannedRow) -> None:
-        for stage in row.stages:
+    def _enlist(self, stages: Iterable[Stage]) -> None:
+        for stage in stages:
             if stage.address in self.stages:
                 continue
             self.stages[stage.address] = stage
@@ -182,17 +195,20 @@ class Schedule:
 
     def missing(self) -> list[Stage]:
         """Every stage still to be made, inputs first; a published stage needs none of its inputs."""
-        found = {stage.address: stage for row in self.rows for stage in self._missing(row.grades.values())}
-        return list(found.values())
+        wanted = [*self.checks, *(grade for row in self.rows for grade in row.grades.values())]
+        return list({stage.address: stage for stage in self._missing(wanted)}.values())
 
     def _missing(self, stages: Iterable[Stage]) -> Iterator[Stage]:
         return unmade(stages, lambda address: address in self._done or address in self.failures)
+
+    def _settled(self, stage: Stage) -> bool:
+        return stage.address in self._done or stage.address in self.failures
 
     def _waits(self, stage: Stage) -> bool:
         return not (stage.address in self._done or stage.address in self._running or stage.address in self.failures)
 
     def _inputs_settled(self, stage: Stage) -> bool:
-        return all(needed.address in self._done or needed.address in self.failures for _, needed in stage.inputs)
+        return all(self._settled(needed) for _, needed in stage.inputs)
 
     def _can_run(self, stage: Stage) -> bool:
         return self._waits(stage) and all(needed.address in self._done for _, needed in stage.inputs)

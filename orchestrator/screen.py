@@ -1,41 +1,60 @@
-"""What a running sweep shows: one live table on a terminal, plain lines elsewhere. All else goes to log files."""
+"""What a running sweep shows: a live table on a terminal, plain lines elsewhere, with `--quiet` failures alone.
+
+The live table is drawn by another thread, so that its clock goes on, from what `outlook` saw at the latest event; what
+is drawn is in `board`. Lines of finished stages stay above it.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from typing import TYPE_CHECKING
+import os
+import sys
+from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
-from deftx.stages import KINDS, Stage
+from deftx.stages import Stage
+from orchestrator.board import board, counts_words, left_words, step_words
+from orchestrator.cautions import cautions
+from orchestrator.outlook import Outlook, View, duration
 from orchestrator.record import Failure
 
-if TYPE_CHECKING:
-    from orchestrator.driver import Driver
+PROGRESS_SECONDS = 30.0
+"""Between two progress lines where there is no terminal, at the least."""
+
+
+def console(stderr: bool = False, file: TextIO | None = None) -> Console:
+    """A console; a plain one, whatever the environment forces, unless a person watches: in a pipe, and in CI."""
+    stream = file or (sys.stderr if stderr else sys.stdout)
+    watched = stream.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
+    if watched:
+        return Console(file=file, stderr=stderr, highlight=False)
+    return Console(file=file, stderr=stderr, highlight=False, force_terminal=False, no_color=True)
 
 
 class Screen:
     """An observer of the driver that shows how far it is."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._driver: Driver | None = None
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self._console, self._quiet = console, quiet
+        self._outlook: Outlook | None = None
         self._live: Live | None = None
-        self._lock = threading.Lock()
-        self._seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        self._steps: dict[str, int] = {}
-        self._reused = 0
+        self._view: View | None = None
+        self._cautions: list[str] = []
+        self._spoken = 0.0
 
-    def start(self, driver: Driver) -> None:
-        """Begin to show a driver."""
-        self._driver = driver
-        if self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=2, transient=True)
-            self._live.start()
+    def start(self, outlook: Outlook) -> None:
+        """Begin to show a sweep; nothing was told before."""
+        self._outlook, self._spoken = outlook, outlook.clock()
+        if self._quiet or not self._console.is_interactive:
+            return
+        self._view = outlook.view()
+        self._live = Live(
+            get_renderable=self._draw, console=self._console, refresh_per_second=2, transient=True,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
+        self._live.start()
 
     def stop(self) -> None:
         """Take the live table off the screen."""
@@ -45,77 +64,64 @@ class Screen:
 
     def stage_started(self, stage: Stage) -> None:
         """A trial was handed the stage."""
+        self._of.started(stage)
         self._refresh()
 
     def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
         """A point of a running stage's curve."""
-        self._steps[address] = step
+        self._of.progress(address, step)
         self._refresh()
 
     def stage_done(self, stage: Stage, reused: bool) -> None:
         """The stage is in the store."""
-        if reused:
-            self._reused += 1
-            return
-        assert self._driver is not None
-        seconds = self._driver.seconds(stage)
-        self._seconds[stage.kind].append(seconds)
-        self._say(f"done    {escape(stage.label)}  [dim]{seconds:.0f} s[/dim]")
+        seconds = self._of.done(stage)
+        manifest = self._of.driver.manifest(stage)
+        # a text's check names its language itself
+        found = [words if stage.kind == "check" else f"{stage.label}: {words}" for words in cautions(manifest)]
+        self._cautions += found
+        if not reused:
+            self._say(f"done    {escape(stage.label)}  [dim]{seconds:.0f} s[/dim]")
+            if summary := manifest.details.get("summary"):
+                self._say(f"        {escape(summary)}")
+            for words in found:
+                self._say(f"[yellow]warning {escape(words)}[/yellow]")
+        self._refresh()
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
         """The stage failed for good: which, why, and where its log lies."""
         words = escape(f"{stage.label}: {failure.reason}\n        log: {failure.log}")
-        self._say(f"[red]FAILED[/red]  {words}")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._print(f"[red]FAILED[/red]  {words}")
         self._refresh()
 
+    @property
+    def _of(self) -> Outlook:
+        assert self._outlook is not None, "the screen was started"
+        return self._outlook
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        # rich would draw the live table unwrapped too, with the line above it
+        self._console.print(text, soft_wrap=self._live is None)
+
     def _refresh(self) -> None:
-        with self._lock:
-            if self._live is not None:
-                self._live.update(self._table())
+        if self._live is not None:
+            self._view = self._of.view()
+        elif not self._quiet and self._of.clock() - self._spoken >= PROGRESS_SECONDS:
+            self._spoken = self._of.clock()
+            self._say(escape(_progress_line(self._of.view())))
 
-    def _table(self) -> Table:
-        assert self._driver is not None
-        schedule = self._driver.schedule
-        counts = {kind: Counter[str]() for kind in KINDS}
-        for address, stage in schedule.stages.items():
-            counts[stage.kind][self._status(address)] += 1
-        table = Table(title=f"sweep {self._driver.folder.name}", title_justify="left", caption=self._caption())
-        table.caption_justify = "left"
-        table.add_column("stage")
-        for status in ("done", "running", "waiting", "failed"):
-            table.add_column(status, justify="right")
-        for kind, by_status in counts.items():
-            if by_status:
-                table.add_row(kind, *(str(by_status[s] or "") for s in ("done", "running", "waiting", "failed")))
-        return table
+    def _draw(self) -> RenderableType:
+        assert self._view is not None
+        return board(self._view, self._cautions, *self._console.size, now=self._of.clock())
 
-    def _status(self, address: str) -> str:
-        assert self._driver is not None
-        schedule = self._driver.schedule
-        if schedule.is_done(address):
-            return "done"
-        if address in schedule.failures:
-            return "failed"
-        return "running" if schedule.is_running(address) else "waiting"
 
-    def _caption(self) -> str:
-        assert self._driver is not None
-        best, words = self._driver.best(), []
-        if best is not None:
-            words.append(f"best so far: combination {best[0]} with {best[1] * 100:.1f} on validation")
-        if left := self._time_left():
-            words.append(f"about {left} left")
-        return "; ".join(words)
-
-    def _time_left(self) -> str:
-        """From the mean time of each kind so far; nothing while a kind that is left has not been measured."""
-        assert self._driver is not None
-        kinds = Counter(stage.kind for stage in self._driver.schedule.missing())
-        if not kinds or any(not self._seconds[kind] for kind in kinds):
-            return ""
-        total = sum(number * sum(self._seconds[kind]) / len(self._seconds[kind]) for kind, number in kinds.items())
-        seconds = total / self._driver.space.parallel
-        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def _progress_line(view: View) -> str:
+    """`...     12/41 stages, 2 running, 3 min so far, about 4 min left; now: ila · dense, step 100/300`."""
+    words = [counts_words(view), f"{duration(view.at - view.began)} so far", left_words(view.left)]
+    now = [", ".join(word for word in (one.stage.label, step_words(one)) if word) for one in view.running]
+    parts = [", ".join(word for word in words if word), *(f"now: {word}" for word in now[:1])]
+    parts.append(f"best so far: {view.best}" if view.best else "")
+    return "...     " + "; ".join(part for part in parts if part)

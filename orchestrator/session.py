@@ -80,6 +80,9 @@ def run(prepared: Prepared, driver: Driver, work: Run) -> int:
     Returns:
         The exit code: 0, 3 or 130.
     """
+    from orchestrator.chosen import forget_choice, write_choice  # pandas, which `sweep status` can do without
+
+    forget_choice(driver.folder)
     driver.write_state()
     with suppress(KeyboardInterrupt), _interruptible(driver):
         work(driver)
@@ -88,6 +91,9 @@ def run(prepared: Prepared, driver: Driver, work: Run) -> int:
     _export_search(driver)
     if not finished:
         return 130
+    chosen = driver.chosen()
+    row = None if chosen is None else driver.schedule.combinations[chosen]
+    write_choice(driver.folder, prepared.space, prepared.materials.backbone, row)
     return 3 if driver.schedule.failures else 0
 
 
@@ -153,7 +159,7 @@ def _info(prepared: Prepared) -> SweepInfo:
     space = prepared.space
     backbone = "pre-trained here" if isinstance(space.backbone, Pretraining) else space.backbone
     return SweepInfo(
-        name=prepared.folder.name, benchmark=space.benchmark, backbone=backbone,
+        name=prepared.folder.name, benchmark=space.of.name, backbone=backbone,
         backbone_identity=prepared.backbone, seed=space.seed,
         space={"name": prepared.title, **space.model_dump(mode="json")},
         revisions=prepared.pins.found, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
@@ -163,9 +169,10 @@ def _info(prepared: Prepared) -> SweepInfo:
 
 
 def _check_same(info: SweepInfo | None, space: Space) -> None:
+    asked = space.model_dump(mode="json")
     for name in ("benchmark", "seed"):
-        if info is not None and getattr(info, name) != getattr(space, name):
-            raise ConfigError(_another(info, name, getattr(info, name), getattr(space, name)))
+        if info is not None and info.space[name] != asked[name]:
+            raise ConfigError(_another(info, name, info.space[name], asked[name]))
 
 
 def _another(info: SweepInfo, what: str, old: object, new: object) -> str:

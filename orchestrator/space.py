@@ -27,7 +27,7 @@ from deftx.config import (
     TaskRecipe,
     rank_text,
 )
-from deftx.data.benchmarks import BENCHMARKS, Benchmark, benchmark
+from deftx.data.benchmarks import Benchmark, OwnBenchmark, benchmark
 from deftx.errors import ConfigError
 from deftx.stages import BackboneShape
 
@@ -39,8 +39,8 @@ Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-tas
 class Resources(Settings):
     """What one trial of a stage kind takes; a stage runs with as many threads as it has CPUs."""
 
-    cpu: int = Field(1, ge=1)
-    gpu: float = Field(0.0, ge=0.0)
+    cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
+    gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
 
     @field_validator("gpu")
     @classmethod
@@ -53,7 +53,7 @@ class Resources(Settings):
 class Pretraining(BackboneShape):
     """A backbone that is pre-trained here."""
 
-    languages: tuple[str, ...] = Field(min_length=1, description="of pretraining/<iso>.txt, else corpora/<iso>.txt")
+    languages: tuple[str, ...] = Field(min_length=1, description="of `pretraining/<iso>.txt`, else `corpora/<iso>.txt`")
     tokenizer_languages: tuple[str, ...] = Field((), description="languages that only the tokenizer sees")
 
 
@@ -115,55 +115,72 @@ Retentions = Annotated[tuple[Retention, ...], BeforeValidator(_as_list), Field(m
 class Space(Settings):
     """One search: benchmark, backbone, recipes, the parameters searched, and the resources of its trials."""
 
-    benchmark: str
+    benchmark: str | OwnBenchmark = Field(description="nusax, americasnli, archipelago, or the definition of your own")
     backbone: str | Pretraining = Field(description="hub id, folder, or a backbone pre-trained here")
-    backbone_revision: str = "main"
+    backbone_revision: str = Field("main", description="branch, tag or commit of a backbone from the hub")
     lm_head: str = Field("own", description="own, random, or the hub id or folder of a donor")
     targets: tuple[str, ...] = Field((), validate_default=True, description="left out: the benchmark's own")
-    source: Annotated[SourceVector, BeforeValidator(lambda value: value or {})] = SourceVector()
-    preset: PresetName = "paper"
-    language: LanguageRecipe
-    task: TaskRecipe
-    leaks: Literal["strict", "lt-sft", "none"] = "strict"
+    source: Annotated[SourceVector, BeforeValidator(lambda value: value or {})] = Field(
+        SourceVector(), description="the source language's own vector; left out: none"
+    )
+    preset: PresetName = Field("paper", description="what `language` and `task` are unless given")
+    language: LanguageRecipe = Field(description="how language vectors are learnt, over the preset")
+    task: TaskRecipe = Field(description="how the task vector is learnt, over the preset")
+    leaks: Literal["strict", "lt-sft", "none"] = Field(
+        "strict", description="which training rows go for being in the evaluation; only `nusax` has any"
+    )
 
     rank_l: Ranks = Field(description="rank of the language vectors")
     rank_t: Ranks = Field(description="rank of the task vector")
     retention: Retentions = Field((0.05,), description="share of higher-order entries kept, both kinds of vector alike")
     retention_l: Retentions | None = Field(None, description="of the language vectors alone")
     retention_t: Retentions | None = Field(None, description="of the task vector alone")
-    retention_of: Literal["numel", "nonzero"] = "numel"
-    search: Literal["grid", "tpe"] = "grid"
+    retention_of: Literal["numel", "nonzero"] = Field(
+        "numel", description="a share of all entries of a matrix, or of its non-zero residual entries"
+    )
+    search: Literal["grid", "tpe"] = Field("grid", description="every cell, or Optuna's TPE, which repeats none")
     combinations: int | None = Field(None, ge=1, description="how many combinations; none: every cell of a grid")
     first: tuple[dict[str, Any], ...] = Field((), description="combinations asked before all others")
     lag: int = Field(4, ge=1, description="combinations in flight at most; part of the search, not of the machine")
-    selection: Selection = "target-valid"
-    baselines: tuple[Baseline, ...] = ("lt-sft", "task", "task+source", "dense-task")
-    seed: int = Field(0, ge=0, lt=2**31)
+    selection: Selection = Field(
+        "target-valid", description="by target validation (few-label selection), or without any target label"
+    )
+    baselines: tuple[Baseline, ...] = Field(
+        ("lt-sft", "task", "task+source", "dense-task"), description="rows to compare with"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
 
-    resources: dict[Literal["backbone", "text", "dense", "sparse", "grade"], Resources] = {}
+    resources: dict[Literal["backbone", "check", "text", "dense", "sparse", "grade"], Resources] = Field(
+        {}, description="what a trial takes, by kind of stage; left out: one CPU"
+    )
     parallel: int = Field(1, ge=1, description="trials at once (Tune's max_concurrent_trials)")
     max_failures: int = Field(3, ge=0, description="how often a trial is tried again after an unexpected failure")
 
     @field_validator("benchmark")
     @classmethod
-    def _known_benchmark(cls, name: str) -> str:
+    def _known_benchmark(cls, given: str | OwnBenchmark) -> str | OwnBenchmark:
         try:
-            return benchmark(name).name
+            benchmark(given)
         except ConfigError as error:
             raise ValueError(str(error)) from None
+        return given
 
     @field_validator("targets")
     @classmethod
     def _known_targets(cls, targets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = BENCHMARKS.get(info.data.get("benchmark", ""))
-        if known is None:
+        if "benchmark" not in info.data:
             return targets
-        wrong = [f"unknown language {t!r}{nearest(t, known.languages)}" for t in targets if t not in known.languages]
+        known = benchmark(info.data["benchmark"])
+        codes = targets if known.languages is None else known.languages
+        wrong = [f"unknown language {t!r}{nearest(t, codes)}" for t in targets if t not in codes]
         wrong += [f"{target!r} is named twice" for target in dict.fromkeys(targets) if targets.count(target) > 1]
         if known.source_language in targets:
             wrong.append(f"{known.source_language!r} is the source language and cannot be a target")
+        if not (targets or known.targets):
+            wrong.append("name the target languages, such as [ban]: a benchmark of your own does not say them")
         if wrong:
-            raise ValueError("; ".join(wrong) + f"; {known.name} has {', '.join(known.languages)}")
+            has = "" if known.languages is None else f"; {known.name} has {', '.join(known.languages)}"
+            raise ValueError("; ".join(wrong) + has)
         return targets or known.targets
 
     @field_validator("selection", mode="before")
@@ -181,6 +198,12 @@ class Space(Settings):
             self.cell(cell, f"first[{number}]")
         if self.selection == "unlabelled" and not (self.language.retrain and self.task.retrain):
             raise ValueError("selection: unlabelled grades what the sparse phase found; it needs `retrain: true`")
+        if isinstance(self.backbone, Pretraining):
+            lengths = {"language.text.block": self.language.text.block, "task.max_length": self.task.max_length}
+            for key, tokens in lengths.items():
+                if tokens > self.backbone.positions:
+                    reads = f"a backbone with `block: {self.backbone.block}` reads {self.backbone.positions} at most"
+                    raise ValueError(f"{key}: {tokens} tokens, but {reads}")
         if "other-language" in self.baselines and len(self.targets) < 2:
             raise ValueError("baselines: other-language needs at least two targets")
         return self

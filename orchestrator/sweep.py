@@ -6,8 +6,10 @@ Only arguments, messages and exit codes here; what a call does is in `session`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +17,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
@@ -26,7 +27,9 @@ from deftx.store import Store
 from orchestrator import session
 from orchestrator.estimate import SUSTAINED_TFLOPS, estimate
 from orchestrator.loading import load_space
+from orchestrator.outlook import Outlook, score_words
 from orchestrator.record import SweepFolder, known_sweep
+from orchestrator.screen import Screen, console
 from orchestrator.space import Space
 
 
@@ -45,15 +48,17 @@ app = typer.Typer(
     help="Search the denoising ranks and retention of DEFT-X: learn sparse language and task vectors, compose them, "
     "and grade every combination. [bold]sweep SPACE[/bold] is short for [bold]sweep run SPACE[/bold].",
 )  # fmt: skip
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out, err = console(), console(stderr=True)
 
 Storage = Annotated[str, typer.Option(help="Where results go: a folder, s3://..., gs://...", envvar="DEFTX_STORAGE")]
 
 
 @contextmanager
 def _user_errors() -> Iterator[None]:
-    """A user's mistake is a message and exit code 2, never a traceback."""
+    """A user's mistake is a message and exit code 2, never a traceback; nor does a character that cannot be shown."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         yield
     except DeftxError as error:
@@ -78,6 +83,7 @@ def run_sweep(
     name: Annotated[str | None, typer.Option(help="Of the sweep; else the space's.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="One process, no Ray: for debugging.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed stages again.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only failures, and at the end the outcome.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
 ) -> None:
     """Run the search of a space; run again, it goes on where it was.
@@ -95,7 +101,7 @@ def run_sweep(
             return
         uri = _tracking(store, tracking_uri)
         prepared = session.prepare(title, loaded, folder, root)
-        code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed)
+        code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed, quiet=quiet)
     raise typer.Exit(code)
 
 
@@ -113,7 +119,8 @@ def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storag
                 table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
         out.print(table)
         for row in state.combinations:
-            score = f"{row.score * 100:.2f}" if row.score is not None else row.reason or "waiting"
+            selection = str(info.space["selection"])
+            score = row.reason or "waiting" if row.score is None else score_words(row.score, selection)
             chosen = "  (chosen)" if row.number == state.chosen else ""
             out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
 
@@ -144,11 +151,13 @@ def gc(
                   f"{removed.bytes / 2**20:.1f} MiB")  # fmt: skip
 
 
-def _run(prepared: session.Prepared, uri: str, address: str | None, *, serial: bool, retry_failed: bool) -> int:
+def _run(
+    prepared: session.Prepared, uri: str, address: str | None, *, serial: bool, retry_failed: bool, quiet: bool
+) -> int:  # fmt: skip
     from orchestrator.driver import Driver
+    from orchestrator.logs import DRIVER, kept
     from orchestrator.report import write_report
     from orchestrator.runs import sweep_status
-    from orchestrator.screen import Screen
     from orchestrator.tracking import Mirror
     from orchestrator.trials import Machine, Workplace
 
@@ -156,23 +165,26 @@ def _run(prepared: session.Prepared, uri: str, address: str | None, *, serial: b
     with session.held(prepared) as info:
         if retry_failed:
             session.forget_failures(folder)
-        mirror, screen = Mirror(folder.store, folder, info, uri), Screen(out)
+        mirror, screen = Mirror(folder.store, folder, info, uri), Screen(console(file=sys.stdout), quiet)
         machine = None if address else Machine.here()
         workplace = Workplace.of(prepared.space, folder, machine)
         driver = Driver(prepared.space, prepared.planner, workplace, folder, [mirror, screen])
-        if driver.finished() and not driver.schedule.failures:
+        if driver.finished() and not driver.schedule.failures and not quiet:
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {folder.store.url}")
-        mirror.start()
-        screen.start(driver)
-        try:
-            code = session.run(prepared, driver, lambda d: _work(d, machine, address, serial=serial))
-            write_report(folder.store, folder)
-        finally:
-            screen.stop()
-            mirror.finish(sweep_status(folder.state()))
+        here = machine.slots(workplace.resources) if machine else prepared.space.parallel
+        slots = 1 if serial else min(prepared.space.parallel, here)
+        with kept(folder, DRIVER):
+            mirror.start()
+            screen.start(Outlook(driver, prepared.planner, slots))
+            try:
+                code = session.run(prepared, driver, lambda d: _work(d, machine, address, serial=serial))
+                write_report(folder.store, folder)
+            finally:
+                screen.stop()
+                mirror.finish(sweep_status(folder.state()))
     if mirror.warning:
         err.print(f"[yellow]warning:[/yellow] {escape(mirror.warning)}", soft_wrap=True)
-    _print_end(folder, prepared.space, uri, code)
+    _print_end(folder, prepared.space, uri, code, quiet=quiet)
     return code
 
 
@@ -189,21 +201,26 @@ def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> No
         run_tune(driver, machine, address)
 
 
-def _print_end(folder: SweepFolder, space: Space, uri: str, code: int) -> None:
+def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet: bool) -> None:
     state = folder.state()
     if code == 130:
         out.print(f"interrupted: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
         return
     if (row := state.chosen_row) is not None and row.score is not None:
-        kind = "few-label selection" if space.selection == "target-valid" else "selection without target labels"
-        out.print(f"chosen: {row.title}, {row.score * 100:.2f} on validation ({kind})", soft_wrap=True)
+        out.print(f"chosen: {row.title}, {score_words(row.score, space.selection)}", soft_wrap=True)
+    if row is not None and not quiet:
+        from orchestrator.chosen import export_command
+
         for name, address in {"task": row.task_sft, **row.language_sfts}.items():
             out.print(f"  vector of {name}: {folder.store.url_of(str(address), 'sft')}", soft_wrap=True)
+        out.print(f"export: {escape(export_command(folder, space))}", soft_wrap=True)
     if code == 3:
         out.print(f"[red]{session.summary(state)}[/red]; see: python -m orchestrator.sweep failed {folder.name} "
                   f"--storage {folder.store.url}", soft_wrap=True)  # fmt: skip
     out.print(f"report: {folder.url('report.md')}", soft_wrap=True)
-    out.print(f"browse: mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    if not quiet:
+        served = uri.startswith("http")
+        out.print(f"browse: {uri if served else f'mlflow ui --backend-store-uri {uri}'}", soft_wrap=True)
 
 
 def _print_plan(prepared: session.Prepared) -> None:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
 from typing import Literal
 
 from deftx.config import Execution
 from deftx.errors import DeftxError, HubError
 from deftx.stages import KINDS, Stage
 from deftx.store import Store
+from orchestrator.logs import kept
 from orchestrator.record import Failure, SweepFolder
 from orchestrator.schedule import Job
 from orchestrator.space import Resources, Space
@@ -67,6 +65,11 @@ class Machine:
         """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
         return Resources(cpu=min(need.cpu, self.cpus), gpu=min(need.gpu, float(self.gpus)))
 
+    def slots(self, resources: Mapping[str, Resources]) -> int:
+        """How many trials of the hungriest stage kind run here at once."""
+        cpu, gpu = (max(getattr(need, name) for need in resources.values()) for name in ("cpu", "gpu"))
+        return max(int(min(self.cpus // cpu, self.gpus / gpu if gpu else self.cpus)), 1)
+
 
 def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:
     """Make the stages of a job.
@@ -83,7 +86,7 @@ def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:
         raise RuntimeError(f"this node does not see the storage {store.url}: it must be one that all nodes share")
     outcomes = []
     for stage in job.stages:
-        with _logged(stage, folder):
+        with kept(folder, stage.address):
             outcomes.append(_make(stage, folder, workplace.execution(stage.kind), progress))
     # an accident in one language must not keep the others of its row from being graded
     for accident in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
@@ -120,33 +123,3 @@ def _record(stage: Stage, folder: SweepFolder, error: Exception, *, final: bool)
         trace=traceback.format_exc(), log=folder.log_path(stage.address),
     )  # fmt: skip
     folder.write_failure(failure)
-
-
-@contextmanager
-def _logged(stage: Stage, folder: SweepFolder) -> Iterator[None]:
-    """What is logged and warned of goes to the stage's log and not to the screen."""
-    buffer = StringIO()
-    path = Path(folder.log_path(stage.address))
-    if folder.store.local:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    # on a file system the log can be read while the stage runs; on an object store it is written at its end
-    handler = logging.FileHandler(path, encoding="utf-8") if folder.store.local else logging.StreamHandler(buffer)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("deftx", "transformers", "datasets", "py.warnings")]
-    before = [(logger, logger.level, logger.propagate) for logger in loggers]
-    logging.captureWarnings(True)
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    logging.getLogger("deftx").setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        for logger, level, propagate in before:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
-        handler.close()
-        if not folder.store.local:
-            folder.append_log(stage, buffer.getvalue())

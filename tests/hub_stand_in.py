@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +35,10 @@ class HubStandIn:
     def __init__(self) -> None:
         self.commits: dict[tuple[str, str], dict[str, Files]] = {}
         self.branches: dict[tuple[str, str], dict[str, str]] = {}
+        self.gated: set[str] = set()
+        """Repositories of which anyone may read the description, and nobody here the files."""
+        self.web: dict[str, bytes] = {}
+        """Files by path under `/web/`, which is no part of the hub."""
         self.asked: list[str] = []
         self.out_of_order = False
         self._server: ThreadingHTTPServer | None = None
@@ -68,36 +73,58 @@ class HubStandIn:
 class Client:
     """A fresh process whose hub is at `url` and whose cache is `home`; what a call raises there is raised here."""
 
-    def __init__(self, url: str, home: Path) -> None:
+    def __init__(self, url: str, home: Path, *, offline: bool = False) -> None:
+        self.environment = environment(url, home, offline=offline)
         spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, spawn, initializer=_set, initargs=(environment(url, home),))
+        self._pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(self.environment,))
 
     def __call__(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        return self._pool.submit(function, *arguments, **named).result(timeout=60)
+        return self._pool.submit(function, *arguments, **named).result(timeout=180)
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        strays = self(_strays)
         os.kill(self(os.getpid), signal.SIGKILL)  # torch, ray and the like take seconds to say goodbye
         self._pool.shutdown()
+        assert not strays, f"a connection beyond this machine was tried: {strays}"
 
 
-def environment(url: str, home: Path) -> dict[str, str]:
+def environment(url: str, home: Path, *, offline: bool = False) -> dict[str, str]:
     """What the hub's client reads when it is imported."""
     return {
-        "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1",
         "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
 
 
-def _set(variables: dict[str, str]) -> None:
+_STRAYS: list[str] = []
+_HERE = re.compile(r"localhost|127\.[\d.]+|::1|0\.0\.0\.0|")
+
+
+def _begin(variables: dict[str, str]) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
     os.environ.update(variables)
+    sys.addaudithook(_stay)
+
+
+def _stay(event: str, arguments: tuple[Any, ...]) -> None:
+    """Lets no connection leave this machine, nor a name be looked up."""
+    address = {"socket.connect": arguments[1:2], "socket.getaddrinfo": (arguments[:1],)}.get(event)
+    if address and isinstance(address[0], tuple) and not _HERE.fullmatch(str(address[0][0] or "")):
+        _STRAYS.append(f"{event} {address[0]}")
+        raise ConnectionRefusedError(_STRAYS[-1])
+
+
+def _strays() -> list[str]:
+    return _STRAYS
 
 
 class _Missing(Exception):
-    """Named as the hub names it: RepoNotFound, RevisionNotFound or EntryNotFound."""
+    """Named as the hub names it: RepoNotFound, RevisionNotFound, EntryNotFound or GatedRepo."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -109,6 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.hub.out_of_order:
                 self._answer(503, b"", {})
+            elif url.path.startswith("/web/"):
+                there = self.hub.web.get(url.path.removeprefix("/web/"))
+                self._answer(404 if there is None else 200, there or b"", {})
             elif found := _API.fullmatch(url.path):
                 self._api(found, recursive="recursive" in parse_qs(url.query))
             elif found := _RESOLVE.fullmatch(url.path):
@@ -116,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.send_error(501)
         except _Missing as error:
-            self._answer(404, b"", {"X-Error-Code": str(error), "X-Error-Message": str(error)})
+            status = 401 if str(error) == "GatedRepo" else 404
+            self._answer(status, b"", {"X-Error-Code": str(error), "X-Error-Message": str(error)})
 
     do_HEAD = do_POST = do_GET
 
@@ -124,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind, repo, what = found["kind"], found["repo"], found["what"]
         commit, path = self._revision(kind, repo, found["rest"] or "main")
         files = self.hub.commits[kind, repo][commit]
+        if repo in self.hub.gated and what in ("tree", "paths-info"):
+            raise _Missing("GatedRepo")
         if what == "tree":
             answer: Any = _listing(files, path, recursive)
         elif what == "paths-info":
@@ -137,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, found: re.Match[str]) -> None:
         kind, repo = found["kind"] or "model", found["repo"]
         commit, path = self._revision(kind, repo, found["rest"])
+        if repo in self.hub.gated:
+            raise _Missing("GatedRepo")
         headers = {"X-Repo-Commit": commit}
         if (content := self.hub.commits[kind, repo][commit].get(path)) is None:
             self._answer(404, b"", headers | {"X-Error-Code": "EntryNotFound"})

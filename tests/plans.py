@@ -52,7 +52,9 @@ def score_of(row: PlannedRow) -> float:
     return random.Random(str(sorted(row.parameters.items()))).random()
 
 
-def make_schedule(space: Space, world: World, *, baselines: bool = True) -> tuple[Replay, Schedule]:
+def make_schedule(
+    space: Space, world: World, *, baselines: bool = True, checks: bool = False
+) -> tuple[Replay, Schedule]:
     planner, replay = make_planner(space), Replay(space)
     rows = planner.baselines() if baselines else []
 
@@ -61,8 +63,9 @@ def make_schedule(space: Space, world: World, *, baselines: bool = True) -> tupl
         return planner.controls(replay.asked[max(scores, key=scores.__getitem__, default=0)]) if baselines else []
 
     schedule = Schedule(
-        replay, planner.combination, rows, controls, score_of, world.published.__contains__, world.failed
-    )
+        replay, planner.combination, rows, controls, score_of, world.published.__contains__, world.failed,
+        planner.checks() if checks else (),
+    )  # fmt: skip
     schedule.begin()
     return replay, schedule
 

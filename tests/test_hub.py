@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from hub_stand_in import Client, HubStandIn, environment
+from hub_stand_in import Client, HubStandIn
 from islands import sweep, write_data, write_space
 from test_composable import encode
 from tiny import make_sft, make_tokenizer
@@ -25,7 +25,7 @@ from tiny import make_sft, make_tokenizer
 from deftx.backbones import fingerprint, load_masked_lm, load_tokenizer
 from deftx.composable import FILE
 from deftx.data.benchmarks import BENCHMARKS, Examples, corpus_source, evaluation_source, read_examples, read_lines
-from deftx.data.sources import HubSource, Pins, hub_commit, hub_table, pinned
+from deftx.data.sources import HubSource, Pins, hub_commit, hub_table, online_file, pinned, read_text
 from deftx.errors import DataError, HubError
 from deftx.published import HubFolder, local_folder, resolve_folder
 from deftx.sft import SparseFineTuning
@@ -108,10 +108,21 @@ def later(hub: HubStandIn, home: Path, fetched: dict[str, Any]) -> Iterator[Clie
         yield client
 
 
-@pytest.fixture(params=["refused", "out of order"])
-def offline(request: pytest.FixtureRequest, hub: HubStandIn, later: Client) -> Iterator[Client]:
-    """The new process, with the hub gone."""
-    if request.param == "refused":
+@pytest.fixture(scope="module")
+def told(hub: HubStandIn, home: Path, fetched: dict[str, Any]) -> Iterator[Client]:
+    """Another, told not to ask the hub."""
+    with Client(hub.url, home, offline=True) as client:
+        yield client
+
+
+@pytest.fixture(params=["refused", "out of order", "HF_HUB_OFFLINE"])
+def offline(request: pytest.FixtureRequest, hub: HubStandIn, later: Client, told: Client) -> Iterator[Client]:
+    """A new process, with the hub gone or not to be asked."""
+    if request.param == "HF_HUB_OFFLINE":
+        hub.asked.clear()
+        yield told
+        assert hub.asked == []
+    elif request.param == "refused":
         hub.stop()
         yield later
         hub.start_again()
@@ -182,8 +193,41 @@ def test_what_the_hub_lacks_is_named(online: Client) -> None:
         online(SparseFineTuning.from_pretrained, "somebody/nothing")
     with pytest.raises(HubError, match=f"{TINY} at commit {'1' * 12} .* has no revision '{'1' * 40}' on the hub$"):
         online(local_folder, HubFolder(repo=TINY, commit="1" * 40))
-    with pytest.raises(DataError, match=f"^{ANSELL}: holds neither sft.safetensors nor {FILE}"):
+    with pytest.raises(HubError, match=f"^{ANSELL} at commit {'.' * 12} holds no weights .*; it has README.md$"):
         online(SparseFineTuning.from_pretrained, ANSELL)
+    with pytest.raises(HubError, match=f"^dataset '{NUSAX}' has no revision 'v9' on the hub$"):
+        online(hub_commit, NUSAX, "v9", kind="dataset")
+    with pytest.raises(HubError, match=r"^there is no dataset 'somebody/nothing' on the hub"):
+        online(hub_commit, "somebody/nothing", kind="dataset")
+
+
+def test_a_gated_repository_says_what_to_do(hub: HubStandIn, online: Client) -> None:
+    commit = hub.push("somebody/gated", {"config.json": b"{}", "model.safetensors": b"weights"})
+    rows = hub.push("somebody/rows", dataset(ace={"test": parquet(text=["a"], label=[0])}), kind="dataset")
+    hub.gated |= {"somebody/gated", "somebody/rows"}
+    source = online(resolve_folder, "somebody/gated")
+    assert source == HubFolder(repo="somebody/gated", commit=commit)
+    with pytest.raises(HubError, match=f"^model 'somebody/gated' at {commit[:12]} is gated: ask for .* set HF_TOKEN"):
+        online(local_folder, source)
+    with pytest.raises(HubError, match=f"^somebody/rows/ace/test: .* at commit {rows[:12]} .*gated"):
+        online(table, HubSource(repo="somebody/rows", commit=rows, config="ace", split="test"), "text")
+
+
+def test_a_file_on_line_is_fetched_once_and_kept(hub: HubStandIn, home: Path, online: Client) -> None:
+    hub.web["smsa.tsv"] = b"baik\tpositive\n"
+    url = f"{hub.url}/web/smsa.tsv"
+    source = online(online_file, url)
+    hub.asked.clear()
+    with Client(hub.url, home) as later:
+        assert later(online_file, url) == source
+        assert later(read_text, source) == "baik\tpositive\n"
+        assert hub.asked == []
+        other = source.model_copy(update={"sha256": "0" * 64})
+        with pytest.raises(DataError, match="changed since the sweep was planned"):  # what is kept is not believed
+            later(read_text, other)
+        assert hub.asked
+        with pytest.raises(HubError, match=r"/web/none: could not be fetched .*give a data root"):
+            later(online_file, f"{hub.url}/web/none")
 
 
 def test_a_backbone_by_its_id_is_the_one_that_was_published(
@@ -204,6 +248,8 @@ def test_vectors_by_their_id(hub: HubStandIn, online: Client, fetched: dict[str,
     assert sft.indices["w"].tolist() == [0, 4, 8]
     assert sft.metadata.revision == hub.branches["model", ANSELL]["feature/v2"]
     assert sft.metadata.backbone_basis == "asserted"
+    with pytest.raises(DataError, match=f"^{TINY}: holds neither sft.safetensors nor {FILE}"):
+        online(SparseFineTuning.from_pretrained, TINY)
 
 
 def test_data_sets_by_parquet(hub: HubStandIn, online: Client, fetched: dict[str, Any]) -> None:
@@ -285,7 +331,7 @@ def test_a_download_that_was_cut_short_is_not_taken_for_whole(hub: HubStandIn, h
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_the_command_without_a_hub(offline: Client, hub: HubStandIn, home: Path, tmp_path: Path) -> None:
+def test_the_command_without_a_hub(offline: Client, tmp_path: Path) -> None:
     space, data = write_space(tmp_path / "tiny.yaml"), write_data(tmp_path / "data")
     code, output = offline(plan, space, data, tmp_path / "none", "--backbone", "somebody/else")
     assert code == 0
@@ -293,7 +339,7 @@ def test_the_command_without_a_hub(offline: Client, hub: HubStandIn, home: Path,
     result = subprocess.run(
         [sys.executable, "-m", "orchestrator.sweep", space, "--data-root", data, "--storage", tmp_path / "storage",
          "--backbone", "somebody/else"],
-        env={"PATH": "/usr/bin:/bin", **environment(hub.url, home)}, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", **offline.environment}, capture_output=True, text=True, check=False,
         cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert result.returncode == 2, result.stderr

@@ -150,6 +150,7 @@ def test_retention_per_kind_replaces_the_common_one(tmp_path: Path) -> None:
         ("targets=[ace,ace]", "'ace' is named twice"),
         ("backbone={languages: [id], heads: 3}", "must be a multiple of heads"),
         ("backbone={languages: [id], layers: 0}", "backbone.layers"),
+        ("backbone={languages: [id], block: 127}", "language.text.block: 256 tokens, but a backbone with `block: 127`"),
     ],
 )
 def test_values_that_cannot_be_meant_are_told(tmp_path: Path, override: str, expected: str) -> None:

@@ -5,51 +5,21 @@ Runs on files of the original layouts written here, and on the real ones where D
 
 from __future__ import annotations
 
-import csv
 import os
-import random
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from islands import folder_of, published, sweep
+from nusax_files import write_files
 
 from benchmarks.random_backbone import write
-from deftx.data.benchmarks import benchmark
 
-LABELS = ("negative", "neutral", "positive")
 STEPS = [
     word
     for setting in ("language.training.max_steps=5", "task.training.max_steps=5", "language.k=10%", "task.k=10%")
     for word in ("--set", setting)
 ]
-
-
-def write_files(root: Path) -> Path:
-    """NusaX, SmSA and corpora in their original layouts, with made-up words; one test sentence leaks into SmSA."""
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abdeikmnrstu", k=draw.randint(3, 8))) for _ in range(400)]
-
-    def sentence() -> str:
-        return " ".join(draw.choices(words, k=draw.randint(6, 14)))
-
-    known = benchmark("nusax")
-    for language in (*known.targets, "id"):
-        folder = root / "nusax" / known.languages[language]
-        folder.mkdir(parents=True)
-        for split, rows in (("train", 5), ("valid", 12), ("test", 18)):
-            with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
-                table = [[n, f" {sentence()},\n{sentence()} ", LABELS[n % 3]] for n in range(rows)]
-                csv.writer(file).writerows([["id", "text", "label"], *table])
-                leak = table[0][1]
-        (root / "corpora").mkdir(exist_ok=True)
-        (root / "corpora" / f"{language}.txt").write_text("\n".join(sentence() for _ in range(900)), encoding="utf-8")
-    (root / "smsa").mkdir()
-    for split, rows in (("train", 40), ("valid", 10), ("test", 10)):
-        lines = [f"{sentence()}\t{LABELS[n % 3]}" for n in range(rows)]
-        lines += ["\t".join([" ".join(str(leak).split()), "positive"])] if split == "train" else []
-        (root / "smsa" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return root
 
 
 @pytest.mark.slow
@@ -96,3 +66,17 @@ def test_the_users_command_runs_to_report_and_mlflow(tmp_path: Path, real: bool)
     (experiment,) = [e for e in client.search_experiments() if e.name == "nusax"]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     assert len(runs) == len(state.stages) + 1
+
+
+def test_the_small_space_runs_from_pre_training_to_report(tmp_path: Path) -> None:
+    shorter = ["--set", "backbone.training.max_steps=2", "--set", "backbone.vocabulary=400", "--combinations", 1]
+    storage = tmp_path / "results"
+    result = sweep(
+        "nusax-small", "--data-root", write_files(tmp_path / "data"), "--storage", storage, "--serial", *STEPS, *shorter
+    )
+    assert result.exit_code == 0, result.output
+    state = folder_of(storage, "nusax-small").state()
+    assert [row.kind for row in state.rows] == ["combination", "lt-sft", "task", "other-language"]
+    (combination,) = state.combinations
+    assert set(combination.grades) == {"ace", "ban", "bjn", "mad", "min"}
+    assert (storage / "sweeps/nusax-small/report.md").is_file()

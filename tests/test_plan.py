@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from nusax_files import write_files
 from plans import make_planner, make_space
 
 from deftx.data import sources
@@ -38,6 +39,8 @@ def shipped_planner(name: str, folder: Path, *overrides: str) -> Planner:
     if space.benchmark == "archipelago":
         root = str(folder)
         write_family(root, space.seed)
+    elif not isinstance(space.backbone, str):
+        root = str(write_files(folder))
     with pinned(Pins(Answers())):
         return Planner(space, resolve(space, root))
 

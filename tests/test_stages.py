@@ -14,12 +14,14 @@ from deftx.data.sources import FileSource, HubSource
 from deftx.published import HubFolder, LocalFolder
 from deftx.stages import (
     BackboneSettings,
+    CheckSettings,
     DenseSettings,
     GradeSettings,
     SparseSettings,
     Stage,
     TaskData,
     TextStageSettings,
+    checked_text,
     walk,
 )
 
@@ -35,6 +37,14 @@ BACKBONE = Stage(
 )
 TEXT = Stage(
     "text", TextStageSettings(language="ila", source=file("3"), text=TextSettings(), backbone=None, seed=0),
+    (("backbone", BACKBONE),),
+)  # fmt: skip
+CHECK = Stage(
+    "check",
+    CheckSettings(
+        language="ila", source=file("3"), text=TextSettings(), backbone=None, seed=0, training=TRAINING,
+        benchmark="archipelago", evaluation={"valid": file("6"), "test": file("7")},
+    ),
     (("backbone", BACKBONE),),
 )  # fmt: skip
 DENSE = Stage(
@@ -55,7 +65,10 @@ GRADE = Stage(
     "grade", GradeSettings(language="ila", benchmark="archipelago", valid=file("6"), test=file("7"), max_length=32),
     (("task", TASK), ("language", SPARSE)),
 )  # fmt: skip
-EVERY = {"backbone": BACKBONE, "text": TEXT, "dense": DENSE, "task": TASK_DENSE, "sparse": SPARSE, "grade": GRADE}
+EVERY = {
+    "backbone": BACKBONE, "check": CHECK, "text": TEXT, "dense": DENSE, "task": TASK_DENSE, "sparse": SPARSE,
+    "grade": GRADE,
+}  # fmt: skip
 
 
 def changed(stage: Stage, **changes: Any) -> Stage:
@@ -83,6 +96,11 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"vocabulary": 1800}, {"layers": 3}, {"hidden": 64}, {"heads": 2}, {"feed_forward": 128}, {"init": 0.02},
         {"block": 64}, {"pack": True}, {"mask_share": 0.15}, {"seed": 1}, {"texts": (("mer", file("9")),)},
         {"texts": (("nub", file("1")),)}, {"tokenizer_texts": ()},
+    ],
+    "check": [
+        {"language": "vek"}, {"source": file("9")}, {"text": TextSettings(block=128)}, {"seed": 1}, {"evaluation": {}},
+        {"backbone": HubFolder(repo="tiny", commit="1" * 40)}, {"benchmark": "nusax"},
+        {"evaluation": {"valid": file("6"), "test": file("9")}}, {"evaluation": {"test": file("7")}},
     ],
     "text": [
         {"language": "vek"}, {"source": file("9")}, {"text": TextSettings(block=128)},
@@ -128,7 +146,7 @@ TRAINING_CHANGES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", [BACKBONE, DENSE], ids=["backbone", "dense"])
+@pytest.mark.parametrize("stage", [BACKBONE, CHECK, DENSE], ids=["backbone", "check", "dense"])
 def test_every_training_setting_counts_precision_included(stage: Stage) -> None:
     assert set(TRAINING_CHANGES) == set(Training.model_fields)
     variants = [TRAINING.model_copy(update={name: value}) for name, value in TRAINING_CHANGES.items()]
@@ -136,7 +154,12 @@ def test_every_training_setting_counts_precision_included(stage: Stage) -> None:
 
 
 def test_every_field_of_every_kind_is_changed_above_or_does_not_count() -> None:
-    silent = {"backbone": {"training"}, "dense": {"training", "backbone"}, "task": {"evaluation"}}
+    silent = {
+        "backbone": {"training"},
+        "check": {"training"},
+        "dense": {"training", "backbone"},
+        "task": {"evaluation"},
+    }
     for name, changes in CHANGES.items():
         settings: Settings = TASK_DATA if name == "task" else EVERY[name].settings
         touched = {key for change in changes for key in _touched(name, change)}
@@ -182,6 +205,10 @@ def test_a_changed_input_a_role_and_a_raised_version_change_the_address(monkeypa
     assert Stage("sparse", SPARSE.settings, SPARSE.inputs).address != SPARSE.address
 
 
+def test_a_check_knows_the_text_stage_whose_text_it_looks_over() -> None:
+    assert checked_text(CHECK).address == TEXT.address != CHECK.address
+
+
 def test_the_seed_follows_from_the_address() -> None:
     assert SPARSE.seed == int(SPARSE.address[:15], 16) < 2**60
     assert len({stage.seed for stage in EVERY.values()}) == len(EVERY)
@@ -203,8 +230,9 @@ def test_labels_are_what_a_person_calls_them() -> None:
     bare = Stage("sparse", SparseSettings(denoise=None, k=None, retrain=False), (("dense", DENSE),))
     published = changed(GRADE, vector=HubFolder(repo="v", commit="1" * 40))
     alone = Stage("grade", published.settings, GRADE.inputs[:1])
-    assert [stage.label for stage in (BACKBONE, TEXT, DENSE, TASK_DENSE, SPARSE, TASK, bare, GRADE, alone)] == [
+    assert [stage.label for stage in (BACKBONE, CHECK, TEXT, DENSE, TASK_DENSE, SPARSE, TASK, bare, GRADE, alone)] == [
         "backbone",
+        "ila · check",
         "ila · text",
         "ila · dense",
         "task · dense",

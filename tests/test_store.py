@@ -321,3 +321,9 @@ def test_publishing_drops_the_checkpoint(store: Store) -> None:
     save(Checkpoint(store, STAGE.address), b"one")
     publish(store)
     assert load(Checkpoint(store, STAGE.address)) is None
+
+
+@pytest.mark.parametrize("url", ["foo://x", "s3x://bucket/y"])
+def test_an_unknown_protocol_is_a_clear_error(url: str) -> None:
+    with pytest.raises(StoreError, match=rf"{url}: .*(s3|gs)://"):
+        Store(url)

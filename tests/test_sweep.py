@@ -18,7 +18,7 @@ from islands import attempts, folder_of, published, run, shuffle_test_labels, sw
 import deftx.algorithm
 from deftx.errors import DataError
 from deftx.sft import SparseFineTuning
-from deftx.stages import Stage
+from deftx.stages import KINDS, Stage
 from deftx.store import Store
 from orchestrator.lease import Lease
 from orchestrator.record import Failure
@@ -54,7 +54,7 @@ def test_the_store_holds_exactly_what_the_plan_said(finished: Path, space: Path,
     state = folder_of(finished, "tiny").state()
     assert published(finished) == set(state.stages)
     kinds = [entry.kind for entry in state.stages.values()]
-    assert [kinds.count(kind) for kind in ("backbone", "text", "dense", "sparse", "grade")] == [1, 3, 4, 10, 18]
+    assert [kinds.count(kind) for kind in KINDS] == [1, 3, 3, 4, 10, 18]
     assert all(len(made) == 1 for made in attempts(finished).values())
     assert not list(finished.glob("stages/*/checkpoint"))
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
@@ -116,7 +116,7 @@ def test_mlflow_mirrors_every_stage_once(copy: Path, space: Path, data: Path) ->
     client = MlflowClient(f"sqlite:///{copy}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    assert len(runs) == 36 + 1
+    assert len(runs) == 39 + 1
     assert {one.info.status for one in runs} == {"FINISHED"}
 
 
@@ -404,7 +404,7 @@ def test_after_kill_9_at_several_moments_no_finished_stage_runs_again(
         process.kill()
         process.wait()
         before = {address: attempts(tmp_path)[address] for address in published(tmp_path)}
-        assert moment <= len(before) < 36
+        assert moment <= len(before) < 39
     assert run(space, data, tmp_path).exit_code == 0
     assert {address: attempts(tmp_path)[address] for address in before} == before
     one, other = (folder_of(storage, "tiny").state() for storage in (finished, tmp_path))

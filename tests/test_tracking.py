@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import subprocess
 import sys
@@ -32,9 +33,10 @@ from deftx.stages import (
 )
 from deftx.store import Manifest, Store
 from orchestrator import background
+from orchestrator.content import PARENT
 from orchestrator.mirror import MirrorError
 from orchestrator.record import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
-from orchestrator.runs import PARENT, sweep_status
+from orchestrator.runs import sweep_status
 from orchestrator.tracking import (
     Mirror,
     artifact_place,
@@ -44,6 +46,11 @@ from orchestrator.tracking import (
     mirror_sweep,
 )
 
+NOT_MADE_HERE = (
+    "denoising/mean rank", "denoising/residual energy kept percent", "mask/overlap with LT-SFT mask percent",
+    "result/best validation score points",
+)  # fmt: skip
+FILES_OF_A_VECTOR = ["details.json", "sft/sft.json", "sft/sft.safetensors", "stage.json"]
 BACKBONE = HubFolder(repo="owner/tiny", commit="c" * 40)
 FILE = FileSource(sha256="f" * 64, url="/nowhere/text.txt")
 CURVE = [{"step": 10, "train_loss": 2.0, "valid_loss": 1.75}, {"step": 20, "train_loss": 1.0, "valid_loss": 1.5}]
@@ -74,7 +81,12 @@ def grade_stage(language: str, seed: int, rank: str) -> Stage:
 
 def publish(store: Store, stage: Stage, test_score: float = 0.5) -> Manifest:
     attempt = store.attempt(stage.address)
-    facts: dict[str, Any] = {"metrics": {}, "seconds": 40.0, "created": "2026-11-21T10:00:00+00:00"}
+    facts: dict[str, Any] = {
+        "metrics": {},
+        "seconds": 40.0,
+        "peak_bytes": 2**29,
+        "created": "2026-11-21T10:00:00+00:00",
+    }
     if stage.kind == "sparse":
         (attempt.folder / "sft").mkdir()
         (attempt.folder / "sft" / "sft.safetensors").write_bytes(b"weights of " + stage.address.encode())
@@ -131,7 +143,7 @@ class Sweep:
     def make(self, stages: list[Stage], status: str = "done") -> None:
         for index, stage in enumerate(stages):
             publish(self.store, stage, test_score=0.25 + index / 64)
-            self.folder.append_log(stage, "it ran here")
+            self.folder.append_log(stage.address, "it ran here")
             self.mark(stage, status)
 
     def end(self, chosen: int = 1) -> None:
@@ -259,25 +271,51 @@ def test_a_sweep_reads_well(finished: Sweep) -> None:
     expected = {
         "kind": "sparse", "language": "ace", "subject": "ace", "reused": "false",
         "address": language_stage("ace", finished.number).address,
-        "git_commit": "abc123", "backbone": "owner/tiny", "sweep": finished.name,
+        "mlflow.source.git.commit": "abc123", "sweep": finished.name,
     }  # fmt: skip
     assert expected.items() <= sparse["tags"].items()
-    assert "sft" not in sparse["tags"]
+    assert "**the vector of ace**" in sparse["tags"]["mlflow.note.content"]
+    assert {tag for tag in sparse["tags"] if not tag.startswith("mlflow.")} - expected.keys() == {
+        "sweep_created", "mirrored"
+    }  # fmt: skip
+
+
+def test_the_experiment_says_what_it_is_and_has_two_views_that_a_user_may_change(finished: Sweep) -> None:
+    client = mlflow_client(finished.uri)
+    name = f"space-{finished.number}"
+    experiment = client.get_experiment_by_name(name)
+    assert experiment.tags["mlflow.note.content"].startswith("DEFT-X on made-up.")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    views = {key: json.loads(value) for key, value in experiment.tags.items() if "ViewState" in key}
+    assert [view["name"] for view in views.values()] == ["finished: scores", "finished: vectors"]
+    shown: set[str] = set()
+    for view in views.values():
+        state = json.loads(view["state"])
+        found = client.search_runs([experiment.experiment_id], state["searchFilter"], order_by=[state["orderByKey"]])
+        assert len(found) == {"grade": 4, "sparse": 5}[found[0].data.tags["kind"]]
+        shown |= {f"metrics.`{key}`" for run in found for key in run.data.metrics}
+        shown |= {f"params.`{key}`" for run in found for key in run.data.params}
+        shown |= {f"tags.`{key}`" for run in found for key in run.data.tags}
+        unknown = set(state["selectedColumns"]) - shown
+        assert unknown <= {f"metrics.`{shown_name}`" for shown_name in NOT_MADE_HERE}
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "my own words")
+    mirror_sweep(finished.store, finished.folder, finished.uri)
+    assert client.get_experiment_by_name(name).tags["mlflow.note.content"] == "my own words"
 
 
 def test_curves_have_each_point_once_and_results_stand_beside_them(finished: Sweep) -> None:
     assert finished.snapshot()[language_stage("ace", finished.number).address]["metrics"] == {
-        "train_loss": [(10, 2.0), (20, 1.0)],
-        "valid_loss": [(10, 1.75), (20, 1.5)],
-        "best_valid_loss": [(0, 1.5)],
-        "best_step": [(0, 20.0)],
-        "seconds": [(0, 40.0)],
-        "peak_bytes": [(0, 0.0)],
+        "curve/training loss": [(10, 2.0), (20, 1.0)],
+        "curve/validation loss": [(10, 1.75), (20, 1.5)],
+        "result/best validation loss": [(0, 1.5)],
+        "result/best step": [(0, 20.0)],
+        "time and memory/seconds": [(0, 40.0)],
+        "time and memory/peak GiB": [(0, 0.5)],
     }
     run = finished.runs()[task_stage(finished.number).address]
     times = {
         point.step: point.timestamp
-        for point in mlflow_client(finished.uri).get_metric_history(run.info.run_id, "valid_loss")
+        for point in mlflow_client(finished.uri).get_metric_history(run.info.run_id, "curve/validation loss")
     }
     assert times[20] == run.info.end_time == run.info.end_time // 1000 * 1000  # when it was made, not when mirrored
 
@@ -285,7 +323,12 @@ def test_curves_have_each_point_once_and_results_stand_beside_them(finished: Swe
 def test_a_sparse_stage_carries_its_sft(finished: Sweep, tmp_path: Path) -> None:
     address = language_stage("min", finished.number, "90%").address
     run = finished.runs()[address]
-    assert [path for path, _ in finished.artifacts(run)] == ["details.json", "sft/sft.json", "sft/sft.safetensors"]
+    assert [path for path, _ in finished.artifacts(run)] == [
+        "details.json",
+        "sft/sft.json",
+        "sft/sft.safetensors",
+        "stage.json",
+    ]
     got = mlflow_client(finished.uri).download_artifacts(run.info.run_id, "sft/sft.safetensors", str(tmp_path))
     assert Path(got).read_bytes() == b"weights of " + address.encode()
     assert Path(finished.store.path("mlartifacts"), run.info.run_id, "artifacts", "sft", "sft.json").is_file()
@@ -297,12 +340,16 @@ def test_the_parent_has_what_was_asked_and_what_was_chosen(finished: Sweep) -> N
     assert [path for path, _ in parent["artifacts"]] == [
         "plan.json", "plots/heat.png", "report.md", "results.csv", "space.json", "sweep.json"
     ]  # fmt: skip
-    assert parent["metrics"]["chosen_score"] == [(0, 0.75)]
-    assert parent["tags"]["chosen"] == "DEFT-X r_l 90%, r_t 100, keep 5 %"
-    assert (parent["tags"]["chosen.number"], parent["tags"]["chosen.rank_l"]) == ("1", "90%")
+    assert parent["metrics"]["search/combination points"] == [(0, 75.0)]
+    assert parent["metrics"]["score/validation macro F1 points"] == [(0, 62.5)]
+    assert parent["tags"]["chosen"] == "#1 DEFT-X r_l 90%, r_t 100, keep 5 %"
+    assert parent["tags"]["chosen"] in parent["tags"]["mlflow.note.content"]
+    assert "Chosen by few-label selection" in parent["tags"]["mlflow.note.content"]
     assert parent["params"] == {"benchmark": "made-up", "backbone": "owner/tiny", "seed": str(finished.number)}
     grade = finished.runs()[finished.rows[0].grades["ace"]]
-    assert (grade.data.tags["combinations"], grade.data.metrics["score"]) == ("0", 0.5)
+    assert grade.data.tags["rows"] == "#0 DEFT-X r_l 100, r_t 100, keep 5 %" and "chosen" not in grade.data.tags
+    assert grade.data.params["rank_l"] == "100" and grade.data.metrics["search/combination points"] == 50.0
+    assert finished.runs()[finished.rows[1].grades["ace"]].data.tags["chosen"] == "yes"
 
 
 def test_mirroring_again_changes_nothing(sweep: Sweep) -> None:
@@ -343,8 +390,8 @@ def test_a_stage_of_another_sweep_points_to_its_sft(sweep: Sweep) -> None:
     run = sweep.runs()[stage.address]
     assert run.data.tags["reused"] == "true"
     assert Path(run.data.tags["sft"], "sft.safetensors").is_file() and manifest.attempt in run.data.tags["sft"]
-    assert sweep.artifacts(run) == [("details.json", 20)]
-    assert sweep.history(run, "train_loss") == [(10, 2.0), (20, 1.0)]
+    assert [path for path, _ in sweep.artifacts(run)] == ["details.json", "stage.json"]
+    assert sweep.history(run, "curve/training loss") == [(10, 2.0), (20, 1.0)]
 
 
 def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
@@ -372,7 +419,7 @@ def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
     }  # fmt: skip
     assert after[stage.address].info.run_id == before[stage.address].info.run_id
     assert "reason" in after[other.address].data.tags and "reason" not in after[stage.address].data.tags
-    assert sweep.history(after[stage.address], "train_loss") == [(10, 2.0), (20, 1.0)]
+    assert sweep.history(after[stage.address], "curve/training loss") == [(10, 2.0), (20, 1.0)]
 
 
 def test_a_failed_stage_says_why_and_may_be_tried_again(sweep: Sweep) -> None:
@@ -404,18 +451,18 @@ def test_test_scores_stay_sealed_until_the_search_has_ended(storage: Store) -> N
         mirror.stage_done(stage, reused=False)
     mirror.finish("KILLED")
     shown = [key for run in sweep.snapshot().values() for key in run["metrics"]]
-    assert "valid_macro_f1" in shown and not [key for key in shown if "test" in key]
+    assert "score/validation macro F1 points" in shown and not [key for key in shown if "test" in key]
 
     sweep.end(chosen=0)
     mirror_sweep(sweep.store, sweep.folder, sweep.uri)
     seen = sweep.snapshot()
-    scores = [
-        seen[sweep.rows[0].grades[language]]["metrics"][f"sealed_test/{language}"] for language in sweep.languages
-    ]
-    values = [score for ((_, score),) in scores]
-    assert values == [0.25 + sweep.stages.index(grade) / 64 for grade in sweep.grades[:2]]
-    assert seen[PARENT]["metrics"]["sealed_test/ace"] == [(0, values[0])]
-    assert seen[PARENT]["metrics"]["sealed_test/average"] == [(0, sum(values) / 2)]
+    exact = [100 * (0.25 + sweep.stages.index(grade) / 64) for grade in sweep.grades[:2]]
+    for language, score in zip(sweep.languages, exact, strict=True):
+        grade = seen[sweep.rows[0].grades[language]]["metrics"]
+        assert grade["score/test macro F1 points"] == [(0, round(score, 2))]
+        assert grade["score/test accuracy points"] == [(0, 12.5)]
+        assert seen[PARENT]["metrics"][f"test macro F1 by language/{language} points"] == [(0, round(score, 2))]
+    assert seen[PARENT]["metrics"]["score/test macro F1 points"] == [(0, round(sum(exact) / 2, 2))]
 
 
 def test_a_later_choice_replaces_the_earlier_one(sweep: Sweep) -> None:
@@ -426,10 +473,12 @@ def test_a_later_choice_replaces_the_earlier_one(sweep: Sweep) -> None:
     sweep.end(chosen=0)
     mirror_sweep(sweep.store, sweep.folder, sweep.uri)
     second = sweep.runs()[PARENT].data
-    assert (first.tags["chosen.number"], second.tags["chosen.number"]) == ("1", "0")
+    assert (first.tags["chosen"][:2], second.tags["chosen"][:2]) == ("#1", "#0")
     grade = sweep.runs()[sweep.rows[0].grades["ace"]].data
-    assert second.metrics["sealed_test/ace"] == grade.metrics["sealed_test/ace"] < first.metrics["sealed_test/ace"]
-    assert (first.metrics["chosen_score"], second.metrics["chosen_score"]) == (0.75, 0.5)
+    ace, test = "test macro F1 by language/ace points", "score/test macro F1 points"
+    assert second.metrics[ace] == grade.metrics[test] < first.metrics[ace]
+    assert [data.metrics["search/combination points"] for data in (first, second)] == [75.0, 50.0]
+    assert grade.tags["chosen"] == "yes" and "chosen" not in sweep.runs()[sweep.rows[1].grades["ace"]].data.tags
 
 
 def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_uri: str) -> None:
@@ -446,7 +495,8 @@ def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_u
     mirror.finish("FINISHED")
     assert time.monotonic() - begun < 15
     assert mirror.warning is not None and dead_uri in mirror.warning and "\n" not in mirror.warning
-    assert "python -m orchestrator.tracking" in mirror.warning and len(mirror.warning) < 400
+    assert mirror.warning.endswith(f"`python -m orchestrator.tracking {sweep.folder.path} --tracking-uri {dead_uri}`")
+    assert len(mirror.warning) < 600
 
     assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == 9
     assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
@@ -501,7 +551,9 @@ def test_a_long_curve_arrives_whole(sweep: Sweep) -> None:
     sweep.store.attempt(stage.address).publish(stage, metrics={}, curve=curve, seconds=1.0)
     sweep.mark(stage, "done")
     mirror_sweep(sweep.store, sweep.folder, sweep.uri)
-    assert sweep.history(sweep.runs()[stage.address], "train_loss") == [(p["step"], p["train_loss"]) for p in curve]
+    assert sweep.history(sweep.runs()[stage.address], "curve/training loss") == [
+        (p["step"], p["train_loss"]) for p in curve
+    ]
 
 
 def test_a_spoilt_sft_is_named_and_the_rest_is_mirrored(sweep: Sweep) -> None:
@@ -543,9 +595,9 @@ def test_without_a_place_for_files_every_run_is_ended_all_the_same(
         mirror.finish("FINISHED")
     runs = sweep.runs()
     assert len(runs) == 9 and {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert runs[PARENT].data.metrics["chosen_score"] == 0.75
-    assert runs[sweep.grades[0].address].data.metrics["sealed_test/ace"] > 0
-    assert mirror.warning is not None and "(4 incomplete: " in mirror.warning and "the bucket is gone" in mirror.warning
+    assert runs[PARENT].data.metrics["search/combination points"] == 75.0
+    assert runs[sweep.grades[0].address].data.metrics["score/test macro F1 points"] > 0
+    assert mirror.warning is not None and "(9 incomplete: " in mirror.warning and "the bucket is gone" in mirror.warning
 
     assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == 9
     again = sweep.runs()
@@ -581,7 +633,7 @@ def test_the_sweeps_own_run_ends_even_when_a_test_score_is_spoilt(sweep: Sweep) 
     with pytest.raises(MirrorError, match=r"2 incomplete: .*test scores of the sweep"):
         mirror_sweep(sweep.store, sweep.folder, sweep.uri)
     parent = sweep.runs()[PARENT]
-    assert parent.info.status == "FINISHED" and "sealed_test/ace" not in parent.data.metrics
+    assert parent.info.status == "FINISHED" and "score/test macro F1 points" not in parent.data.metrics
 
 
 def test_a_widened_space_leaves_no_score_with_another_combination(sweep: Sweep) -> None:
@@ -593,11 +645,10 @@ def test_a_widened_space_leaves_no_score_with_another_combination(sweep: Sweep) 
     mirror_sweep(sweep.store, sweep.folder, sweep.uri)
     runs = sweep.runs()
     shown = {
-        address: (runs[address].data.tags["combinations"], runs[address].data.metrics["score"])
+        address: (runs[address].data.tags["rows"][:2], runs[address].data.metrics["search/combination points"])
         for address in (one, two)
     }
-    assert shown == {one: ("1", 0.5), two: ("0", 0.25)}
-    assert "score" not in runs[PARENT].data.metrics
+    assert shown == {one: ("#1", 50.0), two: ("#0", 25.0)}
 
     sweep.state.ended, sweep.state.chosen = False, None
     sweep.folder.write_state(sweep.state)
@@ -635,7 +686,12 @@ def test_an_sft_of_a_remote_store_keeps_its_file_name(sweep: Sweep, tmp_path: Pa
     remote.make([stage])
     mirror_sweep(store, remote.folder, remote.uri)
     run = remote.runs()[stage.address]
-    assert [path for path, _ in remote.artifacts(run)] == ["details.json", "sft/sft.json", "sft/sft.safetensors"]
+    assert [path for path, _ in remote.artifacts(run)] == [
+        "details.json",
+        "sft/sft.json",
+        "sft/sft.safetensors",
+        "stage.json",
+    ]
     got = Path(client.download_artifacts(run.info.run_id, "sft/sft.safetensors"))
     assert got.read_bytes() == b"weights of " + stage.address.encode() and not got.is_symlink()
 

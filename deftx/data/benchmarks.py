@@ -9,9 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-from deftx.data.catalogue import BENCHMARKS, Benchmark, Files, Labelled, Parquet, Split
+from deftx.data.catalogue import BENCHMARKS, Benchmark, Files, Labelled, OwnBenchmark, Parquet, Split, from_own
 from deftx.data.sources import (
     FileSource,
     HubSource,
@@ -27,8 +26,8 @@ from deftx.data.tables import Row, read_rows
 from deftx.errors import ConfigError, DataError
 
 __all__ = [
-    "BENCHMARKS", "Benchmark", "Examples", "Split", "benchmark", "corpus_source", "evaluation_source", "read_examples",
-    "read_lines", "read_training", "training_sources",
+    "BENCHMARKS", "Benchmark", "Examples", "OwnBenchmark", "Split", "benchmark", "corpus_source", "evaluation_source",
+    "every_line", "read_examples", "read_lines", "read_training", "training_sources",
 ]  # fmt: skip
 
 _WIKIPEDIA: Mapping[str, str] = {"aym": "ay", "quy": "qu"} | {
@@ -68,15 +67,17 @@ class Examples:
         )
 
 
-def benchmark(name: str) -> Benchmark:
-    """A benchmark by name.
+def benchmark(given: str | OwnBenchmark) -> Benchmark:
+    """A built-in benchmark by name, or the one that a definition describes.
 
     Raises:
         ConfigError: with the nearest name, for one that does not exist.
     """
-    if name not in BENCHMARKS:
-        raise ConfigError(f"unknown benchmark {name!r}{_hint(name, BENCHMARKS)}")
-    return BENCHMARKS[name]
+    if isinstance(given, OwnBenchmark):
+        return from_own(given)
+    if given not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {given!r}{hint(given, BENCHMARKS)}")
+    return BENCHMARKS[given]
 
 
 def evaluation_source(benchmark: Benchmark, language: str, split: Split, data_root: str | None = None) -> Source:
@@ -106,7 +107,7 @@ def training_sources(benchmark: Benchmark, data_root: str | None = None) -> dict
         DataError, HubError: as `evaluation_source`.
     """
     language = benchmark.source_language
-    name = benchmark.languages.get(language, language)
+    name = benchmark.folder(language)
     return {
         split: (_resolve(benchmark.training, language, name, split, data_root),) for split in benchmark.training_splits
     }
@@ -120,7 +121,8 @@ def corpus_source(benchmark: Benchmark, language: str, data_root: str | None = N
         DataError: when the file is missing or empty, or there is no data root and no Wikipedia.
         HubError: when there is no data root and no network.
     """
-    _known(benchmark, language, (*benchmark.languages, benchmark.source_language))
+    languages = benchmark.languages
+    _known(benchmark, language, None if languages is None else (*languages, benchmark.source_language))
     if data_root is not None:
         return _file(f"{data_root.rstrip('/')}/corpora/{language}.txt", "corpora/<code>.txt: one passage a line, UTF-8")
     if language not in _WIKIPEDIA:
@@ -146,18 +148,26 @@ def read_training(benchmark: Benchmark, sources: Sequence[Source], split: Split)
     return _examples(benchmark, benchmark.training, sources, split)
 
 
-def read_lines(source: Source, limit: int | None = None) -> list[str]:
-    """The passages of a corpus: non-empty stripped lines, the first `limit` of them.
+def read_lines(source: Source) -> list[str]:
+    """The passages of a corpus: its non-empty stripped lines.
 
     Raises:
         DataError: when there is none, or a file is not UTF-8.
         HubError: when a hub data set cannot be had.
     """
-    lines = (line.strip() for text in _texts(source) for line in text.split("\n"))
-    passages = list(islice(filter(None, lines), limit))
+    passages = list(filter(None, every_line(source)))
     if not passages:
         raise DataError(f"{describe(source)}: there is no text in it")
     return passages
+
+
+def every_line(source: Source) -> Iterator[str]:
+    """The stripped lines of a corpus, empty ones too: counted from 1 they have the numbers that an editor shows.
+
+    Raises:
+        DataError, HubError: as `read_lines`, but a text may be empty.
+    """
+    return (line.strip() for text in _texts(source) for line in text.split("\n"))
 
 
 def _texts(source: Source) -> Iterator[str]:
@@ -167,18 +177,21 @@ def _texts(source: Source) -> Iterator[str]:
         yield from (row["text"] for row in hub_table(source, ["text"]))
 
 
-def _known(benchmark: Benchmark, language: str, languages: Iterable[str]) -> str:
+def _known(benchmark: Benchmark, language: str, languages: Iterable[str] | None) -> str:
     """The language's name in the files.
+
+    Args:
+        languages: those it may be; none: any.
 
     Raises:
         ConfigError: with the nearest code.
     """
-    if language not in set(languages):
-        raise ConfigError(f"{benchmark.name} has no language {language!r}{_hint(language, languages)}")
-    return benchmark.languages.get(language, language)
+    if languages is not None and language not in set(languages):
+        raise ConfigError(f"{benchmark.name} has no language {language!r}{hint(language, languages)}")
+    return benchmark.folder(language)
 
 
-def _hint(name: str, valid: Iterable[str]) -> str:
+def hint(name: str, valid: Iterable[str]) -> str:
     """The nearest valid name and all of them; difflib, because a bare GPU machine has no rapidfuzz."""
     nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
     meant = f" (did you mean {nearest[0]!r}?)" if nearest else ""
@@ -239,5 +252,5 @@ def _refuse_duplicates(rows: Iterable[Row]) -> None:
 
 def _label(benchmark: Benchmark, row: Row) -> int:
     if row.label not in benchmark.labels:
-        raise DataError(f"{row.where}: unknown label {row.label!r}{_hint(row.label, benchmark.labels)}")
+        raise DataError(f"{row.where}: unknown label {row.label!r}{hint(row.label, benchmark.labels)}")
     return benchmark.labels.index(row.label)

@@ -1,8 +1,8 @@
 """The benchmarks as data: labels, metric, languages, and where their tables lie. Nothing is read here.
 
-With a data root (a folder or fsspec URL) the files are the original ones, in the layouts given below; without, they are
-parquet on the Hugging Face hub, or the original files on GitHub where the hub has a script only (SmSA) or no ids
-(AmericasNLI).
+Three are built in; one's own is an `OwnBenchmark`, written in a space. With a data root (a folder or fsspec URL) the
+files are the original ones, in the layouts given below; without, they are parquet on the Hugging Face hub, or the
+original files on GitHub where the hub has a script only (SmSA) or no ids (AmericasNLI).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from deftx.config import TaskKind
+from pydantic import BeforeValidator, Field, field_validator
+
+from deftx.config import Settings, TaskKind
 from deftx.data.tables import Layout
 
 Split = Literal["train", "valid", "test"]
@@ -68,14 +70,57 @@ class Benchmark:
     metric: Metric
     source_language: str
     targets: tuple[str, ...]
-    """The target languages of the paper."""
-    languages: Mapping[str, str]
-    """ISO code of each language that can be graded: its name in the files."""
+    """The target languages of the paper; none: a space names them."""
+    languages: Mapping[str, str] | None
+    """ISO code of each language that can be graded: its name in the files. None: any, by its code."""
     evaluation: Labelled
     training: Labelled
     training_splits: tuple[Split, ...] = ("train", "valid")
     leaks: bool = False
     """Whether the training data hold sentences of the evaluation sets."""
+
+    def folder(self, language: str) -> str:
+        """What the files call a language."""
+        return (self.languages or {}).get(language, language)
+
+
+def _word(value: object) -> object:
+    """Text, or a whole number as it is written; YAML reads some bare words as something else."""
+    if isinstance(value, bool):
+        raise ValueError("YAML reads a bare yes, no, on, off, true or false as a truth value: write it in quotes")
+    return str(value) if isinstance(value, int) else value
+
+
+Word = Annotated[str, BeforeValidator(_word), Field(min_length=1)]
+Code = Annotated[Word, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class OwnBenchmark(Settings):
+    """A benchmark of one's own: `<name>/<language>/{train,valid,test}.csv` and `corpora/<language>.txt` of a data root.
+
+    It is part of the stages that read it, so a worker needs no file but the tables. Targets are no part of it: one more
+    target trains nothing anew.
+    """
+
+    name: Code = Field(description="its folder under the data root")
+    kind: TaskKind = Field("sentiment", description="sentiment: a label for a text; nli: for a text and its hypothesis")
+    labels: tuple[Word, ...] = Field(min_length=2, description="every label as the files spell it")
+    metric: Metric = Field("macro_f1", description="what is optimised and reported")
+    source_language: Code = Field(description="the language that has labelled training data")
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+            raise ValueError(f"{twice[0]!r} is named twice")
+        return labels
+
+    @field_validator("name")
+    @classmethod
+    def _not_built_in(cls, name: str) -> str:
+        if name in BENCHMARKS:
+            raise ValueError(f"{name} is built in: write `benchmark: {name}`, or give your own another name")
+        return name
 
 
 def _premise(row: str) -> str:
@@ -194,3 +239,20 @@ ARCHIPELAGO = Benchmark(
 )
 
 BENCHMARKS: Mapping[str, Benchmark] = {known.name: known for known in (NUSAX, AMERICASNLI, ARCHIPELAGO)}
+
+
+def from_own(given: OwnBenchmark) -> Benchmark:
+    """The benchmark that a space defines: a table a split and language, alike for training and evaluation.
+
+    Where a column `id` is given, equal ids in two languages are the same item. An id is unique in its table, except
+    that the pairs of one NLI text may share it.
+    """
+    pair = "hypothesis" if given.kind == "nli" else None
+    layout = Layout(id="id", id_optional=True, text="text", pair=pair, label="label", quoted=True)
+    origin = f"your benchmark {given.name!r}, with the columns {', '.join(layout.columns)} and, if you like, id"
+    files = Files(f"{given.name}/{{language}}/{{split}}.csv", layout, origin)
+    tables = Labelled(files, online=None, unique=given.kind != "nli")
+    return Benchmark(
+        name=given.name, kind=given.kind, labels=given.labels, metric=given.metric, targets=(), languages=None,
+        source_language=given.source_language, evaluation=tables, training=tables,
+    )  # fmt: skip

@@ -21,6 +21,7 @@ from deftx.data.benchmarks import Benchmark, Examples, Split
 
 Mode = Literal["strict", "lt-sft", "none"]
 Rule = Literal["equal", "similar", "contained", "nearest"]
+Shared = Literal["equal", "contained", "phrases"]
 RULES: Mapping[Rule, str] = {
     "equal": "equal after casefolding and removing all but letters and digits",
     "similar": "rapidfuzz ratio of at least 85 on the same normal form",
@@ -30,6 +31,8 @@ RULES: Mapping[Rule, str] = {
 
 _SIMILAR = 85
 _CONTAINED = 20
+_TELLING = 30
+"""Characters of a sentence that no text has by chance: the demo's families share up to 24."""
 _GAP = "\n"  # never in a normal form
 
 
@@ -101,6 +104,25 @@ def find_leaks(rows: Sequence[str], evaluation: Sequence[str], mode: Mode) -> li
     for leak in chain.from_iterable(finder(rows, evaluation) for finder in finders):
         found.setdefault(leak.row, leak)
     return [found[row] for row in sorted(found)]
+
+
+def find_shared(passages: Sequence[str], sentences: Sequence[str]) -> dict[Shared, list[int]]:
+    """Which passages of plain text are (`equal`) or hold (`contained`) an evaluation sentence, each once, in order.
+
+    Exact on the normal form, so that megabytes take seconds. Where the longest one has fewer than 30 characters it may
+    be a turn of phrase, and the passage is one of `phrases`; fewer than 20 count only where a passage is no more.
+    """
+    texts = list(map(_normal, passages))
+    known = set(map(_normal, sentences)) - {""}
+    longest = {row: text for row, text in enumerate(texts) if text in known}
+    ordered = sorted(known, key=len, reverse=True)
+    for index, row in _parts(ordered, texts):
+        longest.setdefault(row, ordered[index])
+    found: dict[Shared, list[int]] = {"equal": [], "contained": [], "phrases": []}
+    for row, sentence in sorted(longest.items()):
+        whole: Shared = "equal" if sentence == texts[row] else "contained"
+        found[whole if len(sentence) >= _TELLING else "phrases"].append(row)
+    return found
 
 
 def texts_digest(*examples: Examples) -> str:

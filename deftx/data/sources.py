@@ -20,7 +20,7 @@ import fsspec
 from pydantic import Field
 
 from deftx.config import Settings
-from deftx.errors import DataError, HubError
+from deftx.errors import DataError, HubError, reason
 
 
 class FileSource(Settings):
@@ -44,6 +44,9 @@ class HubSource(Settings):
 Source = FileSource | HubSource
 
 
+_WEB = ("http://", "https://")
+
+
 def read_bytes(url: str) -> bytes:
     """The bytes at an fsspec URL.
 
@@ -51,7 +54,7 @@ def read_bytes(url: str) -> bytes:
         DataError: when there is no such file, or it cannot be read.
         HubError: when a web address does not answer.
     """
-    remote = url.startswith(("http://", "https://"))
+    remote = url.startswith(_WEB)
     options = {"client_kwargs": {"trust_env": True}} if remote else {}  # else a proxy in the environment is ignored
     try:
         with fsspec.open(url, "rb", **options) as file:
@@ -59,19 +62,14 @@ def read_bytes(url: str) -> bytes:
     except Exception as error:
         if remote:  # fsspec calls an unreachable host, too, a missing file
             raise HubError(
-                f"{url}: could not be fetched ({_reason(error)}); give a data root, or run where there is a network"
+                f"{url}: could not be fetched ({reason(error)}); give a data root, or run where there is a network"
             ) from None
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{url}: no such file") from None
         if isinstance(error, (OSError, ValueError, ImportError)):
-            raise DataError(f"{url}: cannot be read: {_reason(error)}") from error
+            raise DataError(f"{url}: cannot be read: {reason(error)}") from error
         raise
     return content
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def file_source(url: str) -> FileSource:
@@ -130,12 +128,37 @@ def resolve_once(key: str, ask: Callable[[], str]) -> str:
 
 
 def online_file(url: str) -> FileSource:
-    """Resolve a file on line to its content, once for a sweep.
+    """Resolve a file on line to its content, once for a sweep; what was had before is looked up on this machine.
+
+    Args:
+        url: names a commit, so that what lies there never changes.
 
     Raises:
         HubError: when it cannot be had.
     """
-    return FileSource(sha256=resolve_once(f"file {url}", lambda: file_source(url).sha256), url=url)
+    return FileSource(sha256=resolve_once(f"file {url}", lambda: _fetched(url)), url=url)
+
+
+def _fetched(url: str) -> str:
+    """Digest of a file on line, which is now kept on this machine."""
+    if (kept := _kept(url)) is None:
+        kept = read_bytes(url)
+        _keep(kept, _place(url))
+    return hashlib.sha256(kept).hexdigest()
+
+
+def _kept(url: str) -> bytes | None:
+    try:
+        return _place(url).read_bytes() or None
+    except OSError:
+        return None
+
+
+def _place(url: str) -> Path:
+    """Where a file on line is kept: beside the models and data sets of the hub's client."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE, "deftx", "files", hashlib.sha256(url.encode()).hexdigest())
 
 
 def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "dataset"] = "model") -> str:
@@ -156,10 +179,12 @@ def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any
         HubError: when the hub cannot be reached, or the id or revision is unknown.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10)
+    except GatedRepoError:
+        raise gated_error(repo, revision, kind) from None
     except RevisionNotFoundError:
         raise HubError(f"{kind} {repo!r} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
@@ -167,9 +192,18 @@ def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any
     except Exception as error:  # the hub client lets through whatever its HTTP library raises
         local = "data root" if kind == "dataset" else "local folder"
         raise _UnreachableError(
-            f"the hub could not be reached for {kind} {repo!r} ({_reason(error)}); "
+            f"the hub could not be reached for {kind} {repo!r} ({reason(error)}); "
             f"give a {local} instead, or run where there is a network"
         ) from None
+
+
+def gated_error(repo: str, revision: str, kind: Literal["model", "dataset"]) -> HubError:
+    """What to do about a repository whose owner lets in only whom he knows."""
+    at = revision[:12] if re.fullmatch(r"[0-9a-f]{40}", revision) else revision
+    return HubError(
+        f"{kind} {repo!r} at {at} is gated: ask for access on its page on the hub, then set HF_TOKEN, "
+        f"or give a local folder instead"
+    )
 
 
 class _UnreachableError(HubError):
@@ -188,16 +222,15 @@ def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str
         raise
     if commit is None:
         raise HubError(f"the hub did not say which commit {repo!r} is at")
-    _remember(cached, commit)
+    _keep(commit.encode(), cached)  # where the client notes a branch: downloads by commit leave no trace of it
     return commit
 
 
-def _remember(path: Path, commit: str) -> None:
-    """Note a branch's commit where the hub's client does: downloads by commit leave no trace of the branch."""
+def _keep(content: bytes, path: Path) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     with suppress(OSError):  # a cache that cannot be written is no reason to stop
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(commit, encoding="ascii")
+        beside.write_bytes(content)
         beside.replace(path)
 
 
@@ -205,9 +238,11 @@ def read_text(source: FileSource) -> str:
     """The text of a resolved file, without a byte-order mark.
 
     Raises:
-        DataError: when the file has changed since it was resolved, or is not UTF-8 (with the line).
+        DataError: when the file has changed since it was resolved, or is not UTF-8 (with line and byte).
     """
-    content = read_bytes(source.url)
+    content = _kept(source.url) if source.url.startswith(_WEB) else None
+    if content is None or hashlib.sha256(content).hexdigest() != source.sha256:
+        content = read_bytes(source.url)
     digest = hashlib.sha256(content).hexdigest()
     if digest != source.sha256:
         raise DataError(
@@ -217,7 +252,8 @@ def read_text(source: FileSource) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{source.url}, line {line}: not UTF-8 (byte 0x{content[error.start]:02x})") from None
+        byte = f"byte 0x{content[error.start]:02x}), at byte {error.start:,} of the file"
+        raise DataError(f"{source.url}, line {line}: not UTF-8 ({byte}: save it as UTF-8") from None
 
 
 def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
@@ -229,11 +265,14 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
     """
     if source.commit == UNRESOLVED:
         raise HubError(f"{describe(source)}: its commit is not known")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # else datasets asks s3.amazonaws.com, to be counted
     try:
         if (table := _prepared_table(source)) is None:
             table = _downloaded_table(source)
     except Exception as error:  # as above, and the errors of datasets have no common ancestor
-        raise HubError(f"{describe(source)}: could not be had from the hub ({_reason(error)})") from error
+        raise HubError(
+            f"{describe(source)}: could not be had from the hub at commit {source.commit[:12]} ({reason(error)})"
+        ) from error
     if missing := [column for column in columns if column not in table.column_names]:
         raise DataError(
             f"{describe(source)}: no column {missing[0]!r}; "

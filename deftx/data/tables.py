@@ -29,6 +29,8 @@ class Layout:
     """Column of the hypothesis, where rows are pairs."""
     id: str | None = None
     """None: a row is known by its number, from 0."""
+    id_optional: bool = False
+    """Whether a file may lack that column: a row is then known by the file's content and its number."""
     header: tuple[str, ...] | None = None
     """Columns of a file that has no header line."""
     quoted: bool = False
@@ -41,7 +43,8 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that a table must have."""
-        return tuple(column for column in (self.id, self.text, self.pair, self.label) if column is not None)
+        id = None if self.id_optional else self.id
+        return tuple(column for column in (id, self.text, self.pair, self.label) if column is not None)
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,22 @@ def read_rows(source: Source, layout: Layout) -> list[Row]:
         HubError: when a hub data set cannot be had.
     """
     cells = _file_cells(source, layout) if isinstance(source, FileSource) else _hub_cells(source, layout)
-    rows = [_row(number, where, values, layout) for number, (where, values) in enumerate(cells)]
+    # with ids left out, rows of different files must not pass for the same item
+    file = f"{source.sha256[:12]}-" if isinstance(source, FileSource) and layout.id_optional else ""
+    rows = [_row(f"{file}{number}", where, values, layout) for number, (where, values) in enumerate(cells)]
     if not rows:
         raise DataError(f"{describe(source)}: the table has no rows")
     return rows
 
 
-def _row(number: int, where: str, cells: Mapping[str, str], layout: Layout) -> Row:
-    for column in layout.columns:
+def _row(number: str, where: str, cells: Mapping[str, str], layout: Layout) -> Row:
+    id = layout.id if layout.id in cells else None
+    for column in (*layout.columns, *([id] if id and layout.id_optional else [])):
         if not cells[column] and not (layout.blank_text and column == layout.text):
             raise DataError(f"{where}: the column {column!r} is empty")
     return Row(
         where=where,
-        id=cells[layout.id] if layout.id else str(number),
+        id=cells[id] if id else number,
         text=cells[layout.text],
         pair=cells[layout.pair] if layout.pair else None,
         label=cells[layout.label],

@@ -1,0 +1,225 @@
+"""What was found in a text: counts, a summary in one line, and warnings in words. How it is counted is in `check`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+MOST_PASSES = 100
+"""Passes over a text, beyond which training repeats more than it learns: the paper's most."""
+FEWEST_HELD_OUT = 10
+"""Held-out blocks, below which the validation loss that picks the checkpoint is mostly chance."""
+MOST_TOKENS_A_WORD = 4
+MOST_UNKNOWN = 0.01
+"""Share of the tokens."""
+MOST_BLEMISHED = 0.01
+"""Share of the passages that have a short evaluation sentence, or are not in Unicode's normal form C."""
+MOST_REPEATED = 0.05
+"""Share of the passages that repeat an earlier one; the demo's 1 % of small talk does no harm."""
+MOST_CUT = 0.05
+"""Share of the passages that are longer than a block, where a passage is a block."""
+
+Sign = Literal["replacement", "mojibake", "control", "byte-order mark", "not NFC"]
+_SIGN_WORDS: Mapping[Sign, str] = {
+    "replacement": "hold U+FFFD, which stands for a lost character: fetch the text again and decode it as UTF-8",
+    "mojibake": "look like UTF-8 read as Windows-1252, as 'Ã©' is for 'é': decode the original as UTF-8",
+    "control": "hold control characters: remove them",
+    "byte-order mark": "hold a byte-order mark amid the text, as joined files do: remove it",
+    "not NFC": "are not in Unicode's normal form C, so that one word has two spellings: normalise to NFC",
+}
+_SHOWN = 3
+
+
+class Lines(BaseModel):
+    """How many lines have something in common, and the numbers of the first three."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int = 0
+    first: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, numbers: Iterable[int]) -> Lines:
+        """These line numbers, in order."""
+        found = list(numbers)
+        return cls(count=len(found), first=tuple(found[:_SHOWN]))
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        return f"line{'s' if self.count > 1 else ''} {', '.join(map(str, self.first))}{more}"
+
+
+class TextCheck(BaseModel):
+    """What was counted in a text, and what it means. Survives `model_dump_json` and `model_validate_json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    language: str
+    passages: int
+    bytes: int
+    """Of the passages in UTF-8."""
+    signs: dict[Sign, Lines]
+    """Signs of a wrong encoding: the passages that have them."""
+    repeated: Lines
+    """Passages equal to an earlier one but for white space."""
+    sentences: int | None
+    """Evaluation sentences that the text was compared with; none: it was not."""
+    equal: Lines
+    """Passages that are an evaluation sentence, in the normal form of `leaks`."""
+    contained: Lines
+    """Longer passages that hold one."""
+    phrases: Lines = Lines()
+    """Passages that are or hold a sentence of fewer than 30 letters and digits, no longer one: by chance, it may be."""
+    words: int
+    tokens: int
+    """Without those that mark a beginning or end."""
+    unknown_tokens: int
+    long_words: int
+    """Words of more than four tokens."""
+    cut: Lines
+    """Passages longer than a block, where a passage is a block: their ends are never read."""
+    block: int
+    train_blocks: int
+    valid_blocks: int
+    batch_size: int
+    planned_steps: int
+    """What the recipe trains for on so many blocks."""
+    problem: str | None = None
+    """Why there are no blocks."""
+
+    @property
+    def unique(self) -> int:
+        """Passages that no earlier one equals."""
+        return self.passages - self.repeated.count
+
+    @property
+    def shared(self) -> int:
+        """Passages that are or hold an evaluation sentence, however short."""
+        return self.equal.count + self.contained.count + self.phrases.count
+
+    @property
+    def tokens_per_word(self) -> float:
+        """Mean number of tokens of a word."""
+        return self.tokens / max(self.words, 1)
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens that the tokenizer does not know."""
+        return self.unknown_tokens / max(self.tokens, 1)
+
+    @property
+    def long_word_share(self) -> float:
+        """Share of the words of more than four tokens."""
+        return self.long_words / max(self.words, 1)
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps that read every training block once."""
+        return -(-self.train_blocks // self.batch_size)
+
+    @property
+    def passes(self) -> float:
+        """How often the planned steps read the text."""
+        return self.planned_steps / max(self.steps_per_pass, 1)
+
+    @property
+    def good_for(self) -> int:
+        """Steps in as many passes as are sensible."""
+        return MOST_PASSES * self.steps_per_pass
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def summary(self) -> str:
+        """The text in one line."""
+        phrases = f"; {self.phrases.count:,} with a short evaluation sentence" if self.phrases.count else ""
+        return (
+            f"{self.language}: {self.passages:,} passages, {_size(self.bytes)}, "
+            f"{self.tokens_per_word:.1f} tokens a word, {self.train_blocks:,} blocks of {self.block}; "
+            f"good for about {_rounded(self.good_for):,} steps of {self.batch_size}{phrases}"
+        )
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with it, the gravest first: a sentence each, with what would be right."""
+        found = [*_leaked(self), *_too_little(self), *_blemished(self), *_not_known(self)]
+        return tuple(f"{self.language}: {sentence}" for sentence in found)
+
+
+def _leaked(check: TextCheck) -> Iterator[str]:
+    for verb, lines in (("are", check.equal), ("hold", check.contained)):
+        if lines.count:
+            yield (
+                f"{_share(lines, check)} {verb} sentences of its evaluation files ({lines}); none may: "
+                "take them out, else what is graded was seen in training"
+            )
+    if check.phrases.count > MOST_BLEMISHED * check.passages:
+        yield (
+            f"{_share(check.phrases, check)} are or hold short sentences of its evaluation files ({check.phrases}); "
+            f"{MOST_BLEMISHED * 100:g} % at most is chance: take them out, else what is graded was seen in training"
+        )
+
+
+def _too_little(check: TextCheck) -> Iterator[str]:
+    if check.problem is not None:
+        yield check.problem
+        return
+    if check.passes > MOST_PASSES:
+        blocks = -(-check.planned_steps // MOST_PASSES) * check.batch_size
+        passages = _rounded(math.ceil(check.passages * blocks / check.train_blocks))
+        yield (
+            f"too little text: {check.planned_steps:,} planned steps of {check.batch_size} read its "
+            f"{check.train_blocks:,} blocks {_rounded(round(check.passes)):,} times; {MOST_PASSES} times at most is "
+            f"right, which takes {blocks:,} blocks (about {passages:,} passages) or at most {check.good_for:,} steps"
+        )
+    if check.valid_blocks < FEWEST_HELD_OUT:
+        yield (
+            f"only {check.valid_blocks} held-out blocks pick the checkpoint, which makes it chance; at least "
+            f"{FEWEST_HELD_OUT} are right: more text or a larger text.valid_fraction"
+        )
+    if check.cut.count > MOST_CUT * check.passages:
+        yield (
+            f"{_share(check.cut, check)} are longer than a block of {check.block} tokens, and the rest is never read "
+            f"({check.cut}); {MOST_CUT * 100:g} % at most is right: a larger text.block, or text.pack: true"
+        )
+
+
+def _blemished(check: TextCheck) -> Iterator[str]:
+    for sign, lines in check.signs.items():
+        if lines.count > (MOST_BLEMISHED * check.passages if sign == "not NFC" else 0):
+            yield f"{_share(lines, check)} {_SIGN_WORDS[sign]} ({lines})"
+    if check.repeated.count > MOST_REPEATED * check.passages:
+        yield (
+            f"{_share(check.repeated, check)} repeat an earlier one, held-out ones among them ({check.repeated}); "
+            f"{MOST_REPEATED * 100:g} % at most is right: keep each passage once"
+        )
+
+
+def _not_known(check: TextCheck) -> Iterator[str]:
+    if check.tokens_per_word > MOST_TOKENS_A_WORD:
+        yield (
+            f"{check.tokens_per_word:.1f} tokens a word; {MOST_TOKENS_A_WORD} at most is right: the backbone's "
+            "tokenizer hardly knows the language or its script, and another backbone may"
+        )
+    if check.unknown_share > MOST_UNKNOWN:
+        yield (
+            f"{check.unknown_share * 100:.1f} % of the tokens are unknown to the backbone's tokenizer; "
+            f"{MOST_UNKNOWN * 100:g} % at most is right: another backbone, or the text in a script that it knows"
+        )
+
+
+def _share(lines: Lines, check: TextCheck) -> str:
+    return f"{lines.count:,} of {check.passages:,} passages ({100 * lines.count / check.passages:.2g} %)"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def _rounded(number: int) -> int:
+    """To two digits: 40,125 is about 40,000."""
+    digits = len(str(number)) - 2
+    return round(number, -digits) if digits > 0 else number

@@ -1,0 +1,74 @@
+"""What all pictures of a report share: the page they are drawn for, their colours, and how a picture becomes a file.
+
+Every picture is as wide as a page of a README (800 pixels show 8 inches), so that letters are of one size everywhere.
+Colours are one ramp of lightness that colour-blind readers and grey prints keep apart, with hatches where kinds meet.
+No pyplot, so nothing global and no display.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PAGE = 8.0
+"""Width of every picture, inches."""
+TEXT, SMALL = 9.0, 8.0
+"""Letters in points; at 800 pixels a page a point is 1.4 pixels."""
+GREY, EDGE = "#8a8a8a", "#333333"
+COLOURS = colormaps["cividis"]
+RAMP: tuple[dict[str, Any], ...] = (
+    {"facecolor": "#0b2c5e"},
+    {"facecolor": "#6f7f9c"},
+    {"facecolor": "#c9b458", "hatch": "//"},
+    {"facecolor": "#dfcf8b", "hatch": "\\\\"},
+    {"facecolor": "#f1e9c8", "hatch": ".."},
+    {"facecolor": "#ffffff"},
+    {"facecolor": "#ffffff", "hatch": "xx"},
+)
+"""Fills from dark to light."""
+_LETTERS = 98
+
+
+def page(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:
+    """A page with a grid of axes, row by row.
+
+    Args:
+        height: inches.
+        layout: as `Figure.subplots` takes it.
+    """
+    figure = Figure(figsize=(PAGE, height), dpi=150, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, **layout).flat)
+    for axis in axes:
+        axis.tick_params(labelsize=TEXT)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def heading(figure: Figure, title: str, *lines: str) -> None:
+    """What the picture shows, and below it units, sample sizes and marks, broken at the width of the page."""
+    broken = [textwrap.fill(line, _LETTERS) for line in lines if line]
+    figure.suptitle("\n".join([title, *broken]), fontsize=TEXT, linespacing=1.4)
+
+
+def heading_inches(*lines: str) -> float:
+    """How much of the page `heading` takes."""
+    return 0.19 * (1 + sum(-(-len(line) // (_LETTERS - 4)) for line in lines if line)) + 0.1
+
+
+def ink(colour: Iterable[float]) -> str:
+    """Black or white, whichever is read more easily on a colour (r, g, b, ...)."""
+    return "black" if np.dot([*colour][:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
+
+
+def png(figure: Figure) -> bytes:
+    """Without a software tag, so that the same numbers give the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
