@@ -158,7 +158,8 @@ def _denoise(matrix: Tensor, low: Tensor, rank: int, number: int | None, retenti
         kept += float((chosen - values.index_select(0, index)).double().square().sum())
         # L + (W - L) is W: taking W itself spares S a rounding
         values.index_copy_(0, index, chosen)
-    return Denoised(low, rank, number / present, min(kept / energy, 1.0))
+    # squares of entries below 1e-23 are zero in float32
+    return Denoised(low, rank, number / present, kept / energy if kept < energy else 1.0)
 
 
 def is_matrix(tensor: Tensor) -> bool:

@@ -79,6 +79,7 @@ def sparse(context: Context) -> Facts:
         facts.metrics |= _mean_denoising(matrices)
     metadata = _metadata(context, before, settings, mask)
     if settings.retrain:
+        del denoised  # as large as the weights, and only the mask is needed while they train
         sft = _retrain(context, before, mask, metadata, facts)
     else:
         head = LazyTensors(context.store.fetch(before.address, HEAD))

@@ -157,3 +157,5 @@ class RowAdamW:
         self._step, self._rows = state["step"], state["rows"]
         self._slot[self._rows] = torch.arange(len(self._rows))
         self._moments = [(mean.to(self._table), square.to(self._table)) for mean, square in state["moments"]]
+        if self._moments:  # made on another device, they may be of another size
+            self._chunk = len(self._moments[0][0])

@@ -120,7 +120,8 @@ class Trainable:
             value.grad = chosen if value.grad is None else value.grad.add_(chosen)
             parameter.grad = None
 
-        return self.parameters[name].register_post_accumulate_grad_hook(gather)
+        # a run before may have frozen it, and what is frozen takes no hook
+        return self.parameters[name].requires_grad_().register_post_accumulate_grad_hook(gather)
 
 
 def body_of(model: nn.Module, settings: Training) -> dict[str, nn.Parameter]:
@@ -143,7 +144,8 @@ def phase(model: nn.Module, settings: Training, mask: Indices | None = None) -> 
 
 
 def word_embedding(model: nn.Module) -> nn.Embedding | None:
-    """The base model's table of words; none where another module uses its weight too."""
+    """The base model's table of words; none where another module uses its weight too, or it does more than look up."""
     table = base_of(model).get_input_embeddings()  # type: ignore[operator]
     users = [m for m in model.modules() if any(p is table.weight for p in m._parameters.values())]
-    return table if isinstance(table, nn.Embedding) and len(users) == 1 else None
+    # a subclass may do more: XGLM's scales what it looks up
+    return table if type(table) is nn.Embedding and len(users) == 1 else None

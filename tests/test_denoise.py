@@ -235,6 +235,14 @@ def test_leaving_out_rows_of_zeros_changes_nothing(seen: int, retention_of: str)
     assert not result.values[~matrix.any(dim=1)].any()
 
 
+def test_a_change_whose_squares_vanish_in_float32_is_denoised_all_the_same() -> None:
+    matrix = make_matrix((40, 9))
+    tiny = matrix * 1e-25
+    found, plain = (denoise(m, Denoise(rank=2, retention=0.05)) for m in (tiny, matrix))
+    assert (found.rank, found.entries_kept) == (plain.rank, plain.entries_kept)
+    np.testing.assert_allclose(found.values.numpy() * 1e25, plain.values.numpy(), rtol=0, atol=1e-5)
+
+
 def test_an_entry_that_is_no_number_is_named() -> None:
     matrix = make_matrix((40, 9))
     matrix[39, 8] = float("nan")

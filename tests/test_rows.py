@@ -48,8 +48,9 @@ def test_adamw_by_rows_equals_torchs_over_the_whole_table(
         plain.param_groups[0]["lr"] = rate = 0.1 / (step + 1)
         plain.step()
         by_rows.step(ids, gradient, rate)
-        if step == 20:  # as from a checkpoint
+        if step == 20:  # as from a checkpoint, made on a device with chunks of another size
             state = by_rows.state_dict()
+            monkeypatch.setitem(rows._CHUNK, "cpu", 3 * WIDTH)
             by_rows = RowAdamW(ours, (0.9, 0.99), decay)
             by_rows.load_state_dict(state)
     torch.testing.assert_close(ours, whole.detach(), rtol=0, atol=1e-12)
@@ -126,6 +127,15 @@ def test_a_table_that_something_else_uses_too_is_not_looked_up_by_rows(backbone:
     tied = XLMRobertaForMaskedLM.from_pretrained(backbone)
     assert word_embedding(tied) is None
     assert word_embedding(load_masked_lm(backbone)) is not None
+
+
+def test_a_table_that_does_more_than_look_up_is_left_to_do_it(backbone: Path) -> None:
+    class Scaled(nn.Embedding):
+        """As XGLM's."""
+
+    model = load_masked_lm(backbone)
+    model.set_input_embeddings(Scaled(50, 16))
+    assert word_embedding(model) is None
 
 
 @pytest.mark.parametrize("l1", [0.0, 1.0])
