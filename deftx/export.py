@@ -66,6 +66,7 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     _check_head(model, task, composition.labels)
     tokenizer = load_tokenizer(backbone)
     tokenizer.model_max_length = composition.max_length
+    tokenizer.backend_tokenizer.no_truncation()  # else the length it was last used with stays in tokenizer.json
     model.config.problem_type = "single_label_classification"
     with compose(model, task, language, composition.weights), quiet():
         model.save_pretrained(folder)

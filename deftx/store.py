@@ -74,7 +74,7 @@ class Store:
             cache_bytes: the least recently used files leave the cache beyond this size.
 
         Raises:
-            StoreError: for a protocol that fsspec does not know, or whose package is not installed.
+            StoreError: for a protocol that fsspec does not know or whose package is not installed, and for a file.
         """
         try:
             self.fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -84,6 +84,8 @@ class Store:
         self.root = str(path).rstrip("/")
         self.url = url
         self.local = isinstance(self.fs, LocalFileSystem)
+        if self.local and Path(self.root).is_file():
+            raise StoreError(f"{url}: is a file; a storage is a folder")
         self._cache = cache or Path.home() / ".cache" / "deftx"
         self._cache_bytes = cache_bytes
         self._verified: set[str] = set()

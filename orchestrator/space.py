@@ -148,6 +148,7 @@ class Space(Settings):
     baselines: tuple[Baseline, ...] = Field(
         ("lt-sft", "task", "task+source", "dense-task"), description="rows to compare with"
     )
+    note: str = Field("", description="what a reader of the report should know first")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
 
     resources: dict[Literal["backbone", "check", "text", "dense", "sparse", "grade"], Resources] = Field(

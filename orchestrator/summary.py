@@ -24,6 +24,7 @@ def summary(info: SweepInfo, state: State, validation: Results | None, test: Res
         test: likewise on the sealed test sets; none before the search has ended.
     """
     paragraphs = [
+        _note(info),
         _running(state),
         _paragraph(_choice(info, state, validation), _level(test), _losses(state, validation)),
         _believable(test) if validation else "",
@@ -34,6 +35,11 @@ def summary(info: SweepInfo, state: State, validation: Results | None, test: Res
 
 def _paragraph(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _note(info: SweepInfo) -> str:
+    note = str(info.space.get("note") or "")
+    return f"**Note of the space.** {note}" if note else ""
 
 
 def _running(state: State) -> str:
@@ -100,7 +106,8 @@ def _believable(test: Results | None) -> str:
     sure = [_sure(other, difference) for other, difference in found if difference.excludes_zero]
     if not sure:
         return f"{lead} No difference: every paired 95 % interval includes 0 ({_items(test)})."
-    return f"{lead} The chosen combination is {listed(sure)}: paired 95 % intervals that exclude 0 ({_items(test)})."
+    believed = f"In this one training the chosen combination is {listed(sure)}"
+    return f"{lead} {believed}: paired 95 % intervals that exclude 0 ({_items(test)})."
 
 
 def _sure(other: str, difference: Estimate) -> str:
@@ -139,7 +146,7 @@ def better_without(results: Results) -> RowResult | None:
 
 
 def _doubts(info: SweepInfo, state: State, validation: Results, test: Results | None) -> str:
-    noise = (_noise(test), _no_lt_sft(test)) if test else ()
+    noise = (_noise(test), _any_language(test), _no_lt_sft(test)) if test else ()
     return _paragraph("**What is doubtful.**", *noise, _optimism(info, state, validation), _one_seed(info))
 
 
@@ -150,6 +157,20 @@ def _noise(test: Results) -> str:
     others = listed([f"{other} ({signed_points(one)})" for other, one in found])
     interval = "the interval includes 0" if len(found) == 1 else "the intervals include 0"
     return f"The chosen combination is **not distinguishable** from {others} on these data: {interval}."
+
+
+def _any_language(test: Results) -> str:
+    """The control: a gain that another language's vector gives as well is not the language's."""
+    other, without = test.baseline("other-language"), better_without(test)
+    if test.chosen is None or other is None or without is None:
+        return ""
+    gain = test.difference(test.chosen, without).get(AVERAGE)
+    lead = test.difference(test.chosen, other).get(AVERAGE)
+    if gain is None or lead is None or not (gain.excludes_zero and gain.value > 0):
+        return ""
+    if lead.excludes_zero and lead.value > 0:
+        return ""
+    return "So nothing shows that it is the right language that helps: another language's vector may do as well."
 
 
 def _no_lt_sft(test: Results) -> str:

@@ -168,6 +168,9 @@ def _run(
         mirror, screen = Mirror(folder.store, folder, info, uri), Screen(console(file=sys.stdout), quiet)
         machine = None if address else Machine.here()
         workplace = Workplace.of(prepared.space, folder, machine)
+        if machine and (kinds := machine.lacks_gpu_for(prepared.space)):
+            asked = f"the space asks for a GPU for {', '.join(kinds)}; there is none here, so they run on the CPU"
+            err.print(f"[yellow]warning:[/yellow] {asked}", soft_wrap=True)
         driver = Driver(prepared.space, prepared.planner, workplace, folder, [mirror, screen])
         if driver.finished() and not driver.schedule.failures and not quiet:
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {folder.store.url}")

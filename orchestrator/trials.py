@@ -65,6 +65,10 @@ class Machine:
         """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
         return Resources(cpu=min(need.cpu, self.cpus), gpu=min(need.gpu, float(self.gpus)))
 
+    def lacks_gpu_for(self, space: Space) -> list[str]:
+        """The stage kinds for which the space asks for a GPU, where there is none."""
+        return [] if self.gpus else [kind for kind in KINDS if space.resources_of(kind).gpu]
+
     def slots(self, resources: Mapping[str, Resources]) -> int:
         """How many trials of the hungriest stage kind run here at once."""
         cpu, gpu = (max(getattr(need, name) for need in resources.values()) for name in ("cpu", "gpu"))

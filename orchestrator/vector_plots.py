@@ -113,7 +113,10 @@ def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figur
 
 
 def _overlap_lines(masks: Sequence[Mask]) -> tuple[str, ...]:
-    sizes = ", ".join(dict.fromkeys(f"{mask.k:,} of {sum(mask.sizes.values()):,}" for mask in masks))
+    totals: dict[int, set[int]] = {}
+    for mask in masks:
+        totals.setdefault(mask.k, set()).add(sum(mask.sizes.values()))
+    sizes = ", ".join(f"{k:,} of {' to '.join(f'{n:,}' for n in sorted({min(t), max(t)}))}" for k, t in totals.items())
     return (
         "Jaccard: entries that both hold over entries that either holds (1: the same mask).",
         "In brackets, and as dashed lines: chance, of masks of these sizes drawn at random.",

@@ -75,7 +75,7 @@ class HandMade:
     """A sweep in a store, as the driver would have left it."""
 
     def __init__(self, root: Path, selection: str = "target-valid") -> None:
-        self.store, self.selection = Store(str(root)), selection
+        self.store, self.selection, self.note = Store(str(root)), selection, ""
         self.folder = SweepFolder(self.store, "demo")
         self.state = State(chosen=1, ended=True)
         for number, ((rank_l, rank_t), right) in enumerate(COMBINATIONS.items()):
@@ -132,7 +132,7 @@ class HandMade:
         space = {
             "benchmark": "demo", "backbone": "tiny", "targets": [*TARGETS], "selection": self.selection, "seed": 3,
             "language": LanguageRecipe.model_validate(training).model_dump(mode="json"),
-            "task": TaskRecipe().model_dump(mode="json"),
+            "task": TaskRecipe().model_dump(mode="json"), "note": self.note,
         }  # fmt: skip
         self.folder.write_info(
             SweepInfo(

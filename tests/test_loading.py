@@ -8,6 +8,7 @@ import pytest
 
 from deftx.errors import ConfigError
 from orchestrator.loading import load_space, shipped_spaces
+from orchestrator.trials import Machine
 
 BASE = """
 benchmark: nusax
@@ -170,3 +171,9 @@ def test_selecting_without_target_labels_needs_the_sparse_phase(tmp_path: Path) 
 def test_a_first_combination_given_twice_is_one(tmp_path: Path) -> None:
     cell = "{rank_l: 100, rank_t: 100, retention: 0.05}"
     assert len(load(tmp_path, BASE, f"first=[{cell}, {cell}]").cells()) == 2  # type: ignore[attr-defined]
+
+
+def test_a_space_that_asks_for_gpus_where_there_are_none_is_told() -> None:
+    _, space = load_space("nusax", ())
+    assert Machine(cpus=2, gpus=0).lacks_gpu_for(space) == ["dense", "sparse", "grade"]
+    assert Machine(cpus=2, gpus=1).lacks_gpu_for(space) == []

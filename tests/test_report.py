@@ -84,9 +84,10 @@ def test_the_summary_says_what_was_chosen_what_is_believable_and_what_is_not(swe
     report = sweep.report()
     assert summary_of(report).split("\n\n") == [
         f"**What was chosen.** DEFT-X r_l 8, r_t 90%, keep 5 %, out of 3 combinations, by {FEW_LABEL} {LEVEL}",
-        "**What is believable.** The chosen combination is better than the stronger row without a language vector "
-        '("no language vector, source vector") by 20.0 [15.0, 26.0] points and better than the same with another '
-        "language's vector by 27.0 [21.2, 33.2] points: paired 95 % intervals that exclude 0 (n = 200 parallel items).",
+        "**What is believable.** In this one training the chosen combination is better than the stronger row without a "
+        'language vector ("no language vector, source vector") by 20.0 [15.0, 26.0] points and better than the same '
+        "with another language's vector by 27.0 [21.2, 33.2] points: paired 95 % intervals that exclude 0 "
+        "(n = 200 parallel items).",
         "**What is doubtful.** The chosen combination is **not distinguishable** from LT-SFT (+0.7 [+0.0, +1.7]) on "
         "these data: the interval includes 0. The chosen combination's validation score is the highest of 3 and so an "
         "optimistic one; each of the 2 others can be told apart from it there (n = 50 parallel items). " + ONE_RUN,
@@ -101,8 +102,23 @@ def test_a_choice_worse_than_lt_sft_is_said_to_be(sweep: HandMade) -> None:
     sweep.state.rows = [row for row in sweep.state.rows if row.kind != "lt-sft"]
     sweep.add("lt-sft", ((45, 45), (180, 182)), "77", "77")
     text = summary_of(sweep.report())
-    assert "The chosen combination is worse than LT-SFT by 15.0 [10.5, 20.0] points, better than the stronger" in text
+    assert "the chosen combination is worse than LT-SFT by 15.0 [10.5, 20.0] points, better than the stronger" in text
     assert "not distinguishable" not in text
+
+
+def test_a_gain_that_another_languages_vector_gives_as_well_is_not_the_languages(sweep: HandMade) -> None:
+    doubt = "nothing shows that it is the right language that helps"
+    assert doubt not in summary_of(sweep.report())
+    sweep.state.rows = [row for row in sweep.state.rows if row.kind != "other-language"]
+    sweep.add("other-language", ((40, 41), (150, 150)), "8", "100")
+    text = summary_of(sweep.report())
+    assert "another language's vector (+" in text.split("**What is doubtful.**")[1]
+    assert doubt in text
+
+
+def test_a_note_of_the_space_stands_first(sweep: HandMade) -> None:
+    sweep.note = "The recipe was chosen on these test sets."
+    assert summary_of(sweep.report()).startswith(f"**Note of the space.** {sweep.note}\n\n**What was chosen.**")
 
 
 def test_rivals_that_may_be_as_good_are_counted(sweep: HandMade) -> None:

@@ -327,3 +327,9 @@ def test_publishing_drops_the_checkpoint(store: Store) -> None:
 def test_an_unknown_protocol_is_a_clear_error(url: str) -> None:
     with pytest.raises(StoreError, match=rf"{url}: .*(s3|gs)://"):
         Store(url)
+
+
+def test_a_file_is_no_storage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file: is a file; a storage is a folder"):
+        Store(str(tmp_path / "file"))
