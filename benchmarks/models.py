@@ -77,14 +77,21 @@ def _new(kind: Any, shape: Shape, **options: Any) -> Any:
 
 
 def random_mask(model: Any, k: int, seed: int = 0) -> Indices:
-    """About k random maskable entries, evenly over all tensors."""
+    """k random maskable entries (but for rounding), evenly over all tensors."""
     generator = np.random.default_rng(seed)
     sizes = {name: parameter.numel() for name, parameter in maskable(model).items()}
     share = k / sum(sizes.values())
     return {
-        name: torch.from_numpy(np.unique(generator.integers(0, size, max(1, round(size * share)))))
-        for name, size in sizes.items()
+        name: torch.from_numpy(_distinct(generator, size, max(1, round(size * share)))) for name, size in sizes.items()
     }
+
+
+def _distinct(generator: np.random.Generator, below: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Some distinct numbers, ascending; `generator.choice` would shuffle all of them."""
+    found = np.unique(generator.integers(0, below, count))
+    while len(found) < count:
+        found = np.unique(np.concatenate([found, generator.integers(0, below, count)]))
+    return np.sort(generator.choice(found, count, replace=False))
 
 
 def text(shape: Shape, blocks: int, length: int, seed: int = 0) -> MaskedLanguageModelling:

@@ -42,6 +42,9 @@ class Objective(ABC):
     def examples(self) -> int:
         """How many training examples (or blocks) there are."""
 
+    def narrow(self, model: Any) -> None:  # noqa: B027
+        """Make a model compute, in training, no more than the loss reads."""
+
     @abstractmethod
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """The training examples of these numbers as CPU tensors, `labels` among them."""
@@ -204,6 +207,12 @@ class Classification(Objective):
     def examples(self) -> int:
         """How many training sentences there are."""
         return len(self._train)
+
+    def narrow(self, model: Any) -> None:
+        """The head reads `<s>` alone."""
+        from deftx.first_token import read_first_token_only
+
+        read_first_token_only(model)
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Sentences padded to the longest one of the batch."""

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding
 
 _CHUNK = {"cpu": 1 << 20}
 """Entries stepped at once: four tensors of so many fit into a processor's cache."""
-_CHUNK_ELSEWHERE = 1 << 27
+_CHUNK_ELSEWHERE = 1 << 25
 
 
 class Rows:

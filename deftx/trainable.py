@@ -2,8 +2,9 @@
 
 With chosen entries the optimiser never sees the weights: it steps a vector of the chosen entries, so entries off the
 mask stay bit-identical whatever weight decay, momentum and clipping do, and moments exist for the chosen entries only.
-A parameter's entries are gathered and its gradient dropped as soon as the backward pass has finished with it, so the
-gradients of the whole model never exist together.
+The gradients of the whole model never exist together: of a linear layer and of the word embedding that of the chosen
+entries alone is computed (`sampled`, `rows`); of any other parameter they are gathered, and its gradient dropped, as
+soon as the backward pass has finished with it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from deftx.backbones import embeddings_of, head_of, maskable
 from deftx.compose import base_of
 from deftx.config import Training
 from deftx.rows import MaskedRows, Rows
+from deftx.sampled import SampledLinear
 from deftx.select import Indices
 
 
@@ -29,11 +31,12 @@ class Trainable:
         values: without an index a value is the model's own parameter; with one, the vector of the chosen entries.
         rows: of the word embedding, where it is looked up by the rows of a batch.
         words: its name; empty where there is none.
+        frozen: names of those parameters that take no gradient themselves: others stand for them.
     """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], index: Indices | None = None, table: nn.Embedding | None = None,
-        output: nn.Linear | None = None,
+        output: nn.Linear | None = None, layers: Mapping[str, nn.Linear] | None = None,
     ) -> None:  # fmt: skip
         """Bind the parameters; `close` when done.
 
@@ -42,6 +45,8 @@ class Trainable:
             index: flat indices of the entries that train, for the tensors of which not all do.
             table: the word embedding, to be looked up by rows; its weight is one of `parameters`.
             output: a frozen output embedding: where it equals a table of chosen entries, they share their memory.
+            layers: linear layers by the name of their weight: of one with an index, the gradient of its entries alone
+                is computed.
         """
         self.parameters = dict(parameters)
         self._index = {name: entries.to(self.parameters[name].device) for name, entries in (index or {}).items()}
@@ -50,7 +55,10 @@ class Trainable:
         self.rows = self._rows(table) if table is not None and self.words else None
         self._shared = output if output is not None and self._share(output) else None
         others = [name for name in self._index if name != self.words or self.rows is None]
-        self._hooks = [self._gather_early(name) for name in others]
+        linear = {name: layer for name, layer in (layers or {}).items() if name in others}
+        self._sampled = [SampledLinear(layer, self._index[n], self.values[n]) for n, layer in linear.items()]
+        self.frozen = {*linear, *([self.words] if self.rows is not None else [])}
+        self._hooks = [self._gather_early(name) for name in others if name not in linear]
 
     def begin(self, input_ids: Tensor | None) -> None:
         """Begin a step, with the token ids of its whole batch on the CPU."""
@@ -84,6 +92,8 @@ class Trainable:
         """Leave an ordinary model: every value in its place, no hook, no memory shared."""
         for hook in self._hooks:
             hook.remove()
+        for layer in self._sampled:
+            layer.close()
         if self.rows is not None:
             self.rows.close()
             self.rows = None
@@ -140,12 +150,21 @@ def phase(model: nn.Module, settings: Training, mask: Indices | None = None) -> 
     # the L1 term of a dense phase pulls at every row in every step
     by_rows = mask is not None or not settings.effective_l1
     output = getattr(getattr(model, "lm_head", None), "decoder", None)
-    return Trainable({**body, **head}, mask, word_embedding(model) if by_rows else None, output)
+    return Trainable({**body, **head}, mask, word_embedding(model) if by_rows else None, output, linear_layers(model))
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The base model's linear layers that do no more than that, by the name of their weight."""
+    found = [(name, m) for name, m in base_of(model).named_modules() if type(m) is nn.Linear]
+    return {f"{name}.weight": layer for name, layer in found if len(_users(model, layer.weight)) == 1}
 
 
 def word_embedding(model: nn.Module) -> nn.Embedding | None:
     """The base model's table of words; none where another module uses its weight too, or it does more than look up."""
     table = base_of(model).get_input_embeddings()  # type: ignore[operator]
-    users = [m for m in model.modules() if any(p is table.weight for p in m._parameters.values())]
     # a subclass may do more: XGLM's scales what it looks up
-    return table if type(table) is nn.Embedding and len(users) == 1 else None
+    return table if type(table) is nn.Embedding and len(_users(model, table.weight)) == 1 else None
+
+
+def _users(model: nn.Module, weight: Tensor) -> list[nn.Module]:
+    return [m for m in model.modules() if any(p is weight for p in m._parameters.values())]

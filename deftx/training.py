@@ -136,6 +136,7 @@ class Run:
         self.optimizer = Optimizer(what, settings, sum(parameter.numel() for parameter in model.parameters()))
         self._draws = Draws(seed)
         drop_by_example(model, self._draws)
+        objective.narrow(model)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
         self._best = Kept()
         self._losses: list[Tensor] = []
@@ -265,8 +266,8 @@ class Run:
 
 
 def _freeze_all_but(model: nn.Module, what: Trainable) -> None:
-    """Gradients are computed for what trains only; the rows of a batch stand for the word embedding's."""
-    wanted = {id(parameter) for name, parameter in what.parameters.items() if name != what.words or what.rows is None}
+    """Gradients are computed for what trains only."""
+    wanted = {id(parameter) for name, parameter in what.parameters.items() if name not in what.frozen}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
 

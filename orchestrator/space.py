@@ -37,10 +37,15 @@ Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-tas
 
 
 class Resources(Settings):
-    """What one trial of a stage kind takes; a stage runs with as many threads as it has CPUs."""
+    """What one trial of a stage kind takes, and how it keeps to it. Outside every address: results do not depend on it.
+
+    A stage runs with as many threads as it has CPUs.
+    """
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
     gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
+    micro_batch: int | None = Field(None, ge=1, description="examples computed at once; none: the whole batch")
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
 
     @field_validator("gpu")
     @classmethod

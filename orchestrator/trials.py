@@ -42,9 +42,12 @@ class Workplace:
         return cls(folder.store.url, folder.name, {kind: machine.fit(n) if machine else n for kind, n in needs.items()})
 
     def execution(self, kind: str) -> Execution:
-        """Device and threads of a stage kind."""
+        """How a stage of this kind is carried out."""
         need = self.resources[kind]
-        return Execution(device="cuda" if need.gpu else "cpu", threads=need.cpu)
+        return Execution(
+            device="cuda" if need.gpu else "cpu", threads=need.cpu, micro_batch=need.micro_batch,
+            gradient_checkpointing=need.gradient_checkpointing,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Machine:
 
     def fit(self, need: Resources) -> Resources:
         """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
-        return Resources(cpu=min(need.cpu, self.cpus), gpu=min(need.gpu, float(self.gpus)))
+        return need.model_copy(update={"cpu": min(need.cpu, self.cpus), "gpu": min(need.gpu, float(self.gpus))})
 
     def lacks_gpu_for(self, space: Space) -> list[str]:
         """The stage kinds for which the space asks for a GPU, where there is none."""
