@@ -21,7 +21,7 @@ ui: $(VENV)/.installed ## MLflow on a storage, in the browser: make ui STORAGE=r
 	  --artifacts-destination "$(abspath $(STORAGE))/mlartifacts" --host 127.0.0.1 --port $(PORT) --workers 1
 
 test: $(VENV)/.installed-test ## install with the test extra, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test ## what CI checks besides the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -33,7 +33,7 @@ demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes benchmar
 	$(BIN)/python -m benchmarks.demo_seeds --storage $(STORAGE)/seeds $(SEEDS)
 
 benchmark: $(VENV)/.installed ## every stage against its plain reference: benchmarks/results.md (40 minutes, 20 GiB)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(if $(wildcard $(DATA)/nusax),--data-root $(DATA))
 
 full-shape: $(VENV)/.installed ## seconds and peak memory by stage at XLM-R base's full shape, random weights
 	$(BIN)/python -m benchmarks.full_shape --data-root $(DATA)

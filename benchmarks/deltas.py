@@ -1,4 +1,4 @@
-"""Made-up weight changes and vectors of a model's shape, and the plain way to choose and denoise that ours is held to.
+"""Made-up weight changes and vectors of a model's shape.
 
 A change has every row of the word embedding non-zero, which is the hardest case: a language's own change is zero in the
 rows of words that it never saw, and ours leaves those out.
@@ -6,21 +6,16 @@ rows of words that it never saw, and ours leaves those out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.measure import Options
-from benchmarks.models import BASE, TINY, Shape
-from deftx.config import Denoise, share_of
-from deftx.denoise import is_matrix, rank_of
+from benchmarks.models import BASE, TINY, Shape, distinct
+from deftx.denoise import is_matrix
 from deftx.sft import SFTMetadata, SparseFineTuning
 
 Delta = dict[str, Tensor]
-K_LANGUAGE, K_TASK = 7_667_712, 14_155_776
-GIB = 2**30
 
 
 def shape_of(options: Options) -> Shape:
@@ -75,44 +70,17 @@ def delta_of(shape: Shape, words: int | None = None, seed: int = 0) -> Delta:
 
 
 def vector_of(shape: Shape, k: int, seed: int = 0) -> SparseFineTuning:
-    """A vector of about k entries, evenly over all parameters, without a head."""
+    """A vector of k entries (but for rounding), evenly over all parameters, without a head."""
     generator = np.random.default_rng(seed)
     found = sizes(shape)
     share = k / sum(torch.Size(size).numel() for size in found.values())
     indices = {}
     for name, size in found.items():
         total = torch.Size(size).numel()
-        indices[name] = torch.from_numpy(np.unique(generator.integers(0, total, max(1, round(total * share)))))
+        indices[name] = torch.from_numpy(distinct(generator, total, max(1, round(total * share))))
     values = {name: torch.full((index.numel(),), 1e-3) for name, index in indices.items()}
     metadata = SFTMetadata(backbone="random", k=sum(index.numel() for index in indices.values()))
     return SparseFineTuning(indices, values, found, metadata)
-
-
-def plain_select(delta: Delta, k: int) -> Tensor:
-    """`torch.topk` over the concatenated change: flat indices into it."""
-    return torch.cat([tensor.reshape(-1) for tensor in delta.values()]).abs().topk(k, sorted=False).indices
-
-
-def plain_masks(delta: Delta, settings: list[Denoise], k: int) -> Iterator[Tensor]:
-    """One float32 `torch.linalg.svd` of each matrix, then for each setting L + S and the k largest entries."""
-    factors = {
-        name: torch.linalg.svd(tensor, full_matrices=False) for name, tensor in delta.items() if is_matrix(tensor)
-    }
-    for setting in settings:
-        denoised = {}
-        for name, tensor in delta.items():
-            denoised[name] = _plain_denoise(tensor, factors[name], setting) if name in factors else tensor
-        yield plain_select(denoised, k)
-
-
-def _plain_denoise(matrix: Tensor, factors: tuple[Tensor, Tensor, Tensor], setting: Denoise) -> Tensor:
-    left, values, right = factors
-    rank = rank_of(setting.rank, values.double())
-    denoised = (left[:, :rank] * values[:rank]) @ right[:rank]
-    number = share_of(setting.retention, matrix.numel())
-    kept = (matrix - denoised).abs().view(-1).topk(number, sorted=False).indices
-    denoised.view(-1)[kept] = matrix.view(-1)[kept]
-    return denoised
 
 
 def _noise(noise: Tensor, size: tuple[int, ...], times: int) -> Tensor:

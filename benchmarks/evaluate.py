@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from benchmarks.deltas import shape_of
 from benchmarks.measure import Options, interleaved, median
 from benchmarks.models import PAD, classifier
+from benchmarks.reference import LONGEST, plain_predict
 from benchmarks.results import Row, at_least, command
-from deftx.objectives import Encoded, pad, predict
+from deftx.objectives import Encoded, predict
 
 LANGUAGES = ("ace", "ban", "bjn", "mad", "min")
-SENTENCES, LONGEST, BATCH = 500, 128, 64
+SENTENCES = 500
 
 
 def rows(options: Options) -> list[Row]:
@@ -47,17 +47,6 @@ def rows(options: Options) -> list[Row]:
     work = f"evaluate {len(languages)} x {count} sentences"
     note = f"{where}, {tokens:.0f} tokens on average; {agree:.2%} predicted alike"
     return [at_least(Row(work, "seconds", seconds["ours"], seconds["reference"], note=note), 1.5)]
-
-
-@torch.no_grad()
-def plain_predict(model: Any, encoded: Encoded, device: torch.device) -> NDArray[np.int64]:
-    """Sentences in the order given, every batch padded to 128 tokens."""
-    predicted = []
-    for start in range(0, len(encoded), BATCH):
-        batch = pad([*encoded.ids[start : start + BATCH], [PAD] * LONGEST], PAD)
-        batch = {key: tensor[:-1].to(device) for key, tensor in batch.items()}
-        predicted.append(model(**batch).logits.argmax(dim=-1).cpu().numpy())
-    return np.concatenate(predicted)
 
 
 def random_sentences(lengths: list[int], seed: int) -> Encoded:

@@ -2,7 +2,7 @@
 
     times = interleaved({"ours": step, "reference": plain}, rounds=3)     # seconds, a list for each name; in turns
     seconds = median(times["ours"])
-    found = fresh("benchmarks.train:step_peak", options, sparse=True)     # `step_peak(options, sparse=True)` in a
+    found = fresh("benchmarks.select:peak", options, reference=True)      # `peak(options, reference=True)` in a
                                                                           # new process, which returns JSON
     with Peak(options.device) as peak: ...                                # there: peak.bytes, beyond those at its start
     floor = rates(options.device).seconds(flop, bytes_, "bf16")           # this machine's rates, measured once
@@ -29,8 +29,10 @@ from typing import Any
 import torch
 
 from deftx import environment
+from deftx.config import Execution
 
 HERE = Path(__file__).parent
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _child(call: str) -> None:
     function, options, arguments = json.loads(call)
     module, _, name = function.partition(":")
     settings = Options(**options)
-    torch.set_num_threads(settings.threads)
+    environment.prepare(0, Execution(device=settings.device, threads=settings.threads))
     print(json.dumps(getattr(importlib.import_module(module), name)(settings, **arguments)))
 
 

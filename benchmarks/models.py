@@ -82,11 +82,11 @@ def random_mask(model: Any, k: int, seed: int = 0) -> Indices:
     sizes = {name: parameter.numel() for name, parameter in maskable(model).items()}
     share = k / sum(sizes.values())
     return {
-        name: torch.from_numpy(_distinct(generator, size, max(1, round(size * share)))) for name, size in sizes.items()
+        name: torch.from_numpy(distinct(generator, size, max(1, round(size * share)))) for name, size in sizes.items()
     }
 
 
-def _distinct(generator: np.random.Generator, below: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def distinct(generator: np.random.Generator, below: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Some distinct numbers, ascending; `generator.choice` would shuffle all of them."""
     found = np.unique(generator.integers(0, below, count))
     while len(found) < count:

@@ -1,23 +1,31 @@
-"""The plain way to train a phase, that ours is measured against: straightforward and correct.
+"""The plain way to train, choose, denoise and predict, that ours is measured against: straightforward and correct.
 
-The Hugging Face model with SDPA, logits at all positions, micro-batches of 4 accumulated, torch AdamW(foreach) over all
-weights that train, the gradient times a mask in the sparse phase, no L1. The output embedding is the frozen copy that
-the method asks for. It computes what ours computes: `tests/test_reference.py` holds the two against each other.
+Training: the Hugging Face model with SDPA, logits at all positions, micro-batches of 4 accumulated, torch
+AdamW(foreach) over all weights that train, the gradient times a mask in the sparse phase, no L1. The output embedding
+is the frozen copy that the method asks for. It computes what ours computes: `tests/test_reference.py` and
+`tests/test_measured.py` hold the two against each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.models import PAD
 from deftx.backbones import head_of, maskable
-from deftx.objectives import IGNORED, Batch
+from deftx.config import Denoise, share_of
+from deftx.denoise import is_matrix, rank_of
+from deftx.objectives import IGNORED, Batch, Encoded, pad
 from deftx.select import Indices
 
 MICRO_BATCH = 4
+BATCH, LONGEST = 64, 128
 
 
 class Reference:
@@ -60,3 +68,41 @@ def _dense(name: str, parameter: nn.Parameter, mask: Indices) -> Tensor:
     if name in mask:
         flat[mask[name]] = True
     return flat.view_as(parameter).to(parameter.device)
+
+
+def plain_select(delta: dict[str, Tensor], k: int) -> Tensor:
+    """`torch.topk` over the concatenated change: flat indices into it."""
+    return torch.cat([tensor.reshape(-1) for tensor in delta.values()]).abs().topk(k, sorted=False).indices
+
+
+def plain_masks(delta: dict[str, Tensor], settings: list[Denoise], k: int) -> Iterator[Tensor]:
+    """One float32 `torch.linalg.svd` of each matrix, then for each setting L + S and the k largest entries."""
+    factors = {
+        name: torch.linalg.svd(tensor, full_matrices=False) for name, tensor in delta.items() if is_matrix(tensor)
+    }
+    for setting in settings:
+        denoised = {}
+        for name, tensor in delta.items():
+            denoised[name] = _plain_denoise(tensor, factors[name], setting) if name in factors else tensor
+        yield plain_select(denoised, k)
+
+
+def _plain_denoise(matrix: Tensor, factors: tuple[Tensor, Tensor, Tensor], setting: Denoise) -> Tensor:
+    left, values, right = factors
+    rank = rank_of(setting.rank, values.double())
+    denoised = (left[:, :rank] * values[:rank]) @ right[:rank]
+    number = share_of(setting.retention, matrix.numel())
+    kept = (matrix - denoised).abs().view(-1).topk(number, sorted=False).indices
+    denoised.view(-1)[kept] = matrix.view(-1)[kept]
+    return denoised
+
+
+@torch.no_grad()
+def plain_predict(model: Any, encoded: Encoded, device: torch.device) -> NDArray[np.int64]:
+    """Sentences in the order given, every batch padded to 128 tokens."""
+    predicted = []
+    for start in range(0, len(encoded), BATCH):
+        batch = pad([*encoded.ids[start : start + BATCH], [PAD] * LONGEST], PAD)
+        batch = {key: tensor[:-1].to(device) for key, tensor in batch.items()}
+        predicted.append(model(**batch).logits.argmax(dim=-1).cpu().numpy())
+    return np.concatenate(predicted)

@@ -25,9 +25,21 @@ import typer
 
 from benchmarks.measure import HERE, Options, machine
 from deftx import environment
+from deftx.config import Execution
 
 PARTS = ("train", "memory", "select", "denoise", "vectors", "evaluate", "growth")
 """The order of the table. A part that is missing here cannot be published."""
+ON_CPU = ("select", "denoise")
+"""These run on a CPU whatever the device."""
+
+
+NO_GPU = """No GPU was at hand: nothing here was measured on one, and the tests marked `gpu` were skipped. With one:
+
+```
+python -m benchmarks.train --device cuda      # and memory, vectors, evaluate: adds tables named "... on cuda"
+python -m pytest -m gpu
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,9 @@ def command(part: str, rows: Callable[[Options], list[Row]], doc: str | None = N
 
 def run(parts: Mapping[str, Callable[[Options], list[Row]]], options: Options) -> bool:
     """Measure parts, print them, and publish them where `options.out` says; whether all requirements hold."""
-    torch.set_num_threads(options.threads)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("cuda: there is no GPU here, or this torch is built without CUDA; cpu would be right")
+    environment.prepare(0, Execution(device=options.device, threads=options.threads))  # as a stage is
     held = True
     for part, rows in parts.items():
         # at tiny shapes nothing is required
@@ -114,7 +128,7 @@ def publish(part: str, rows: list[Row], options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
     parts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    parts[part if options.device == "cpu" else f"{part} on {options.device}"] = {
+    parts[part if options.device == "cpu" or part in ON_CPU else f"{part} on {options.device}"] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(options),
         "versions": environment.versions(),
@@ -134,6 +148,8 @@ def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
         "ours and the reference take turns in one run. A ratio is the reference over ours. The floor is the "
         "arithmetic over the machine's measured rate plus the bytes over its measured copy rate.\n"
     ]
+    if not any(name.endswith(" on cuda") for name in ordered):
+        text.append(NO_GPU)
     for name in ordered:
         part = parts[name]
         where = "; ".join(part["machine"].values())

@@ -6,15 +6,17 @@ in the cache. The floor counts one reading.
 
 from __future__ import annotations
 
-from benchmarks.deltas import GIB, K_LANGUAGE, delta_of, k_of, plain_select, shape_of
-from benchmarks.measure import Options, Peak, fresh, interleaved, median, rates
+from benchmarks.deltas import delta_of, k_of, shape_of
+from benchmarks.measure import GIB, Options, Peak, fresh, interleaved, median, rates
+from benchmarks.reference import plain_select
 from benchmarks.results import Row, above, below, command
+from deftx.config import PAPER_K_LANGUAGE
 from deftx.select import Indices, select
 
 
 def rows(options: Options) -> list[Row]:
     """Seconds, memory beyond the change, how many, and whether two runs choose the same."""
-    delta, k = delta_of(shape_of(options)), k_of(options, K_LANGUAGE)
+    delta, k = delta_of(shape_of(options)), k_of(options, PAPER_K_LANGUAGE)
     total = sum(tensor.numel() for tensor in delta.values())
     chosen: list[Indices] = []
     works = {"ours": lambda: chosen.append(select(delta, k)), "reference": lambda: plain_select(delta, k)}
@@ -32,7 +34,7 @@ def rows(options: Options) -> list[Row]:
 
 def peak(options: Options, reference: bool) -> int:
     """Most bytes beyond the change itself."""
-    delta, k = delta_of(shape_of(options)), k_of(options, K_LANGUAGE)
+    delta, k = delta_of(shape_of(options)), k_of(options, PAPER_K_LANGUAGE)
     with Peak() as found:
         kept = plain_select(delta, k) if reference else select(delta, k)
     del kept

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.deltas import K_LANGUAGE, K_TASK, k_of, shape_of, vector_of
+import torch
+from torch import Tensor
+
+from benchmarks.deltas import k_of, shape_of, vector_of
 from benchmarks.measure import Options, interleaved, median, timed
 from benchmarks.models import classifier
 from benchmarks.results import Row, above, below, command
 from deftx.compose import base_of, compose
+from deftx.config import PAPER_K_LANGUAGE, PAPER_K_TASK
 from deftx.sft import TENSORS, SparseFineTuning
 
 
@@ -27,15 +31,18 @@ def rows(options: Options) -> list[Row]:
 def _applied(options: Options) -> list[Row]:
     shape = shape_of(options)
     model = classifier(shape).to(options.device).eval()
-    task, language = vector_of(shape, k_of(options, K_TASK), 1), vector_of(shape, k_of(options, K_LANGUAGE), 2)
-    before = {name: parameter.detach().clone() for name, parameter in base_of(model).named_parameters()}
+    task, language = (
+        vector_of(shape, k_of(options, PAPER_K_TASK), 1),
+        vector_of(shape, k_of(options, PAPER_K_LANGUAGE), 2),
+    )
+    before = {name: _bits(parameter).clone() for name, parameter in base_of(model).named_parameters()}
 
     def on_and_off() -> None:
         with compose(model, task, language):
             pass
 
     seconds = median(interleaved({"ours": on_and_off}, rounds=5, device=options.device)["ours"])
-    same = all(bool((p == before[name]).all()) for name, p in base_of(model).named_parameters())
+    same = all(torch.equal(_bits(p), before[name]) for name, p in base_of(model).named_parameters())
     work = f"apply vectors of {len(task):,} and {len(language):,} entries and take them off"
     return [
         below(Row(work, "seconds", seconds), 0.5),
@@ -43,8 +50,13 @@ def _applied(options: Options) -> list[Row]:
     ]
 
 
+def _bits(parameter: Tensor) -> Tensor:
+    """0 and -0 differ."""
+    return parameter.detach().view(torch.int32)
+
+
 def _saved(options: Options, values: Literal["float32", "bf16"], most: float) -> list[Row]:
-    vector = vector_of(shape_of(options), k_of(options, K_LANGUAGE))
+    vector = vector_of(shape_of(options), k_of(options, PAPER_K_LANGUAGE))
     with tempfile.TemporaryDirectory() as folder:
         save: Callable[[], object] = lambda: vector.save_pretrained(folder, values)  # noqa: E731
         saving = median([timed(save) for _ in range(5)])

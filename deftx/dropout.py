@@ -3,7 +3,8 @@
 What is dropped of an example depends on the run's seed, the step, the example's number in its batch and the place in
 the model, and on nothing else: neither on which examples are computed together, nor on the device, nor on whether a
 layer is computed once or again in the backward pass (gradient checkpointing). A draw is a hash of those numbers (two
-rounds of multiply and xor-shift, 16 bits each), which costs less than torch's generator does on a CPU.
+rounds of multiply and xor-shift, 16 bits each), which costs less than torch's generator does on a CPU. A model that
+drops by a function and not by a module (XGLM) keeps torch's own draws.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def attention(
 class _Attention(torch.autograd.Function):
     """Attention with dropped probabilities that keeps none of them: the backward pass computes and draws them again.
 
-    A CPU takes example by example, whose scores stay in its cache.
+    A CPU takes example by example, whose scores stay in its cache; a GPU 16, so that scores never fill its memory.
     """
 
     @staticmethod
@@ -160,7 +161,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _parts(q: Tensor) -> list[tuple[int, slice]]:
-    size = 1 if q.device.type == "cpu" else len(q)
+    size = 1 if q.device.type == "cpu" else 16
     return [(start, slice(start, start + size)) for start in range(0, len(q), size)]
 
 

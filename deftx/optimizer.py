@@ -45,9 +45,10 @@ class Optimizer:
         """
         found = self._what.gradients()
         self._pull_to_start()
-        norm = torch.nn.utils.clip_grad_norm_(found.values(), self._settings.clip)
+        norm = torch.nn.utils.get_total_norm([value.grad for value in found.values() if value.grad is not None])
         if norm.device.type == "cpu" and not norm.isfinite():
-            return norm
+            return norm  # before clipping, which would spread a NaN over all gradients
+        torch.nn.utils.clip_grads_with_norm_(found.values(), self._settings.clip, norm)
         rate = self._settings.learning_rate * factor
         for group in self._adamw.param_groups:
             group["lr"] = rate

@@ -31,7 +31,7 @@ class Trainable:
         values: without an index a value is the model's own parameter; with one, the vector of the chosen entries.
         rows: of the word embedding, where it is looked up by the rows of a batch.
         words: its name; empty where there is none.
-        frozen: names of those parameters that take no gradient themselves: others stand for them.
+        replaced: names of those parameters that take no gradient themselves: rows or entries stand for them.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Trainable:
         others = [name for name in self._index if name != self.words or self.rows is None]
         linear = {name: layer for name, layer in (layers or {}).items() if name in others}
         self._sampled = [SampledLinear(layer, self._index[n], self.values[n]) for n, layer in linear.items()]
-        self.frozen = {*linear, *([self.words] if self.rows is not None else [])}
+        self.replaced = {*linear, *([self.words] if self.rows is not None else [])}
         self._hooks = [self._gather_early(name) for name in others if name not in linear]
 
     def begin(self, input_ids: Tensor | None) -> None:
@@ -89,7 +89,7 @@ class Trainable:
 
     @torch.no_grad()
     def close(self) -> None:
-        """Leave an ordinary model: every value in its place, no hook, no memory shared."""
+        """Every value in its place, no hook, no memory shared; what was frozen stays so. May be called twice."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._sampled:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,13 +90,14 @@ def train(
         raise DataError("there are no training examples")
     execution = execution or Execution()
     model.to(execution.device)
-    run = Run(model, objective, settings, seed, what(), execution)
-    if checkpoints is not None:
-        with TemporaryDirectory(prefix="deftx-") as folder:
-            if (file := checkpoints.load(Path(folder))) is not None:
-                run.restore(file)
-    saved = time.monotonic()
-    with _gradient_checkpointing(model, execution.gradient_checkpointing):
+    # closed after a failure too, so that the model can be trained again
+    with closing(what()) as trained, _gradient_checkpointing(model, execution.gradient_checkpointing):
+        run = Run(model, objective, settings, seed, trained, execution)
+        if checkpoints is not None:
+            with TemporaryDirectory(prefix="deftx-") as folder:
+                if (file := checkpoints.load(Path(folder))) is not None:
+                    run.restore(file)
+        saved = time.monotonic()
         while run.step < run.outcome.steps:
             run.advance()
             if run.step % settings.validate_every == 0 or run.step == run.outcome.steps:
@@ -107,20 +109,25 @@ def train(
                     run.save(Path(folder) / "checkpoint")
                     checkpoints.save(Path(folder) / "checkpoint")
                 saved = time.monotonic()
-    run.leave()
+        run.leave()
+    model.eval()
     return run.outcome
 
 
 @contextmanager
 def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
     """Keep only the input of each layer for the backward pass, which computes the rest again."""
-    if on:
+    if not on:
+        yield
+        return
+    model.config.use_cache = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of another name for the same, which older releases lack
         # dropout keeps no state to be preserved
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    try:
-        yield
-    finally:
-        if on:
+        try:
+            yield
+        finally:
             model.gradient_checkpointing_disable()
 
 
@@ -182,11 +189,13 @@ class Run:
         return point
 
     def leave(self) -> None:
-        """Leave the model at the best checkpoint, in evaluation mode, with nothing of the run about it."""
+        """Leave the model at the best checkpoint.
+
+        Its dropout stays by example, and a classifier's last layer at `<s>` in training: for a loop of one's own it is
+        loaded anew.
+        """
         if self.outcome.best_step < self.step:
             self._what.load(self._best)
-        self._what.close()
-        self._model.eval()
 
     def save(self, file: Path) -> None:
         """Write everything a run needs to continue; no tensor is copied in memory on a CPU."""
@@ -267,8 +276,9 @@ class Run:
 
 def _freeze_all_but(model: nn.Module, what: Trainable) -> None:
     """Gradients are computed for what trains only."""
-    wanted = {id(parameter) for name, parameter in what.parameters.items() if name not in what.frozen}
+    wanted = {id(parameter) for name, parameter in what.parameters.items() if name not in what.replaced}
     for parameter in model.parameters():
+        parameter.grad = None
         parameter.requires_grad_(id(parameter) in wanted)
 
 

@@ -37,15 +37,17 @@ Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-tas
 
 
 class Resources(Settings):
-    """What one trial of a stage kind takes, and how it keeps to it. Outside every address: results do not depend on it.
+    """What one trial of a stage kind takes, and how it keeps to it. Outside every address: but for rounding no result depends on it.
 
     A stage runs with as many threads as it has CPUs.
     """
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
     gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
-    micro_batch: int | None = Field(None, ge=1, description="examples computed at once; none: the whole batch")
-    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
+    micro_batch: int | None = Field(
+        None, ge=1, description="examples a training computes at once; none: the whole batch"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory in training, for a third more time")
 
     @field_validator("gpu")
     @classmethod

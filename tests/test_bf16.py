@@ -1,4 +1,4 @@
-"""bf16 autocast learns as float32 does: the demo's model on the demo's text."""
+"""bf16 autocast learns as float32 does: both phases of a language vector, the demo's model on the demo's text."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import numpy as np
 import pytest
 import torch
 
+from deftx.backbones import maskable, untie
 from deftx.config import Execution, Training
 from deftx.data.archipelago import Sizes, family_files
 from deftx.data.sources import FileSource
 from deftx.pretrain import _objective, new_model, train_tokenizer
+from deftx.select import Indices
 from deftx.stages import BackboneSettings
-from deftx.trainable import Trainable
+from deftx.trainable import phase
 from deftx.training import train
 
 TRAINING = Training(
-    max_steps=500, batch_size=32, learning_rate=2e-3, warmup=0.06, weight_decay=0.01, betas=(0.9, 0.98),
+    max_steps=500, batch_size=16, learning_rate=2e-3, warmup=0.06, weight_decay=0.01, betas=(0.9, 0.98),
     validate_every=50,
 )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_the_loss_curve_in_bf16_lies_within_the_spread_of_three_float32_seeds() -> None:
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_the_loss_curve_in_bf16_lies_within_the_spread_of_three_float32_seeds(sparse: bool) -> None:
     files = dict(family_files(0, Sizes(pretraining=1500, corpus=300, train=30, valid=6, test=6)))
     texts = {name: text.splitlines() for name, text in files.items() if name.endswith(".txt")}
     source = FileSource(sha256="0" * 64, url="unused")
@@ -30,10 +33,16 @@ def test_the_loss_curve_in_bf16_lies_within_the_spread_of_three_float32_seeds() 
 
     def curve(seed: int, precision: str) -> list[float]:
         model = new_model(len(tokenizer), settings, seed)
+        untie(model)
+        training = TRAINING.model_copy(update={"precision": precision})
+        mask: Indices | None = None
+        if sparse:
+            generator = torch.Generator().manual_seed(seed)
+            draws = {name: torch.rand(p.numel(), generator=generator) for name, p in maskable(model).items()}
+            mask = {name: (drawn < 0.3).nonzero().squeeze(1) for name, drawn in draws.items()}
         outcome = train(
-            model, _objective(tokenizer, settings, texts, 0), TRAINING.model_copy(update={"precision": precision}),
-            seed=seed, what=lambda: Trainable(dict(model.named_parameters())),
-            execution=Execution(threads=torch.get_num_threads()),
+            model, _objective(tokenizer, settings, texts, 0), training, seed=seed,
+            what=lambda: phase(model, training, mask), execution=Execution(threads=torch.get_num_threads()),
         )  # fmt: skip
         return [point["train_loss"] for point in outcome.curve]
 

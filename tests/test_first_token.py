@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import Shape, classifier, masked_lm
+from benchmarks.models import Shape, classifier, masked_lm, sentences
+from deftx.config import Training
 from deftx.first_token import FirstTokenLayer, read_first_token_only
 from deftx.objectives import pad
+from deftx.trainable import phase
+from deftx.training import train
 
 SHAPE = Shape(2, 16, 2, 24, vocabulary=50, positions=40)
 SENTENCES = [[0, 7, 8, 9, 2], [0, 11, 2], [0, 5, 6, 7, 8, 9, 2]]
@@ -51,6 +54,14 @@ def test_it_computes_one_token_in_training_and_all_in_evaluation() -> None:
     body = ours.roberta
     assert body(**inputs(True)).last_hidden_state.shape == (3, 1, 16)  # type: ignore[operator]
     assert body.eval()(**inputs(True)).last_hidden_state.shape == (3, 7, 16)  # type: ignore[operator, union-attr]
+
+
+def test_a_classifier_trains_with_it() -> None:
+    plain, objective = classifier(SHAPE), sentences(SHAPE, 8, 6)
+    settings = Training(max_steps=2, batch_size=4)
+    train(plain, objective, settings, seed=0, what=lambda: phase(plain, settings))
+    assert isinstance(plain.roberta.encoder.layer[-1], FirstTokenLayer)
+    assert not any(isinstance(layer, FirstTokenLayer) for layer in plain.roberta.encoder.layer[:-1])
 
 
 def test_grades_are_transformers_own_to_the_last_bit() -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from deftx.config import Execution
 from deftx.errors import ConfigError
 from orchestrator.loading import load_space, shipped_spaces
-from orchestrator.trials import Machine
+from orchestrator.space import Resources
+from orchestrator.trials import Machine, Workplace
 
 BASE = """
 benchmark: nusax
@@ -171,6 +173,13 @@ def test_selecting_without_target_labels_needs_the_sparse_phase(tmp_path: Path) 
 def test_a_first_combination_given_twice_is_one(tmp_path: Path) -> None:
     cell = "{rank_l: 100, rank_t: 100, retention: 0.05}"
     assert len(load(tmp_path, BASE, f"first=[{cell}, {cell}]").cells()) == 2  # type: ignore[attr-defined]
+
+
+def test_how_a_trial_keeps_to_its_memory_reaches_the_stage() -> None:
+    need = Machine(cpus=2, gpus=0).fit(Resources(cpu=4, gpu=1, micro_batch=4, gradient_checkpointing=True))
+    assert need == Resources(cpu=2, gpu=0, micro_batch=4, gradient_checkpointing=True)
+    expected = Execution(threads=2, micro_batch=4, gradient_checkpointing=True)
+    assert Workplace("", "", {"dense": need}).execution("dense") == expected
 
 
 def test_a_space_that_asks_for_gpus_where_there_are_none_is_told() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import deltas, denoise, evaluate, growth, select, vectors
+from benchmarks import deltas, denoise, evaluate, growth, memory, reference, select, train, vectors
 from benchmarks.measure import Options, Peak, fresh, interleaved
 from benchmarks.models import TINY
 from benchmarks.results import Row, above, at_least, at_most, below, markdown, publish, run, table
@@ -61,6 +61,8 @@ def test_a_part_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> No
     assert text.index("## train") < text.index("| other |") < text.index("## select") < text.index("| second |")
     parts = json.loads((tmp_path / "results.json").read_text())
     assert markdown(parts) == text
+    assert "No GPU was at hand" in text
+    assert "No GPU" not in markdown({**parts, "train on cuda": parts["train"]})
     assert parts["train"]["versions"]["torch"] == torch.__version__
 
 
@@ -78,16 +80,37 @@ def test_the_small_parts_run_and_require_nothing(tmp_path: Path) -> None:
     assert "100.00% predicted alike" in rows["evaluate 5 x 20 sentences seconds"]["note"]
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_every_step_has_its_rows(number: int) -> None:
+    rows = train._times(SMALL, number)
+    precisions = ["float32"] if train.WORKS[number].task else ["float32", "bf16"]
+    measures = ["seconds", "times the floor", "model FLOP utilisation"]
+    assert [row.measure for row in rows] == ["times its own floor", *measures * len(precisions)]
+    assert all(row.ours > 0 for row in rows)
+    for row in (row for row in rows if row.measure == "seconds"):
+        assert row.reference and row.floor and row.must.startswith("reference at least")
+
+
+def test_memory_is_told_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "fresh", lambda *_, **__: 2**31)
+    rows = {f"{row.work} {row.measure}": row for row in memory.rows(SMALL)}
+    for shape in memory.SHAPES:
+        for phase in ("dense", "sparse"):
+            found = [rows[f"{shape}, {phase}: {part} GiB computed"].ours for part in memory.IN_MEMORY]
+            assert rows[f"{shape}, {phase}: all in memory GiB computed"].ours == pytest.approx(sum(found))
+    assert sum(row.measure == "GiB measured" and row.ours == 2 for row in rows.values()) == 2
+
+
 def test_the_plain_masks_are_ours() -> None:
     """The two sides of the denoising benchmark do the same work: all but a few entries at the threshold."""
     delta, k = deltas.delta_of(TINY), 2000
     ours = denoise.our_masks(delta, denoise.SETTINGS, k)
     starts = dict(zip(delta, torch.tensor([0] + [t.numel() for t in delta.values()]).cumsum(0).tolist(), strict=False))
-    for mask, plain in zip(ours, deltas.plain_masks(delta, denoise.SETTINGS, k), strict=True):
+    for mask, plain in zip(ours, reference.plain_masks(delta, denoise.SETTINGS, k), strict=True):
         flat = {int(i) + starts[name] for name, index in mask.items() for i in index}
         assert len(flat & set(plain.tolist())) >= 0.995 * k
     flat = {int(i) + starts[name] for name, index in choose(delta, k).items() for i in index}
-    assert flat == set(deltas.plain_select(delta, k).tolist())
+    assert flat == set(reference.plain_select(delta, k).tolist())
 
 
 def test_words_not_seen_are_rows_of_zeros() -> None:
@@ -102,7 +125,8 @@ def test_the_exponent_is_the_slope_of_the_logarithms() -> None:
 
 
 @pytest.mark.slow
-def test_growth_runs_and_draws(tmp_path: Path) -> None:
+def test_growth_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SMALL", growth.SMALL[:2])
     rows = growth.rows(Options(small=True, threads=1, out=tmp_path))
     assert {row.measure for row in rows} == {"seconds", "exponent"}
     assert (tmp_path / "growth.png").stat().st_size > 1000

@@ -75,6 +75,15 @@ def test_lt_sft_shares_dense_stages_training_and_k_and_differs_in_denoising_alon
         assert one.settings.model_copy(update={"denoise": None}) == other.settings
 
 
+def test_no_address_depends_on_how_a_trial_keeps_to_its_memory(tmp_path: Path) -> None:
+    careful = "resources={dense: {cpu: 3, micro_batch: 2, gradient_checkpointing: true}}"
+    plain, other = (
+        {stage.address for stage in stages_of(shipped_planner("demo", tmp_path, *overrides), "demo", *overrides)}
+        for overrides in ((), (careful,))
+    )
+    assert plain == other
+
+
 def test_every_address_depends_on_the_seed() -> None:
     rows = [make_planner(make_space(seed=seed)).combination(0, make_space().cells()[0]) for seed in (0, 1)]
     first, second = ({stage.address for stage in row.stages} for row in rows)

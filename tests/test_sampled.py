@@ -122,7 +122,7 @@ def test_where_it_pays(monkeypatch: pytest.MonkeyPatch, entries: int, pays: bool
     assert SampledLinear(layer, *chosen(layer, [1]))._places is None
 
 
-def test_a_gradient_that_is_no_number_stays_none() -> None:
+def test_a_number_that_is_none_is_not_hidden() -> None:
     """The values are no part of the sparse product, and a bad one is never hidden."""
     layer, x = nn.Linear(8, 6), torch.ones(2, 8)
     entries, values = chosen(layer, [0, 3])
