@@ -37,16 +37,14 @@ Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-tas
 
 
 class Resources(Settings):
-    """What one trial of a stage kind takes, and how it keeps to it. Outside every address: but for rounding no result depends on it.
+    """What one trial of a stage kind takes, and how it keeps to it; a stage runs with as many threads as it has CPUs.
 
-    A stage runs with as many threads as it has CPUs.
+    Outside every address: but for rounding no result depends on it.
     """
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
     gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
-    micro_batch: int | None = Field(
-        None, ge=1, description="examples a training computes at once; none: the whole batch"
-    )
+    micro_batch: int | None = Field(None, ge=1, description="examples a training computes at once; none: all")
     gradient_checkpointing: bool = Field(False, description="less memory in training, for a third more time")
 
     @field_validator("gpu")
