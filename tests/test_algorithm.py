@@ -29,7 +29,7 @@ from deftx.config import Denoise, Execution, TextSettings, Training
 from deftx.data.benchmarks import benchmark, corpus_source, evaluation_source, read_examples, training_sources
 from deftx.data.leaks import texts_digest
 from deftx.denoise import denoise, is_matrix
-from deftx.errors import DataError, StoreError
+from deftx.errors import DataError, StoreError, TrainingError
 from deftx.published import resolve_folder
 from deftx.select import non_zero, select
 from deftx.sft import SparseFineTuning
@@ -472,6 +472,16 @@ def test_shuffled_test_labels_change_the_address_of_no_training_stage(world: Wor
     text = (root / "nusax" / "indonesian" / "test.csv").read_text()
     (root / "nusax" / "indonesian" / "test.csv").write_text(text.replace("w1", "w2"))
     assert other.task_dense().address != after[2].address  # its sentences do count
+
+
+def test_a_training_that_ends_in_no_number_publishes_nothing(world: World, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    training = LANGUAGE_TRAINING.model_copy(update={"learning_rate": 1e30, "clip": 1e30})
+    stage = world.dense(training=training)
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        make(stage, store)
+    assert store.manifest(stage.address) is None
+    assert not list(tmp_path.glob(f"stages/{stage.address}/*"))
 
 
 # -- the same bits, whatever came before ------------------------------------------------------------------------------
