@@ -1,7 +1,8 @@
 """How a step, the choice of k and denoising grow with the model: four sizes, a plot, and the exponent of each.
 
-The exponent is the slope of log seconds over log parameters: 1 for work that visits each number once, up to 4/3 for
-denoising, whose products grow with the hidden size too. The step is one sparse step of masked language modelling.
+The exponent is the slope of log seconds over log parameters: 1 for work that visits each number once, more for denoising,
+whose products grow with the hidden size and the rank too. The step is one sparse step of masked language modelling on
+4 x 128 tokens; the vocabulary is 50,000; denoising is at rank 90 % alone.
 """
 
 from __future__ import annotations
@@ -88,13 +89,17 @@ def exponent(parameters: list[float], values: list[float]) -> float:
 def plot(parameters: list[float], works: dict[str, list[float]], path: Path) -> None:
     """Seconds over parameters, both logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, values in works.items():
-        axes.loglog(parameters, values, "o-", label=f"{name}: exponent {exponent(parameters, values):.2f}")
-    axes.set(xlabel="maskable parameters", ylabel="seconds")
-    axes.legend()
+    for marker, (name, values) in zip("os^", works.items(), strict=True):
+        axes.loglog(parameters, values, f"{marker}-", label=f"{name}: exponent {exponent(parameters, values):.2f}")
+    axes.set_xticks(parameters, [f"{count / 1e6:,.0f}" for count in parameters])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="maskable parameters, millions", ylabel="seconds")
+    figure.legend(loc="outside upper center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 

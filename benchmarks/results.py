@@ -146,7 +146,9 @@ def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
     text = [
         "# What every stage takes\n\nMeasured by `python -m benchmarks`, each part by `python -m benchmarks.PART`; "
         "ours and the reference take turns in one run. A ratio is the reference over ours. The floor is the "
-        "arithmetic over the machine's measured rate plus the bytes over its measured copy rate.\n"
+        "arithmetic over the machine's measured rate plus the bytes over its measured copy rate. Floor and model FLOP "
+        "utilisation count every product of a plain step with losses where there are labels: a sparse step of ours "
+        "leaves some out, and may lie below the one and above 1 in the other.\n"
     ]
     if not any(name.endswith(" on cuda") for name in ordered):
         text.append(NO_GPU)
@@ -155,8 +157,9 @@ def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
         where = "; ".join(part["machine"].values())
         versions = ", ".join(f"{key} {value}" for key, value in part["versions"].items())
         small = " Tiny shapes (`--small`): the figures mean nothing." if part["small"] else ""
+        drawn = "![Seconds over the number of parameters](growth.png)\n\n" if name == "growth" else ""
         text.append(
-            f"## {name}\n\n{table([Row(**row) for row in part['rows']])}\n\n"
+            f"## {name}\n\n{drawn}{table([Row(**row) for row in part['rows']])}\n\n"
             f"{part['date']}, {where}; {versions}; commit {part['commit']}.{small}\n"
         )
     return "\n".join(text)
