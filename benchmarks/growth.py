@@ -1,8 +1,8 @@
 """How a step, the choice of k and denoising grow with the model: four sizes, a plot, and the exponent of each.
 
-The exponent is the slope of log seconds over log parameters: 1 for work that visits each number once, more for denoising,
-whose products grow with the hidden size and the rank too. The step is one sparse step of masked language modelling on
-4 x 128 tokens; the vocabulary is 50,000; denoising is at rank 90 % alone.
+The exponent is the slope of log seconds over log parameters: 1 for work that visits each number once, more for
+denoising, whose products grow with the hidden size and the rank too. The step is one sparse step of masked language
+modelling on 4 x 128 tokens; the vocabulary is 50,000; denoising is at rank 90 % alone.
 """
 
 from __future__ import annotations
