@@ -112,4 +112,4 @@ def accuracy(shape: Shape) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    command("denoise", rows, __doc__)
+    command({"denoise": rows}, __doc__)

@@ -84,4 +84,4 @@ def _real_lengths(data_root: Path) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    command("evaluate", rows, __doc__)
+    command({"evaluate": rows}, __doc__)

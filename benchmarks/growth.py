@@ -59,7 +59,7 @@ def seconds(options: Options, layers: int, hidden: int) -> dict[str, float]:
     found = {name: min(timed(work) for _ in range(2)) for name, work in works.items()}
     delta.clear()
     step = sparse_step(options, shape, k)
-    return {"parameters": count, **found, "sparse step": min(timed(step, options.device) for _ in range(3))}
+    return {"parameters": count, **found, "sparse step": min(timed(step) for _ in range(3))}
 
 
 def shape_at(options: Options, layers: int, hidden: int) -> Shape:
@@ -75,9 +75,9 @@ def sparse_step(options: Options, shape: Shape, k: int) -> Callable[[], object]:
     from deftx.trainable import phase
     from deftx.training import Run
 
-    model, settings = masked_lm(shape).to(options.device), Training(max_steps=100, batch_size=4)
+    model, settings = masked_lm(shape), Training(max_steps=100, batch_size=4)
     what = phase(model, settings, random_mask(model, k))
-    run = Run(model, text(shape, 8, 128), settings, 0, what, Execution(device=options.device, threads=options.threads))
+    run = Run(model, text(shape, 8, 128), settings, 0, what, Execution(threads=options.threads))
     return run.advance
 
 
@@ -105,4 +105,4 @@ def plot(parameters: list[float], works: dict[str, list[float]], path: Path) -> 
 
 
 if __name__ == "__main__":
-    command("growth", rows, __doc__)
+    command({"growth": rows}, __doc__)

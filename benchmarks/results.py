@@ -1,6 +1,6 @@
 """Measured rows, what they must reach, and the table of them: results.json and results.md.
 
-A part is a module with `rows(options) -> list[Row]`, and `if __name__ == "__main__": command("PART", rows, __doc__)`
+A part is a module with `rows(options) -> list[Row]`, and `if __name__ == "__main__": command({"PART": rows}, __doc__)`
 makes it a program: `python -m benchmarks.PART [--small] [--device cuda] [--threads 2] [--data-root DIR] [--out DIR]`.
 
     at_least(Row("dense MLM step", "seconds", ours, reference=theirs, floor=floor), 2.2)   # theirs / ours
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -26,12 +26,18 @@ import typer
 from benchmarks.measure import HERE, Options, machine
 from deftx import environment
 from deftx.config import Execution
+from deftx.errors import DeftxError
 
 PARTS = ("train", "memory", "select", "denoise", "vectors", "evaluate", "growth")
 """The order of the table. A part that is missing here cannot be published."""
-ON_CPU = ("select", "denoise")
+ON_CPU = ("select", "denoise", "growth")
 """These run on a CPU whatever the device."""
 
+
+Small = Annotated[bool, typer.Option("--small", help="tiny shapes, under a minute a part")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="what models are trained on")]
+Data = Annotated[Path | None, typer.Option(help="folder with nusax/, for the lengths of sentences; else drawn")]
+Out = Annotated[Path | None, typer.Option(help="default: benchmarks/, whose rows are replaced; none with --small")]
 
 NO_GPU = """No GPU was at hand: nothing here was measured on one, and the tests marked `gpu` were skipped. With one:
 
@@ -89,18 +95,18 @@ def above(row: Row, limit: float) -> Row:
     return replace(row, must=f"at least {limit:g} {row.measure}", met=row.ours >= limit)
 
 
-def command(part: str, rows: Callable[[Options], list[Row]], doc: str | None = None) -> None:
-    """Run one part as a program; exits with 1 when a requirement is missed."""
+def command(parts: Mapping[str, Callable[[Options], list[Row]]], doc: str | None = None) -> None:
+    """Run parts as a program; exits with 1 when a requirement is missed."""
 
     def main(
-        small: Annotated[bool, typer.Option("--small", help="tiny shapes, seconds")] = False,
-        device: str = "cpu",
-        threads: int = 2,
-        data_root: Annotated[Path | None, typer.Option(help="folder with nusax/")] = None,
-        out: Annotated[Path | None, typer.Option(help="where the results go")] = None,
+        small: Small = False, device: Device = "cpu", threads: int = 2, data_root: Data = None, out: Out = None
     ) -> None:
         options = Options(small, device, threads, data_root, out or (None if small else HERE))
-        raise typer.Exit(0 if run({part: rows}, options) else 1)
+        try:
+            raise typer.Exit(0 if run(parts, options) else 1)
+        except DeftxError as error:
+            typer.echo(error, err=True)
+            raise typer.Exit(2) from None
 
     main.__doc__ = doc
     typer.run(main)
@@ -128,9 +134,10 @@ def publish(part: str, rows: list[Row], options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
     parts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    parts[part if options.device == "cpu" or part in ON_CPU else f"{part} on {options.device}"] = {
+    device = "cpu" if part in ON_CPU else options.device
+    parts[part if device == "cpu" else f"{part} on {device}"] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": machine(options),
+        "machine": machine(replace(options, device=device)),
         "versions": environment.versions(),
         "commit": environment.git_commit(),
         "small": options.small,
@@ -148,7 +155,8 @@ def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
         "ours and the reference take turns in one run. A ratio is the reference over ours. The floor is the "
         "arithmetic over the machine's measured rate plus the bytes over its measured copy rate. Floor and model FLOP "
         "utilisation count every product of a plain step with losses where there are labels: a sparse step of ours "
-        "leaves some out, and may lie below the one and above 1 in the other.\n"
+        "leaves some out, and may lie below the one and above 1 in the other. The reference's own floor counts its "
+        "logits at all positions. Steps: medians of three rounds after one; denoising and evaluating: one round.\n"
     ]
     if not any(name.endswith(" on cuda") for name in ordered):
         text.append(NO_GPU)

@@ -46,4 +46,4 @@ def _same(one: Indices, other: Indices) -> bool:
 
 
 if __name__ == "__main__":
-    command("select", rows, __doc__)
+    command({"select": rows}, __doc__)

@@ -71,4 +71,4 @@ def _saved(options: Options, values: Literal["float32", "bf16"], most: float) ->
 
 
 if __name__ == "__main__":
-    command("vectors", rows, __doc__)
+    command({"vectors": rows}, __doc__)

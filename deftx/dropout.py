@@ -4,7 +4,7 @@ What is dropped of an example depends on the run's seed, the step, the example's
 the model, and on nothing else: neither on which examples are computed together, nor on the device, nor on whether a
 layer is computed once or again in the backward pass (gradient checkpointing). A draw is a hash of those numbers (two
 rounds of multiply and xor-shift, 16 bits each), which costs less than torch's generator does on a CPU. A model that
-drops by a function and not by a module (XGLM) keeps torch's own draws.
+drops by a function and not by a module (XGLM) keeps torch's own draws, which do depend on the micro-batches.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib.metadata
@@ -35,6 +36,8 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     if execution.device != "cpu" or memory("VmRSS") > _LARGE:
         # models are reference cycles: a reused worker would hold on to the memory of the trial before
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc's: what was freed goes back to the system
+            ctypes.CDLL(None).malloc_trim(0)
         if execution.device != "cpu":
             torch.cuda.empty_cache()
     # some CUDA kernel without a deterministic form is a line in the log, not a failed trial

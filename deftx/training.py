@@ -83,7 +83,8 @@ def train(
         report: called with each point of the curve.
 
     Raises:
-        TrainingError: when a loss or a weight is NaN or infinite; names the step. Nothing is kept of the run.
+        TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as
+            the last step made it, and may be trained again.
         DataError: when there is nothing to train on.
     """
     if objective.examples == 0:
@@ -110,7 +111,6 @@ def train(
                     checkpoints.save(Path(folder) / "checkpoint")
                 saved = time.monotonic()
         run.leave()
-    model.eval()
     return run.outcome
 
 
@@ -120,15 +120,17 @@ def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    model.config.use_cache = False
+    cached, model.config.use_cache = getattr(model.config, "use_cache", None), False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of another name for the same, which older releases lack
-        # dropout keeps no state to be preserved
-        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        try:
-            yield
-        finally:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_disable()
+        model.config.use_cache = cached
 
 
 class Run:
@@ -189,13 +191,14 @@ class Run:
         return point
 
     def leave(self) -> None:
-        """Leave the model at the best checkpoint.
+        """Leave the model at the best checkpoint, in evaluation mode.
 
         Its dropout stays by example, and a classifier's last layer at `<s>` in training: for a loop of one's own it is
         loaded anew.
         """
         if self.outcome.best_step < self.step:
             self._what.load(self._best)
+        self._model.eval()
 
     def save(self, file: Path) -> None:
         """Write everything a run needs to continue; no tensor is copied in memory on a CPU."""

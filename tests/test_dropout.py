@@ -114,6 +114,7 @@ def test_micro_batches_and_gradient_checkpointing_change_nothing_with_dropout_on
         model.double()
         run(model, Always(objective), settings, half_mask(model) if sparse else None, execution=execution)
         found.append(weights_of(model))
+        assert model.config.use_cache == both(kind, backbone)[0].config.use_cache  # as it was
     for other in found[1:]:
         for name, weight in found[0].items():
             torch.testing.assert_close(weight, other[name], rtol=0, atol=1e-6)

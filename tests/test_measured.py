@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import deltas, denoise, evaluate, growth, memory, reference, select, train, vectors
-from benchmarks.measure import Options, Peak, fresh, interleaved
+from benchmarks import deltas, denoise, evaluate, growth, memory, reference, results, select, train, vectors
+from benchmarks.measure import Options, Peak, Rates, fresh, interleaved
 from benchmarks.models import TINY
 from benchmarks.results import Row, above, at_least, at_most, below, markdown, publish, run, table
 from deftx.select import select as choose
@@ -91,6 +91,45 @@ def test_every_step_has_its_rows(number: int) -> None:
         assert row.reference and row.floor and row.must.startswith("reference at least")
 
 
+def test_without_bf16_hardware_nothing_is_required_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "rates", lambda *_: Rates(float32=1e9, bf16=1.5e9, float64=1e9, copy=1e9))
+    required = {row.work: bool(row.must) for row in train._times(SMALL, 0) if row.measure == "seconds"}
+    assert required == {"dense MLM step, float32": True, "dense MLM step, bf16": False}
+
+
+def test_a_known_gpu_is_measured_by_its_datasheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(device="cuda")
+    monkeypatch.setattr(train, "rates", lambda *_: Rates(float32=1e9, bf16=2e9, float64=1e9, copy=1e9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    assert (train.most_flop(options, "bf16"), train.most_flop(options, "float32")) == (312e12, 1e9)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
+    assert train.most_flop(options, "bf16") == 2e9
+
+
+def test_what_runs_on_a_cpu_is_published_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "machine", lambda options: {"device": options.device})
+    for part in ("select", "train"):
+        publish(part, [Row("work", "seconds", 1.0)], Options(small=True, out=tmp_path, device="cuda"))
+    parts = json.loads((tmp_path / "results.json").read_text())
+    assert {name: part["machine"]["device"] for name, part in parts.items()} == {
+        "select": "cpu", "train on cuda": "cuda",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("--device gpu", "gpu"), ("--device cuda", "no GPU here"), ("--data-root nowhere", "nowhere")]
+)
+def test_a_mistake_in_the_command_is_a_message(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--small", *words.split()])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        results.command({"evaluate": evaluate.rows})
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and "Traceback" not in told
+
+
 def test_memory_is_told_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "fresh", lambda *_, **__: 2**31)
     rows = {f"{row.work} {row.measure}": row for row in memory.rows(SMALL)}
@@ -98,7 +137,7 @@ def test_memory_is_told_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
         for phase in ("dense", "sparse"):
             found = [rows[f"{shape}, {phase}: {part} GiB computed"].ours for part in memory.IN_MEMORY]
             assert rows[f"{shape}, {phase}: all in memory GiB computed"].ours == pytest.approx(sum(found))
-    assert sum(row.measure == "GiB measured" and row.ours == 2 for row in rows.values()) == 2
+    assert sum(row.measure == "GiB measured" and row.ours == 2 for row in rows.values()) == 2  # dense and sparse
 
 
 def test_the_plain_masks_are_ours() -> None:
