@@ -2,8 +2,9 @@
 
 The gradient of a weight is a third of a layer's arithmetic. Of one matrix entry it is the product of two columns, over
 all tokens; where few entries train, those products by themselves take a third of the time of the whole matrix product
-on a CPU. Where they do not pay (most entries train, a small matrix, bf16, a GPU), the whole product is computed and the
-chosen entries are taken from it, so that a gradient as large as the weight exists for one matrix at a time only.
+on a CPU. Elsewhere (many entries train, a small matrix, bf16, for which torch has no such kernel, and a GPU, where it
+was not measured) the whole product is computed and the chosen entries are taken from it, so that a gradient as large as
+the weight exists for one matrix at a time only.
 """
 
 from __future__ import annotations
