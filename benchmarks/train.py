@@ -94,11 +94,8 @@ def _times(options: Options, number: int) -> list[Row]:
         floor = rates(options.device, options.small).seconds(flop, bytes_, precision)
         row = Row(name, "seconds", ours_seconds, theirs, floor)
         both = [at_least(row, factor), below(Row(name, "times the floor", ours_seconds / floor), over)]
-        found += (
-            [replace(row, must="", met=None) for row in both]
-            if precision == "bf16" and not _has_bf16(options)
-            else both
-        )
+        wanted = precision == "float32" or _has_bf16(options)
+        found += both if wanted else [replace(row, must="", met=None) for row in both]
         used = Row(name, "model FLOP utilisation", flop / ours_seconds / most_flop(options, precision))
         found.append(above(used, UTILISATION) if options.device == "cuda" and precision == "bf16" else used)
     return found
