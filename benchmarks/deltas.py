@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.measure import Options
 from benchmarks.models import BASE, TINY, Shape, distinct
-from deftx.denoise import is_matrix
-from deftx.sft import SFTMetadata, SparseFineTuning
+from deftx.masks.denoise import is_matrix
+from deftx.sft.vector import SFTMetadata, SparseFineTuning
 
 Delta = dict[str, Tensor]
 

@@ -16,9 +16,9 @@ from benchmarks.models import Shape
 from benchmarks.reference import plain_masks
 from benchmarks.results import Row, above, at_least, below, command
 from deftx.config import PAPER_K_LANGUAGE, Denoise
-from deftx.denoise import Factorisation, factorise, is_matrix, low_rank, rank_of
-from deftx.masks import denoise_all
-from deftx.select import Indices, select
+from deftx.masks.denoise import Factorisation, factorise, is_matrix, low_rank, rank_of
+from deftx.masks.mask import denoise_all
+from deftx.masks.select import Indices, select
 
 RANKS, RETENTIONS = ("50", "100", "300", "90%"), (0.05, 0.1)
 SETTINGS = [Denoise(rank=rank, retention=retention) for rank in RANKS for retention in RETENTIONS]

@@ -20,7 +20,7 @@ from benchmarks.measure import Options, interleaved, median
 from benchmarks.models import PAD, classifier
 from benchmarks.reference import LONGEST, plain_predict
 from benchmarks.results import Row, at_least, command
-from deftx.objectives import Encoded, predict
+from deftx.train.objectives import Encoded, predict
 
 LANGUAGES = ("ace", "ban", "bjn", "mad", "min")
 SENTENCES = 500
@@ -65,8 +65,8 @@ def _lengths(options: Options) -> list[list[int]]:
 
 
 def _real_lengths(data_root: Path) -> list[list[int]]:
-    from deftx.data.benchmarks import benchmark, evaluation_source, read_examples
-    from deftx.pretrain import train_tokenizer
+    from deftx.data.examples import benchmark, evaluation_source, read_examples
+    from deftx.method.pretrain import train_tokenizer
 
     known = benchmark("nusax")
     texts = [

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.random_backbone import write
-from deftx.stages import KINDS
-from deftx.store import Store
+from deftx.stages.stage import KINDS
+from deftx.stages.store import Store
 
 SETTINGS = (
     "targets=[ace]", "rank_l=[100]", "rank_t=[90%]", "retention=0.05", "search=grid", "first=[]", "source=null",

@@ -19,7 +19,7 @@ from benchmarks.measure import Options, fresh, timed
 from benchmarks.models import Shape
 from benchmarks.results import Row, command
 from deftx.config import Denoise
-from deftx.select import select
+from deftx.masks.select import select
 
 VOCABULARY = 50_000
 SHAPES = [(4, 256), (8, 512), (12, 768), (24, 1024)]
@@ -72,8 +72,8 @@ def sparse_step(options: Options, shape: Shape, k: int) -> Callable[[], object]:
     """One step of ours on 4 x 128 tokens."""
     from benchmarks.models import masked_lm, random_mask, text
     from deftx.config import Execution, Training
-    from deftx.trainable import phase
-    from deftx.training import Run
+    from deftx.train.loop import Run
+    from deftx.train.trainable import phase
 
     model, settings = masked_lm(shape), Training(max_steps=100, batch_size=4)
     what = phase(model, settings, random_mask(model, k))

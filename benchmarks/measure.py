@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from deftx import environment
 from deftx.config import Execution
+from deftx.method import environment
 
 HERE = Path(__file__).parent
 GIB = 2**30

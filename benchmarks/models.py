@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from deftx.backbones import head_of, maskable, untie
-from deftx.data.text import Blocks
-from deftx.objectives import Classification, Encoded, MaskedLanguageModelling, Masking
-from deftx.select import Indices
+from deftx.data.blocks import Blocks
+from deftx.masks.select import Indices
+from deftx.models.load import head_of, maskable, untie
+from deftx.train.objectives import Classification, Encoded, MaskedLanguageModelling, Masking
 
 LABELS = ("negative", "neutral", "positive")
 START, PAD, END, MASK = 0, 1, 2, 4

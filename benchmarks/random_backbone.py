@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from deftx.backbones import quiet
-from deftx.data.benchmarks import read_lines
-from deftx.data.sources import file_source
-from deftx.pretrain import train_tokenizer
+from deftx.data.examples import read_lines
+from deftx.method.pretrain import train_tokenizer
+from deftx.models.load import quiet
+from deftx.sources.files import file_source
 
 
 def write(

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.models import PAD
-from deftx.backbones import head_of, maskable
 from deftx.config import Denoise, share_of
-from deftx.denoise import is_matrix, rank_of
-from deftx.objectives import IGNORED, Batch, Encoded, pad
-from deftx.select import Indices
+from deftx.masks.denoise import is_matrix, rank_of
+from deftx.masks.select import Indices
+from deftx.models.load import head_of, maskable
+from deftx.train.objectives import IGNORED, Batch, Encoded, pad
 
 MICRO_BATCH = 4
 BATCH, LONGEST = 64, 128

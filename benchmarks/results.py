@@ -24,9 +24,9 @@ import torch
 import typer
 
 from benchmarks.measure import HERE, Options, machine
-from deftx import environment
 from deftx.config import Execution
 from deftx.errors import DeftxError
+from deftx.method import environment
 
 PARTS = ("train", "memory", "select", "denoise", "vectors", "evaluate", "growth")
 """The order of the table. A part that is missing here cannot be published."""

@@ -11,7 +11,7 @@ from benchmarks.measure import GIB, Options, Peak, fresh, interleaved, median, r
 from benchmarks.reference import plain_select
 from benchmarks.results import Row, above, below, command
 from deftx.config import PAPER_K_LANGUAGE
-from deftx.select import Indices, select
+from deftx.masks.select import Indices, select
 
 
 def rows(options: Options) -> list[Row]:

@@ -24,9 +24,9 @@ from benchmarks.models import BASE, LARGE, TINY, Shape, classifier, masked_lm, r
 from benchmarks.reference import Reference
 from benchmarks.results import Row, above, at_least, at_most, below, command
 from deftx.config import PAPER_K_LANGUAGE, PAPER_K_TASK, Execution, Training
-from deftx.objectives import Objective
-from deftx.trainable import phase
-from deftx.training import Run
+from deftx.train.loop import Run
+from deftx.train.objectives import Objective
+from deftx.train.trainable import phase
 
 
 @dataclass(frozen=True)

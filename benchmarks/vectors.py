@@ -18,9 +18,9 @@ from benchmarks.deltas import k_of, shape_of, vector_of
 from benchmarks.measure import Options, interleaved, median, timed
 from benchmarks.models import classifier
 from benchmarks.results import Row, above, below, command
-from deftx.compose import base_of, compose
 from deftx.config import PAPER_K_LANGUAGE, PAPER_K_TASK
-from deftx.sft import TENSORS, SparseFineTuning
+from deftx.sft.compose import base_of, compose
+from deftx.sft.vector import TENSORS, SparseFineTuning
 
 
 def rows(options: Options) -> list[Row]:

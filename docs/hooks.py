@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.space import Space
+from orchestrator.space.schema import Space
 
 MARKER = "<!-- settings of a space -->"
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}

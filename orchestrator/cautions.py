@@ -5,7 +5,7 @@ What is doubtful about a whole sweep (few-label selection, say) is the report's 
 
 from __future__ import annotations
 
-from deftx.store import Manifest
+from deftx.stages.store import Manifest
 
 ALIKE = 0.95
 """From this Jaccard overlap on a denoised mask is nearly LT-SFT's: denoising chose hardly anything."""

@@ -22,15 +22,15 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from deftx.errors import DeftxError
-from deftx.stages import KINDS
-from deftx.store import Store
-from orchestrator import session
-from orchestrator.estimate import SUSTAINED_TFLOPS, estimate
-from orchestrator.loading import load_space
-from orchestrator.outlook import Outlook, score_words
-from orchestrator.record import SweepFolder, known_sweep
-from orchestrator.screen import Screen, console
-from orchestrator.space import Space
+from deftx.stages.stage import KINDS
+from deftx.stages.store import Store
+from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
+from orchestrator.record.sweep import SweepFolder, known_sweep
+from orchestrator.run import session
+from orchestrator.space.load import load_space
+from orchestrator.space.schema import Space
+from orchestrator.terminal.progress import Outlook, score_words
+from orchestrator.terminal.screen import Screen, console
 
 
 class _RunByDefault(TyperGroup):
@@ -142,7 +142,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would be.")] = False,
 ) -> None:
     """Remove dense deltas of ended sweeps, losing attempts, and stages that no sweep has."""
-    from orchestrator.garbage import collect
+    from orchestrator.record.gc import collect
 
     with _user_errors():
         removed = collect(Store(_absolute(storage)), remove=yes)
@@ -154,12 +154,12 @@ def gc(
 def _run(
     prepared: session.Prepared, uri: str, address: str | None, *, serial: bool, retry_failed: bool, quiet: bool
 ) -> int:  # fmt: skip
-    from orchestrator.driver import Driver
-    from orchestrator.logs import DRIVER, kept
-    from orchestrator.report import write_report
-    from orchestrator.runs import sweep_status
-    from orchestrator.tracking import Mirror
-    from orchestrator.trials import Machine, Workplace
+    from orchestrator.report.markdown import write_report
+    from orchestrator.run.driver import Driver
+    from orchestrator.run.logs import DRIVER, kept
+    from orchestrator.run.trial import Machine, Workplace
+    from orchestrator.tracking.__main__ import Mirror
+    from orchestrator.tracking.content import sweep_status
 
     folder = prepared.folder
     with session.held(prepared) as info:
@@ -195,11 +195,11 @@ def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> No
     if driver.finished():
         return
     if serial:
-        from orchestrator.serial import run_serial
+        from orchestrator.run.serial import run_serial
 
         run_serial(driver)
     else:
-        from orchestrator.searcher import run_tune
+        from orchestrator.run.tune import run_tune
 
         run_tune(driver, machine, address)
 
@@ -212,7 +212,7 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
     if (row := state.chosen_row) is not None and row.score is not None:
         out.print(f"chosen: {row.title}, {score_words(row.score, space.selection)}", soft_wrap=True)
     if row is not None and not quiet:
-        from orchestrator.chosen import export_command
+        from orchestrator.report.chosen import export_command
 
         for name, address in {"task": row.task_sft, **row.language_sfts}.items():
             out.print(f"  vector of {name}: {folder.store.url_of(str(address), 'sft')}", soft_wrap=True)
@@ -227,7 +227,7 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
 
 
 def _print_plan(prepared: session.Prepared) -> None:
-    from orchestrator.planning import Preview
+    from orchestrator.run.preview import Preview
 
     preview = Preview.of(prepared)
     table = Table("stage", "to make", "in the store", title=f"plan of {prepared.folder.name}", title_justify="left")
@@ -249,7 +249,7 @@ def _print_plan(prepared: session.Prepared) -> None:
 
 
 def _tracking(store: Store, uri: str | None) -> str:
-    from orchestrator.tracking import check_tracking_uri, default_tracking_uri
+    from orchestrator.tracking.__main__ import check_tracking_uri, default_tracking_uri
 
     return check_tracking_uri(uri) if uri else default_tracking_uri(store)
 

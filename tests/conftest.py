@@ -15,7 +15,7 @@ import pytest
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny XLM-R with LM head and tokenizer."""
-    from tiny import write_backbone
+    from support.tiny import write_backbone
 
     return write_backbone(tmp_path_factory.mktemp("tiny") / "xlmr")
 
@@ -23,6 +23,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny XLM-R without an LM head, as multilingual E5 is."""
-    from tiny import write_backbone
+    from support.tiny import write_backbone
 
     return write_backbone(tmp_path_factory.mktemp("tiny") / "me5", lm_head=False, seed=1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal
 
-from deftx.data.benchmarks import Benchmark, Examples, Split
+from deftx.data.examples import Benchmark, Examples, Split
 
 Mode = Literal["strict", "lt-sft", "none"]
 Rule = Literal["equal", "similar", "contained", "nearest"]

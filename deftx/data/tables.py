@@ -12,8 +12,8 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from deftx.data.sources import FileSource, HubSource, Source, describe, hub_table, read_text
 from deftx.errors import DataError
+from deftx.sources.files import FileSource, HubSource, Source, describe, hub_table, read_text
 
 Cells = tuple[str, Mapping[str, str]]
 """Where a row stands (file and line), and its stripped cells by column."""

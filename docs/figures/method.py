@@ -1,6 +1,6 @@
 """Draws docs/figures/method.svg, the method on a made-up 16 x 12 weight matrix: python docs/figures/method.py
 
-L, S and the mask are those of `deftx.denoise` and `deftx.select`; the change itself and what the sparse phase would
+L, S and the mask are those of `deftx.masks.denoise` and `deftx.masks.select`; the change itself and what the sparse phase would
 learn are drawn at random. Darker is larger in absolute value, so that nothing depends on colour.
 """
 
@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from deftx.config import Denoise
-from deftx.denoise import denoise
-from deftx.select import select
+from deftx.masks.denoise import denoise
+from deftx.masks.select import select
 
 SHAPE, RANK, RETENTION, K = (16, 12), 2, 0.06, 30
 WIDTH, GAP, HEIGHT = 0.118, 0.078, 0.30

@@ -1,0 +1,73 @@
+"""What a running stage has at hand, and how it reads what other stages left in the store. Nothing is computed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deftx.config import Execution, Settings
+from deftx.sft.vector import SparseFineTuning
+from deftx.sources.published import HubFolder, Published, local_folder, name_of
+from deftx.stages.stage import DenseSettings, Stage, TextStageSettings
+from deftx.stages.store import Checkpoint, Store
+from deftx.train.loop import Report
+
+DELTA, HEAD, BLOCKS = "delta.safetensors", "head.safetensors", "blocks.safetensors"
+SPECTRA, VECTORS = "spectra.safetensors", "vectors.safetensors"
+SCORES, SEALED, DROPPED, CHECK = "scores.json", "sealed_test.json", "dropped_rows.json", "check.json"
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass
+class Facts:
+    """What a stage found, for its manifest."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage has at hand."""
+
+    stage: Stage
+    store: Store
+    folder: Path
+    execution: Execution
+    report: Report | None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the stage's training continues from."""
+        return Checkpoint(self.store, self.stage.address)
+
+
+def settings_of(stage: Stage, kind: type[S]) -> S:
+    """The settings of a stage whose kind is known."""
+    assert isinstance(stage.settings, kind), f"a {stage.kind} stage has {kind.__name__}"
+    return stage.settings
+
+
+def dense_of(stage: Stage) -> Stage:
+    """The dense phase that a dense or sparse stage belongs to."""
+    return stage if stage.kind == "dense" else dict(stage.inputs)["dense"]
+
+
+def vector_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
+    """The vector in a role: of the input stage there, else the published one, else none."""
+    if (needed := stage.input(role)) is not None:
+        return SparseFineTuning.from_pretrained(store.fetch_folder(needed.address, "sft"))
+    if published is None:
+        return None
+    revision = published.commit if isinstance(published, HubFolder) else "main"
+    return SparseFineTuning.from_pretrained(name_of(published), revision)
+
+
+def backbone_folder(store: Store, stage: Stage) -> Path:
+    """The folder of the backbone (and its tokenizer) that a text or dense stage reads."""
+    if (trained := stage.input("backbone")) is not None:
+        return store.fetch_folder(trained.address, "model")
+    assert isinstance(stage.settings, TextStageSettings | DenseSettings) and stage.settings.backbone is not None
+    return local_folder(stage.settings.backbone)

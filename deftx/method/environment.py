@@ -1,0 +1,103 @@
+"""The process a stage runs in: its threads and seeds, peak memory, and what is noted of it in a manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import importlib.metadata
+import os
+import platform
+import random
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deftx.config import Execution, Precision
+
+_LARGE = 2 << 30
+"""Resident bytes from which a collection, 0.3 s with torch and transformers loaded, is worth its time."""
+_NOTED = ("deftx-sweeps", "torch", "transformers", "tokenizers", "datasets", "numpy", "safetensors")
+
+
+def prepare(seed: int, execution: Execution, precision: Precision = "float32") -> None:
+    """Set everything that a worker used before may have left different: threads, seeds, matrix precision.
+
+    The same seed, machine and threads then give the same result bit for bit.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # must be set before the first cuBLAS call of the process to make its sums reproducible
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(execution.threads)
+    if execution.device != "cpu" or memory("VmRSS") > _LARGE:
+        # models are reference cycles: a reused worker would hold on to the memory of the trial before
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc's: what was freed goes back to the system
+            ctypes.CDLL(None).malloc_trim(0)
+        if execution.device != "cpu":
+            torch.cuda.empty_cache()
+    # some CUDA kernel without a deterministic form is a line in the log, not a failed trial
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # deterministic mode also fills fresh memory, which nothing here reads before it is written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure peak memory anew."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        # 5 resets the high-water mark of the resident set (proc(5))
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int:
+    """Most bytes since `reset_peak_memory`: of GPU memory where a GPU was used, else resident; 0 where unknown."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return memory("VmHWM")
+
+
+def memory(field: str) -> int:
+    """A field of proc(5)'s status in bytes; 0 where there is none."""
+    try:
+        match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        return 0
+    return int(match.group(1)) * 1024 if match else 0
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _NOTED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this code lies in, with `+` for local changes; none for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None

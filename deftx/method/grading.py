@@ -1,0 +1,75 @@
+"""Grading a composition: theta0 + a phi_T + b phi_L on one target language. Test scores go into a file of their own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from deftx.data.examples import Split, benchmark, read_examples
+from deftx.evaluate.metrics import Metric, score
+from deftx.masks.select import non_zero
+from deftx.method.context import (
+    DELTA,
+    HEAD,
+    SCORES,
+    SEALED,
+    Context,
+    Facts,
+    backbone_folder,
+    dense_of,
+    settings_of,
+    vector_of,
+)
+from deftx.models.load import load_classifier, load_tokenizer
+from deftx.sft.compose import compose
+from deftx.sft.vector import SFTMetadata, SparseFineTuning
+from deftx.sources.files import Source
+from deftx.stages.stage import GradeSettings, Stage
+from deftx.stages.store import Store
+from deftx.tensor_files import LazyTensors
+from deftx.train.objectives import encode, predict
+
+METRICS: tuple[Metric, ...] = ("macro_f1", "accuracy")
+
+
+def grade(context: Context) -> Facts:
+    """Compose, predict validation and test of the target language, and publish only validation as metrics."""
+    settings, store = settings_of(context.stage, GradeSettings), context.store
+    known = benchmark(settings.benchmark)
+    task_stage = dict(context.stage.inputs)["task"]
+    task = _task_vector(store, task_stage)
+    language = vector_of(store, context.stage, "language", settings.vector)
+    folder = backbone_folder(store, dense_of(task_stage))
+    tokenizer = load_tokenizer(folder)
+    device = torch.device(context.execution.device)
+    model = load_classifier(folder, known.labels, seed=0).to(device).eval()
+    facts = Facts()
+    with compose(model, task, language, settings.weights):
+        for split, source, name in _evaluated(settings):
+            rows = read_examples(known, source, settings.language, split)
+            encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, settings.max_length)
+            predicted = predict(model, encoded, tokenizer.pad_token_id, device)
+            scores = {str(m): score(encoded.labels.tolist(), predicted.tolist(), known.labels, m) for m in METRICS}
+            record: dict[str, Any] = {
+                "language": settings.language, "labels": list(known.labels), "metric": known.metric,
+                "ids": list(rows.ids), "gold": encoded.labels.tolist(), "predicted": predicted.tolist(), **scores,
+            }  # fmt: skip
+            (context.folder / name).write_text(json.dumps(record), encoding="utf-8")
+            if split == "valid":
+                facts.metrics = {f"valid_{metric}": value for metric, value in scores.items()}
+    return facts
+
+
+def _evaluated(settings: GradeSettings) -> list[tuple[Split, Source, str]]:
+    return [("valid", settings.valid, SCORES), ("test", settings.test, SEALED)]
+
+
+def _task_vector(store: Store, stage: Stage) -> SparseFineTuning:
+    if stage.kind == "sparse":
+        return SparseFineTuning.from_pretrained(store.fetch_folder(stage.address, "sft"))
+    delta, head = LazyTensors(store.fetch(stage.address, DELTA)), LazyTensors(store.fetch(stage.address, HEAD))
+    mask = non_zero(delta)
+    metadata = SFTMetadata(backbone="dense phase", k=sum(index.numel() for index in mask.values()))
+    return SparseFineTuning.from_delta(delta, mask, metadata, head)

@@ -1,0 +1,187 @@
+"""Algorithm 1 of the paper: the dense phase, denoising, the choice of k entries, and the sparse phase.
+
+Both phases of a vector begin at the same start with the same head and minimise the same thing; one loop trains them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deftx.data.blocks import Blocks
+from deftx.data.examples import Benchmark, Examples, Split, benchmark, read_examples, read_training
+from deftx.data.leaks import Cleaned, clean_training, texts_digest
+from deftx.errors import DataError
+from deftx.masks.mask import choose, denoise_all, factors_of, save_factors
+from deftx.masks.select import Indices
+from deftx.method import environment
+from deftx.method.context import (
+    BLOCKS,
+    DELTA,
+    DROPPED,
+    HEAD,
+    Context,
+    Facts,
+    backbone_folder,
+    settings_of,
+    vector_of,
+)
+from deftx.models.load import head_of, load_classifier, load_masked_lm, load_tokenizer
+from deftx.sft.compose import apply
+from deftx.sft.vector import SFTMetadata, SparseFineTuning
+from deftx.sources.published import HubFolder, local_folder, name_of
+from deftx.stages.stage import DenseSettings, SparseSettings, Stage, TaskData
+from deftx.stages.store import Store
+from deftx.tensor_files import Kept, LazyTensors, write
+from deftx.train.loop import train
+from deftx.train.objectives import Classification, MaskedLanguageModelling, Masking, Objective, encode
+from deftx.train.trainable import body_of, phase
+
+
+def dense(context: Context) -> Facts:
+    """Algorithm 1, lines 1-3: train everything; the delta is the best checkpoint less the start."""
+    settings = settings_of(context.stage, DenseSettings)
+    model, objective = _prepare(context, context.stage)
+    start = Kept()
+    start.keep(body_of(model, settings.training))
+    outcome = train(
+        model, objective, settings.training, seed=context.stage.seed, what=lambda: phase(model, settings.training),
+        execution=context.execution, checkpoints=context.checkpoint, report=context.report,
+    )  # fmt: skip
+    model.cpu()
+    write(context.folder / DELTA, body_of(model, settings.training), lambda name, weight: weight - start[name])
+    delta = LazyTensors(context.folder / DELTA)
+    save_file({name: p.detach().contiguous() for name, p in head_of(model).items()}, context.folder / HEAD)
+    save_factors(delta, context.folder)
+    changed = sum(int(delta[name].count_nonzero()) for name in delta)
+    metrics = {**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps, "changed_entries": changed}
+    details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint}
+    return Facts(metrics, outcome.curve, details)
+
+
+def sparse(context: Context) -> Facts:
+    """Algorithm 1, lines 4-9: denoise the delta, choose k entries, go back to the start and train only those."""
+    settings = settings_of(context.stage, SparseSettings)
+    before = dict(context.stage.inputs)["dense"]
+    delta = LazyTensors(context.store.fetch(before.address, DELTA))
+    denoised: Mapping[str, Tensor] = delta
+    matrices: list[dict[str, Any]] = []
+    if settings.denoise is not None:
+        denoised, matrices = denoise_all(delta, settings.denoise, factors_of(context.store, before.address))
+    mask, facts = choose(delta, denoised, settings)
+    facts.details["matrices"] = matrices
+    if matrices:
+        facts.metrics |= _mean_denoising(matrices)
+    metadata = _metadata(context, before, settings, mask)
+    if settings.retrain:
+        del denoised  # as large as the weights, and only the mask is needed while they train
+        sft = _retrain(context, before, mask, metadata, facts)
+    else:
+        head = LazyTensors(context.store.fetch(before.address, HEAD))
+        sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
+    sft.save_pretrained(context.folder / "sft")
+    return facts
+
+
+def _retrain(context: Context, dense: Stage, mask: Indices, metadata: SFTMetadata, facts: Facts) -> SparseFineTuning:
+    training = settings_of(dense, DenseSettings).training
+    model, objective = _prepare(context, dense)
+    body = body_of(model, training)
+    start = {name: body[name].detach().view(-1)[index].clone() for name, index in mask.items()}
+    outcome = train(
+        model, objective, training, seed=context.stage.seed, what=lambda: phase(model, training, mask),
+        execution=context.execution, checkpoints=context.checkpoint, report=context.report,
+    )  # fmt: skip
+    model.cpu()
+    body = body_of(model, training)
+    values = {name: body[name].detach().view(-1)[index] - start[name] for name, index in mask.items()}
+    shapes = {name: tuple(body[name].shape) for name in mask}
+    head = {name: parameter.detach() for name, parameter in head_of(model).items()}
+    facts.metrics |= {**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps}
+    facts.curve = outcome.curve
+    scored = metadata.model_copy(update={"scores": outcome.best})
+    return SparseFineTuning(mask, values, shapes, scored, head)
+
+
+def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
+    """The start of both phases of a vector and what they minimise: alike in both, the head included."""
+    settings = settings_of(dense, DenseSettings)
+    folder = backbone_folder(context.store, dense)
+    tokenizer = load_tokenizer(folder)
+    if settings.task is None:
+        lm_head = settings.lm_head if isinstance(settings.lm_head, str) else local_folder(settings.lm_head)
+        model = load_masked_lm(folder, lm_head, settings.training.dropout, seed=dense.seed)
+        return model, language_objective(context.store, dense, tokenizer)
+    known = benchmark(settings.task.benchmark)
+    model = load_classifier(folder, known.labels, dense.seed, settings.training.dropout)
+    if (source := vector_of(context.store, dense, "start", settings.start)) is not None:
+        apply(model, source)
+    return model, _task_objective(context, settings.task, tokenizer)
+
+
+def language_objective(store: Store, dense: Stage, tokenizer: Any) -> Objective:
+    """Masked language modelling on the blocks that a dense stage reads; the validation mask is that of the text."""
+    text = dict(dense.inputs)["text"]
+    tensors = LazyTensors(store.fetch(text.address, BLOCKS))
+    blocks = Blocks(tensors["train"].numpy(), tensors["valid"].numpy())
+    masking = Masking(0.15, tokenizer.mask_token_id, len(tokenizer), frozenset(tokenizer.all_special_ids))
+    return MaskedLanguageModelling(blocks, masking, tokenizer.pad_token_id, text.seed)
+
+
+def _task_objective(context: Context, task: TaskData, tokenizer: Any) -> Objective:
+    known = benchmark(task.benchmark)
+    cleaned = _labelled(known, task)
+    dropped = [asdict(row) for row in cleaned.dropped]
+    (context.folder / DROPPED).write_text(json.dumps(dropped, indent=1, ensure_ascii=False), encoding="utf-8")
+    encoded = [
+        encode(tokenizer, rows.texts, rows.pairs, rows.labels, task.max_length)
+        for rows in (cleaned.train.take(range(len(cleaned.train))[: task.max_rows]), cleaned.valid)
+    ]
+    return Classification(encoded[0], encoded[1], known.labels, known.metric, tokenizer.pad_token_id)
+
+
+def _labelled(known: Benchmark, task: TaskData) -> Cleaned:
+    """The labelled data of the source language without its leaks."""
+    training = {split: read_training(known, sources, split) for split, sources in task.training.items()}
+    language = known.source_language
+    evaluation: dict[Split, Examples] = {
+        split: read_examples(known, source, language, split) for split, source in task.evaluation.items()
+    }
+    if evaluation and texts_digest(*(evaluation[split] for split in sorted(evaluation))) != task.evaluation_texts:
+        raise DataError(f"{known.name}: the evaluation sentences changed since the sweep was planned")
+    return clean_training(known, training, evaluation, task.leaks)
+
+
+def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: Indices) -> SFTMetadata:
+    of = settings_of(dense, DenseSettings)
+    known = benchmark(of.task.benchmark) if of.task else None
+    made = context.store.manifest(dense.address)
+    trained = dense.input("backbone")
+    return SFTMetadata(
+        backbone=name_of(of.backbone) if of.backbone else f"stage {trained.address if trained else ''}",
+        revision=of.backbone.commit if isinstance(of.backbone, HubFolder) else None,
+        fingerprint=made.details["fingerprint"] if made else None,
+        language=of.language,
+        task=known.name if known else None,
+        labels=list(known.labels) if known else None,
+        k=sum(index.numel() for index in mask.values()),
+        rank=settings.denoise.rank if settings.denoise else None,
+        retention=settings.denoise.retention if settings.denoise else None,
+        versions=environment.versions(),
+    )
+
+
+def _mean_denoising(matrices: list[dict[str, Any]]) -> dict[str, float]:
+    names = {"rank": "mean_rank", "entries_kept": "entries_kept", "energy_kept": "energy_kept"}
+    return {new: sum(m[old] for m in matrices) / len(matrices) for old, new in names.items()}
+
+
+def _objective_facts(context: Context, objective: Objective) -> dict[str, Any]:
+    dropped = context.folder / DROPPED
+    rows = len(json.loads(dropped.read_text("utf-8"))) if dropped.is_file() else 0
+    return {"examples": objective.examples, "dropped_rows": rows}

@@ -1,0 +1,1 @@
+"""Loading a pretrained encoder and telling which of its parameters may change; nothing is trained here."""

@@ -1,0 +1,81 @@
+"""Reads published composable-sft vectors (`pytorch_diff.bin`; Ansell et al., 2022). Read only: we save safetensors.
+
+The file is a pickle of {'diffs': {name: {'size', 'index_steps', 'values'}}, 'abs': {name: tensor}}. It is loaded with
+weights_only and a list of the few numpy types it needs, so no code in it is executed. `index_steps` are the gaps of the
+column-major flat index. It carries no fingerprint, so its backbone is recorded as asserted.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deftx.errors import DataError, reason
+from deftx.sft.vector import SFTMetadata, SparseFineTuning, check_entries
+
+FILE = "pytorch_diff.bin"
+_PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "model.")
+
+
+def load(path: Path, revision: str | None = None) -> SparseFineTuning:
+    """Load a `pytorch_diff.bin`.
+
+    Args:
+        path: the file.
+        revision: commit of the hub repository it came from, if it did.
+
+    Raises:
+        DataError: when it is not such a file, or holds anything but tensors and numbers.
+    """
+    content = _unpickle(path)
+    indices, values, shapes = {}, {}, {}
+    try:
+        for full_name, encoded in content["diffs"].items():
+            name = _base_name(full_name)
+            shape = tuple(int(size) for size in encoded["size"])
+            index, value = _decode(encoded["index_steps"], torch.as_tensor(encoded["values"]).float(), shape)
+            check_entries(str(path), full_name, index, value, shape)
+            indices[name], values[name], shapes[name] = index, value, shape
+        head = {str(name): torch.as_tensor(tensor) for name, tensor in content.get("abs", {}).items()}
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
+    k = sum(index.numel() for index in indices.values())
+    metadata = SFTMetadata(backbone="unknown", revision=revision, backbone_basis="asserted", k=k)
+    return SparseFineTuning(indices, values, shapes, metadata, head)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    scalar = np.int64(0).__reduce__()[0]
+    empty = np.empty(0).__reduce__()[0]
+    allowed: list[Any] = [np.dtype, np.ndarray, type(np.dtype("int64")), type(np.dtype("int32"))]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(scalar, f"{module}.scalar"), (empty, f"{module}._reconstruct")]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch's unpickler raises on foreign bytes has no common ancestor
+        raise DataError(f"{path}: refused or unreadable: {reason(error)}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):
+        raise DataError(f"{path}: not a composable-sft vector: no 'diffs' in it")
+    return content
+
+
+def _decode(steps: Any, values: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Column-major gaps to ascending row-major indices; values follow. int64 throughout: 2^31 entries do occur."""
+    columns = np.cumsum(np.asarray([int(step) for step in steps], dtype=np.int64))
+    if columns.shape != values.shape:
+        raise ValueError(f"{columns.size} indices for {tuple(values.shape)} values")
+    if columns.size and (columns.min() < 0 or columns.max() >= math.prod(shape)):
+        raise ValueError(f"index {int(columns.max())} lies outside a tensor of shape {shape}")
+    rows = np.ravel_multi_index(np.unravel_index(columns, shape, order="F"), shape)
+    order = np.argsort(rows)
+    return torch.from_numpy(rows[order].astype(np.int64)), values[torch.from_numpy(order)]
+
+
+def _base_name(name: str) -> str:
+    return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)

@@ -1,0 +1,125 @@
+"""Adding SFTs to a model, theta0 + lambda_T phi_T + lambda_L phi_L (Equation 3 of the paper), and taking them off.
+
+Adding and then subtracting is not the identity in float32, so the touched entries are kept and put back: the model is
+bit-identical afterwards. Works on any module with a Hugging Face base model; knows nothing of training or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from deftx.errors import DataError
+from deftx.sft.vector import SparseFineTuning
+
+Model = TypeVar("Model", bound=nn.Module)
+_Saved = tuple[Tensor, Tensor | None, Tensor]
+
+
+@contextmanager
+def compose(
+    model: Model,
+    task: SparseFineTuning | None = None,
+    language: SparseFineTuning | None = None,
+    weights: tuple[float, float] = (1.0, 1.0),
+) -> Iterator[Model]:
+    """The model with a task and a language vector added, for the duration of a `with` block.
+
+    Args:
+        model: a Hugging Face model; it is changed in place and restored bit for bit, also after an exception.
+        task: its head, where it has one, replaces the model's head.
+        language: its head (the LM head it was learnt with) is not used.
+        weights: (lambda_T, lambda_L).
+
+    Raises:
+        DataError: when a vector was made for another backbone: names, shapes or fingerprint differ.
+    """
+    pairs = [(sft, weight) for sft, weight in zip((task, language), weights, strict=True) if sft is not None]
+    for sft, _ in pairs:
+        check_fits(model, sft)
+    saved: list[_Saved] = []
+    try:
+        for sft, weight in pairs:
+            _add(model, sft, weight, saved)
+        if task is not None:
+            _replace_head(model, task, saved)
+        yield model
+    finally:
+        with torch.no_grad():
+            for tensor, index, before in reversed(saved):
+                if index is None:
+                    tensor.copy_(before)
+                else:
+                    tensor.view(-1).index_copy_(0, index, before)
+
+
+def apply(model: nn.Module, sft: SparseFineTuning, weight: float = 1.0) -> None:
+    """Add a vector to a model for good, without its head: the start theta0 + phi_source.
+
+    Raises:
+        DataError: when the vector was made for another backbone.
+    """
+    check_fits(model, sft)
+    _add(model, sft, weight, [])
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The base model (the encoder) inside a Hugging Face model; the module itself where it has none."""
+    prefix = getattr(model, "base_model_prefix", "")
+    base = getattr(model, prefix, model) if prefix else model
+    return base if isinstance(base, nn.Module) else model
+
+
+def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
+    """Check that a vector was made for this backbone.
+
+    Names and shapes must be there; fingerprints must agree where both are known (`backbones` notes the model's).
+
+    Raises:
+        DataError: naming the first parameter, or both fingerprints.
+    """
+    parameters = dict(base_of(model).named_parameters())
+    for name, shape in sft.shapes.items():
+        if name not in parameters:
+            raise DataError(f"the vector changes {name}, which this backbone does not have: it is for another one")
+        if tuple(parameters[name].shape) != shape:
+            here = tuple(parameters[name].shape)
+            raise DataError(f"the vector's {name} has shape {shape}, this backbone's {here}: it is for another one")
+        if name in sft.indices and sft.indices[name].shape != sft.values[name].shape:
+            found = f"{sft.indices[name].numel():,} indices for {sft.values[name].numel():,} values"
+            raise DataError(f"the vector's {name} contradicts itself: {found}")
+    measured = getattr(model, "deftx_fingerprint", None)
+    asserted = sft.metadata.fingerprint
+    if measured and asserted and measured != asserted:
+        raise DataError(
+            f"the vector was learnt from {sft.metadata.backbone} with fingerprint {asserted[:12]}, "
+            f"but this backbone's is {measured[:12]}"
+        )
+
+
+@torch.no_grad()
+def _add(model: nn.Module, sft: SparseFineTuning, weight: float, saved: list[_Saved]) -> None:
+    parameters = dict(base_of(model).named_parameters())
+    for name, index in sft.indices.items():
+        tensor = parameters[name].data
+        place = index.to(tensor.device)
+        # half the time of tensor.view(-1)[place]; an SFT of 14 million entries is on in 0.2 s
+        before = tensor.view(-1).index_select(0, place)
+        saved.append((tensor, place, before))
+        tensor.view(-1).index_copy_(0, place, torch.add(before, sft.values[name].to(tensor), alpha=weight))
+
+
+@torch.no_grad()
+def _replace_head(model: nn.Module, task: SparseFineTuning, saved: list[_Saved]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, value in task.head.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            known = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise DataError(f"the task vector's head has {name} {tuple(value.shape)}; the model has {known}")
+    for name, value in task.head.items():
+        saved.append((parameters[name].data, None, parameters[name].detach().clone()))
+        parameters[name].data.copy_(value)

@@ -1,0 +1,177 @@
+"""SparseFineTuning: phi, the sparse difference that one language or task makes to a backbone, and its head.
+
+Saved as `sft.safetensors` (indices, values, head) beside `sft.json` (metadata and shapes). Published composable-sft
+vectors (`pytorch_diff.bin`) load too, see `composable`. Adding it to a model is in `compose`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deftx.errors import DataError
+from deftx.masks.select import Indices
+from deftx.sources.published import HubFolder, local_folder, resolve_folder
+
+TENSORS, METADATA = "sft.safetensors", "sft.json"
+
+
+class SFTMetadata(BaseModel):
+    """Where an SFT comes from and what it was learnt with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: str
+    revision: str | None = None
+    fingerprint: str | None = None
+    backbone_basis: Literal["measured", "asserted"] = "measured"
+    language: str | None = None
+    task: str | None = None
+    labels: list[str] | None = None
+    k: int
+    rank: str | None = None
+    retention: float | None = None
+    scores: dict[str, float] = {}
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class SparseFineTuning:
+    """A sparse difference to the base model of a backbone.
+
+    Attributes:
+        indices: flat row-major indices by parameter name (of the base model, without its prefix): int64, ascending.
+        values: what to add there: float32, one for each index.
+        shapes: the shape of each parameter named.
+        head: dense parameters of the LM head or classifier, by their names in the whole model; may be empty.
+        metadata: its origin.
+    """
+
+    indices: Indices
+    values: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    metadata: SFTMetadata
+    head: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """How many entries it changes."""
+        return sum(index.numel() for index in self.indices.values())
+
+    @classmethod
+    def from_delta(
+        cls, delta: Mapping[str, Tensor], indices: Indices, metadata: SFTMetadata, head: Mapping[str, Tensor]
+    ) -> SparseFineTuning:
+        """Keep of a weight change only the chosen entries.
+
+        Args:
+            delta: weight change by parameter name, float32.
+            indices: the chosen entries, as `deftx.masks.select.select` returns them.
+        """
+        values = {name: delta[name].reshape(-1)[index.to(delta[name].device)].cpu() for name, index in indices.items()}
+        shapes = {name: tuple(delta[name].shape) for name in indices}
+        return cls(dict(indices), values, shapes, metadata, {name: t.detach().cpu() for name, t in head.items()})
+
+    def save_pretrained(self, folder: str | Path, values: Literal["float32", "bf16"] = "float32") -> None:
+        """Write `sft.safetensors` and `sft.json` into a folder, which is created.
+
+        Args:
+            values: `bf16` takes 6 bytes an entry instead of 8, and rounds each value to 8 bits; the head stays float32.
+
+        Raises:
+            DataError: when bf16 would round a value to infinity.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {f"values/{name}": _as_saved(name, value, values) for name, value in self.values.items()}
+        for name, index in self.indices.items():
+            small = index.numel() == 0 or int(index[-1]) < 2**31
+            tensors[f"indices/{name}"] = index.to(torch.int32) if small else index.contiguous()
+        tensors |= {f"head/{name}": value.contiguous() for name, value in self.head.items()}
+        save_file(tensors, path / TENSORS)
+        record = {"metadata": self.metadata.model_dump(mode="json"), "shapes": self.shapes}
+        (path / METADATA).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str = "main") -> SparseFineTuning:
+        """Load from a folder or a hub id; composable-sft's `pytorch_diff.bin` loads without executing pickle code.
+
+        Raises:
+            DataError: when the folder holds no SFT, or one that contradicts itself (naming the file and the tensor).
+            HubError: when it has to be downloaded and cannot be.
+        """
+        source = resolve_folder(str(name), revision)
+        folder = local_folder(source)
+        if (folder / TENSORS).is_file():
+            return _load(folder)
+        from deftx.sft import composable
+
+        if (folder / composable.FILE).is_file():
+            return composable.load(folder / composable.FILE, source.commit if isinstance(source, HubFolder) else None)
+        raise DataError(f"{name}: holds neither {TENSORS} nor {composable.FILE}, so it is not an SFT")
+
+
+def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Check that indices are ascending, within the shape and one for each finite value.
+
+    Raises:
+        DataError: naming the file and the tensor.
+    """
+    size = int(torch.Size(shape).numel())
+    if index.dim() != 1 or index.shape != values.shape:
+        raise DataError(f"{where}: {name}: {tuple(index.shape)} indices for {tuple(values.shape)} values")
+    if index.numel() and (int(index[0]) < 0 or int(index[-1]) >= size or bool((index[1:] <= index[:-1]).any())):
+        raise DataError(f"{where}: {name}: indices must ascend within 0 and {size - 1}")
+    if not bool(values.isfinite().all()):
+        raise DataError(f"{where}: {name}: values are NaN or infinite")
+
+
+def _as_saved(name: str, value: Tensor, values: Literal["float32", "bf16"]) -> Tensor:
+    if values == "float32":
+        return value.contiguous()
+    rounded = value.to(torch.bfloat16)
+    if not bool(rounded.isfinite().all()):
+        raise DataError(f"{name}: a value is too large for bf16; save it as float32")
+    return rounded
+
+
+def _load(folder: Path) -> SparseFineTuning:
+    metadata, shapes = _read_record(folder / METADATA)
+    where = str(folder / TENSORS)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{where}: cannot be read: {error}") from None
+    parts: dict[str, dict[str, Tensor]] = {"indices": {}, "values": {}, "head": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        if part not in parts:
+            raise DataError(f"{where}: unknown tensor {key}; indices/, values/ and head/ are expected")
+        parts[part][name] = tensor
+    if parts["indices"].keys() != parts["values"].keys() or parts["indices"].keys() != shapes.keys():
+        raise DataError(f"{where}: indices, values and the shapes in {METADATA} name different parameters")
+    indices = {name: index.to(torch.int64) for name, index in parts["indices"].items()}
+    values = {name: value.to(torch.float32) for name, value in parts["values"].items()}
+    for name, index in indices.items():
+        check_entries(where, name, index, values[name], shapes[name])
+    return SparseFineTuning(indices, values, shapes, metadata, parts["head"])
+
+
+def _read_record(path: Path) -> tuple[SFTMetadata, dict[str, tuple[int, ...]]]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        shapes = {name: tuple(int(size) for size in shape) for name, shape in record["shapes"].items()}
+        return SFTMetadata.model_validate(record["metadata"]), shapes
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; an SFT is {TENSORS} and {METADATA}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise DataError(f"{path}: not the metadata of an SFT: {detail}") from None

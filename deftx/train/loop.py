@@ -1,0 +1,307 @@
+"""ONE loop for both phases: the dense phase has no mask, the sparse phase has one.
+
+What trains is in `trainable`, how it is stepped in `optimizer`. Every random choice at a step is a function of
+(seed, step), so a run that continues from a checkpoint equals one that was never interrupted; what is dropped of an
+example depends on its number in the batch besides, so micro-batches and gradient checkpointing change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deftx.config import Execution, Training
+from deftx.errors import DataError, TrainingError
+from deftx.kernels.dropout import Draws, drop_by_example
+from deftx.tensor_files import Kept
+from deftx.train.objectives import Batch, Objective
+from deftx.train.optimizer import Optimizer
+from deftx.train.trainable import Trainable
+
+Point = dict[str, float]
+Report = Callable[[Point], None]
+State = dict[str, Any]
+
+
+class Checkpoints(Protocol):
+    """Where a running stage keeps its latest checkpoint (see `deftx.stages.store.Checkpoint`)."""
+
+    def save(self, file: Path) -> None:
+        """Keep a copy of it."""
+
+    def load(self, folder: Path) -> Path | None:
+        """The latest one, or none; `folder` is for one that has to be downloaded."""
+
+
+@dataclass
+class Outcome:
+    """What a training run found; the model is left at its best checkpoint.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        best_step: after which of them validation was best.
+        best: the validation metrics there.
+        curve: a point for each validation: `step`, `train_loss` and the validation metrics.
+    """
+
+    steps: int
+    best_step: int = 0
+    best: Point = field(default_factory=dict)
+    curve: list[Point] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    settings: Training,
+    *,
+    seed: int,
+    what: Callable[[], Trainable],
+    execution: Execution | None = None,
+    checkpoints: Checkpoints | None = None,
+    report: Report | None = None,
+) -> Outcome:
+    """Train a model and leave it at its best checkpoint by validation.
+
+    Args:
+        model: moved to the execution's device and left there.
+        what: what trains, see `phase`; called once the model is on its device. Everything else is frozen.
+        seed: of batches, masks and dropout.
+        checkpoints: where to continue from and to save to.
+        report: called with each point of the curve.
+
+    Raises:
+        TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as
+            the last step made it, and may be trained again.
+        DataError: when there is nothing to train on.
+    """
+    if objective.examples == 0:
+        raise DataError("there are no training examples")
+    execution = execution or Execution()
+    model.to(execution.device)
+    # closed after a failure too, so that the model can be trained again
+    with closing(what()) as trained, _gradient_checkpointing(model, execution.gradient_checkpointing):
+        run = Run(model, objective, settings, seed, trained, execution)
+        if checkpoints is not None:
+            with TemporaryDirectory(prefix="deftx-") as folder:
+                if (file := checkpoints.load(Path(folder))) is not None:
+                    run.restore(file)
+        saved = time.monotonic()
+        while run.step < run.outcome.steps:
+            run.advance()
+            if run.step % settings.validate_every == 0 or run.step == run.outcome.steps:
+                point = run.validate()
+                if report is not None:
+                    report(point)
+            if checkpoints is not None and time.monotonic() - saved > execution.checkpoint_seconds:
+                with TemporaryDirectory(prefix="deftx-") as folder:
+                    run.save(Path(folder) / "checkpoint")
+                    checkpoints.save(Path(folder) / "checkpoint")
+                saved = time.monotonic()
+        run.leave()
+    return run.outcome
+
+
+@contextmanager
+def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
+    """Keep only the input of each layer for the backward pass, which computes the rest again."""
+    if not on:
+        yield
+        return
+    cached, model.config.use_cache = getattr(model.config, "use_cache", None), False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of another name for the same, which older releases lack
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_disable()
+        model.config.use_cache = cached
+
+
+class Run:
+    """The state of one training run: what a checkpoint holds. `train` drives it; a benchmark may step it by hand."""
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, settings: Training, seed: int, what: Trainable, how: Execution
+    ) -> None:
+        self._model, self._objective, self.settings, self._seed = model, objective, settings, seed
+        _freeze_all_but(model, what)
+        self._what, self._how, self._device = what, how, torch.device(how.device)
+        self.optimizer = Optimizer(what, settings, sum(parameter.numel() for parameter in model.parameters()))
+        self._draws = Draws(seed)
+        drop_by_example(model, self._draws)
+        objective.narrow(model)
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._best = Kept()
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self.step = 0
+        self.outcome = Outcome(settings.steps(objective.examples))
+        model.train()
+
+    def advance(self) -> None:
+        """One optimiser step."""
+        batch = self._batch()
+        self._what.begin(batch.get("input_ids"))
+        self._draws.begin(self.step, len(batch["labels"]), self._device)
+        labelled = max(self._objective.labelled(batch), 1)
+        self._losses.append(torch.stack([self._backward(*part, labelled) for part in self._parts(batch)]).sum())
+        waits = self._device.type != "cpu"  # a GPU is not waited for in every step
+        if not waits:
+            self._check_steps()
+        self._norms.append(self.optimizer.step(schedule(self.step, self.outcome.steps, self.settings.warmup)))
+        self.step += 1
+        if not waits or self.step % 50 == 0:
+            self._check_steps()
+
+    def validate(self) -> Point:
+        """Grade the model as it is, keep it if it is the best so far, and add a point to the curve."""
+        self._check_steps()
+        mean = torch.stack(self._losses).mean()
+        self._model.eval()
+        with torch.no_grad(), self._autocast():
+            metrics = self._objective.validate(self._model, self._device)
+        self._model.train()
+        point = {"step": float(self.step), "train_loss": float(mean), **metrics}
+        self._losses.clear()
+        self._norms.clear()
+        self.outcome.curve.append(point)
+        if not math.isfinite(metrics[self._objective.metric]):
+            self._stop(self._objective.metric, metrics[self._objective.metric], self.step)
+        if self._improves(metrics):
+            self._check_values()
+            self.outcome.best, self.outcome.best_step = metrics, self.step
+            if self.step < self.outcome.steps:  # the last checkpoint is where the model is already
+                self._best.keep(self._what.values)
+        return point
+
+    def leave(self) -> None:
+        """Leave the model at the best checkpoint, in evaluation mode.
+
+        Its dropout stays by example, and a classifier's last layer at `<s>` in training: for a loop of one's own it is
+        loaded anew.
+        """
+        if self.outcome.best_step < self.step:
+            self._what.load(self._best)
+        self._model.eval()
+
+    def save(self, file: Path) -> None:
+        """Write everything a run needs to continue; no tensor is copied in memory on a CPU."""
+        state: State = {
+            "step": self.step, "values": {name: value.detach().cpu() for name, value in self._what.values.items()},
+            "optimizer": self.optimizer.state_dict(), "best": dict(self._best), "best_step": self.outcome.best_step,
+            "best_metrics": self.outcome.best, "curve": self.outcome.curve, "losses": _stacked(self._losses),
+            "norms": _stacked(self._norms),
+        }  # fmt: skip
+        torch.save(state, file)
+
+    def restore(self, file: Path) -> None:
+        """Continue from what `save` wrote; tensors are read one at a time."""
+        state: State = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        self.step = state["step"]
+        if state["best"]:
+            self._best.keep(state["best"])
+        self._what.load(state["values"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._losses, self._norms = (list(state[name].to(self._device)) for name in ("losses", "norms"))
+        self.outcome = Outcome(self.outcome.steps, state["best_step"], state["best_metrics"], state["curve"])
+
+    def _batch(self) -> Batch:
+        size, examples = self.settings.batch_size, self._objective.examples
+        epoch, place = divmod(self.step, -(-examples // size))
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self._seed, 1, epoch]).permutation(examples))
+        numbers = self._order[1][place * size : (place + 1) * size]
+        return self._objective.batch(numbers, np.random.default_rng([self._seed, 2, self.step]))
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
+        """(number of its first example, micro-batch on the device)."""
+        size = self._how.micro_batch or len(batch["labels"])
+        for start in range(0, len(batch["labels"]), size):
+            part = self._objective.located({key: tensor[start : start + size] for key, tensor in batch.items()})
+            if self._device.type == "cuda":  # pinned memory is copied while the GPU computes
+                part = {key: tensor.pin_memory() for key, tensor in part.items()}
+            yield start, {key: tensor.to(self._device, non_blocking=True) for key, tensor in part.items()}
+
+    def _backward(self, first: int, part: Batch, labelled: int) -> Tensor:
+        self._draws.at(first)
+        with self._autocast():
+            # the mean over the whole batch's labelled positions, whatever the micro-batch
+            loss = self._objective.loss(self._model, part) / labelled
+        loss.backward()
+        return loss.detach()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.settings.precision == "bf16":
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _check_steps(self) -> None:
+        """Stop at the first step since the last validation whose loss or gradient was no number."""
+        first = self.step - len(self._norms)
+        for name, values in (("loss", self._losses), ("norm of the gradient", self._norms)):
+            if (where := (~_stacked(values).isfinite()).nonzero()).numel():
+                step = int(where[0])
+                self._stop(name, values[step].item(), first + step + 1)
+
+    def _check_values(self) -> None:
+        """A last step may spoil weights after the last loss was seen."""
+        for name, value in self._what.values.items():
+            if not bool(value.isfinite().all()):
+                raise TrainingError(f"{name} became NaN or infinite by step {self.step}; lower the learning rate")
+
+    def _stop(self, name: str, value: float, step: int) -> NoReturn:
+        tensor = next(_no_numbers(self._what), None)
+        where = f"; the first tensor that is no number: {tensor}" if tensor else ""
+        raise TrainingError(f"the {name} became {value} at step {step}{where}; lower the learning rate")
+
+    def _improves(self, metrics: Point) -> bool:
+        if not self.outcome.best_step:
+            return True
+        new, old = metrics[self._objective.metric], self.outcome.best[self._objective.metric]
+        return new > old if self._objective.higher_is_better else new < old
+
+
+def _freeze_all_but(model: nn.Module, what: Trainable) -> None:
+    """Gradients are computed for what trains only."""
+    wanted = {id(parameter) for name, parameter in what.parameters.items() if name not in what.replaced}
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.requires_grad_(id(parameter) in wanted)
+
+
+def _no_numbers(what: Trainable) -> Iterator[str]:
+    """The values, then the gradients, that are NaN or infinite somewhere."""
+    for name, value in what.values.items():
+        if not bool(value.isfinite().all()):
+            yield name
+    for name, holder in what.gradients().items():
+        if holder.grad is not None and not bool(holder.grad.isfinite().all()):
+            yield f"the gradient of {name}"
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).cpu() if values else torch.empty(0)
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """The factor on the learning rate at a step (from 0): linear up over the warm-up, then linear down to 0."""
+    rising = int(steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return (steps - step) / max(steps - rising, 1)

@@ -1,0 +1,81 @@
+"""One optimiser step: the L1 pull to the start, clipping, and AdamW on what trains. No losses here, and no schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deftx.config import Training
+from deftx.kernels.embedding_rows import RowAdamW
+from deftx.train.trainable import Trainable
+
+
+class Optimizer:
+    """AdamW over what a phase trains: torch's fused one, and one by rows for a word embedding that trains whole."""
+
+    def __init__(self, what: Trainable, settings: Training, size: int) -> None:
+        """Begin with no moments.
+
+        Args:
+            size: number of all the model's parameters, by which the L1 term is divided.
+        """
+        self._what, self._settings, self._size = what, settings, size
+        whole = dict(what.values)
+        self.rows: RowAdamW | None = None
+        if what.rows is not None and what.values[what.words] is what.rows.table.weight:
+            table = whole.pop(what.words).detach()
+            self.rows = RowAdamW(table, settings.betas, settings.weight_decay)
+        self._adamw = torch.optim.AdamW(
+            list(whole.values()), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay,
+            fused=True,
+        )  # fmt: skip
+        self._start = {n: v.detach().clone() for n, v in what.values.items()} if settings.effective_l1 else {}
+
+    def step(self, factor: float) -> Tensor:
+        """Step what trains and forget the gradients.
+
+        Args:
+            factor: on the learning rate.
+
+        Returns:
+            The norm of the gradient before clipping. Where it is no number, nothing was stepped on a CPU; on a GPU the
+            weights are spoilt, for nothing is waited for there.
+        """
+        found = self._what.gradients()
+        self._pull_to_start()
+        norm = torch.nn.utils.get_total_norm([value.grad for value in found.values() if value.grad is not None])
+        if norm.device.type == "cpu" and not norm.isfinite():
+            return norm  # before clipping, which would spread a NaN over all gradients
+        torch.nn.utils.clip_grads_with_norm_(found.values(), self._settings.clip, norm)
+        rate = self._settings.learning_rate * factor
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.step()
+        if self.rows is not None and self._what.rows is not None:
+            rows = self._what.rows
+            gradient = rows.leaf.grad if rows.leaf.grad is not None else torch.zeros_like(rows.leaf)
+            self.rows.step(rows.ids, gradient, rate)
+            rows.leaf.grad = None
+        self._what.scatter()
+        self._adamw.zero_grad()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """All moments, for a checkpoint."""
+        return {"adamw": self._adamw.state_dict(), "rows": self.rows.state_dict() if self.rows else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._adamw.load_state_dict(state["adamw"])
+        if self.rows is not None:
+            self.rows.load_state_dict(state["rows"])
+
+    @torch.no_grad()
+    def _pull_to_start(self) -> None:
+        """The gradient of lambda * sum |theta - start| / (number of model parameters)."""
+        for name, start in self._start.items():
+            value = self._what.values[name]
+            if value.grad is not None:
+                value.grad.add_((value - start).sign(), alpha=self._settings.effective_l1 / self._size)

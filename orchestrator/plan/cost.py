@@ -1,0 +1,166 @@
+"""What a plan would cost, before anything runs: bytes in the store, and arithmetic as GPU hours. Estimates only.
+
+Sizes come from a backbone's config.json where it can be had; of the published backbones they are known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deftx.config import Training, resolve_k
+from deftx.errors import DeftxError
+from deftx.sources.files import FileSource, read_bytes
+from deftx.sources.published import HubFolder, LocalFolder, Published
+from deftx.stages.stage import BackboneSettings, DenseSettings, SparseSettings, Stage, TextStageSettings
+
+SUSTAINED_TFLOPS = {"float32": 12.0, "tf32": 60.0, "bf16": 120.0}
+"""Assumed of an A100 at these batch sizes, by precision."""
+BYTES_PER_TOKEN = 4.0
+"""Assumed of plain text whose tokens are not counted yet."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a backbone: its maskable entries, those outside the embeddings, its vocabulary, width and layers."""
+
+    maskable: int
+    body: int
+    vocabulary: int
+    hidden: int
+    layers: int
+
+    @property
+    def embeddings(self) -> int:
+        """Entries of the word, position and token-type embeddings."""
+        return self.maskable - self.body
+
+
+def shape(vocabulary: int, positions: int, layers: int, hidden: int, feed_forward: int) -> Shape:
+    """The maskable entries of an XLM-R encoder: embeddings, linear weights and biases, no LayerNorm."""
+    body = layers * (4 * (hidden * hidden + hidden) + 2 * hidden * feed_forward + hidden + feed_forward)
+    return Shape(body + (vocabulary + positions + 1) * hidden, body, vocabulary, hidden, layers)
+
+
+XLM_R_BASE = shape(250_002, 514, 12, 768, 3072)
+KNOWN = {
+    "FacebookAI/xlm-roberta-base": XLM_R_BASE,
+    "xlm-roberta-base": XLM_R_BASE,
+    "intfloat/multilingual-e5-base": XLM_R_BASE,
+    "FacebookAI/xlm-roberta-large": shape(250_002, 514, 24, 1024, 4096),
+    "xlm-roberta-large": shape(250_002, 514, 24, 1024, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes a set of stages would publish, and the floating-point operations they would train with, by precision."""
+
+    bytes: float
+    flops: dict[str, float]
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours on one A100 at the assumed rates."""
+        return sum(flops / (SUSTAINED_TFLOPS[precision] * 1e12) / 3600 for precision, flops in self.flops.items())
+
+
+def estimate(stages: Iterable[Stage]) -> Estimate | None:
+    """The cost of making some stages; none when the backbone's size is not known."""
+    total, flops = 0.0, dict.fromkeys(SUSTAINED_TFLOPS, 0.0)
+    for stage in stages:
+        size = _shape_of(stage)
+        if size is None and stage.kind in ("dense", "sparse"):
+            return None
+        total += _bytes(stage, size) if size else 0.0
+        if (training := _training(stage)) is not None and size is not None:
+            flops[training.precision] += _flops(stage, training, size)
+    return Estimate(total, flops)
+
+
+def _shape_of(stage: Stage) -> Shape | None:
+    dense = stage.input("dense") or stage
+    if stage.kind == "backbone":
+        return shape_of_backbone(stage)
+    return shape_of_backbone(dense.input("backbone") or getattr(dense.settings, "backbone", None))
+
+
+def shape_of_backbone(backbone: Published | Stage | None) -> Shape | None:
+    """The size of a backbone, where it can be told without loading it."""
+    if isinstance(backbone, Stage):
+        recipe = backbone.settings
+        assert isinstance(recipe, BackboneSettings)
+        return shape(recipe.vocabulary, recipe.block + 130, recipe.layers, recipe.hidden, recipe.feed_forward)
+    if isinstance(backbone, HubFolder):
+        return KNOWN.get(backbone.repo)
+    if not isinstance(backbone, LocalFolder):
+        return None
+    try:
+        config = json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8"))
+        return shape(
+            config["vocab_size"], config["max_position_embeddings"], config["num_hidden_layers"],
+            config["hidden_size"], config["intermediate_size"],
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _training(stage: Stage) -> Training | None:
+    if stage.kind == "check":  # its training is what the text is checked for
+        return None
+    if isinstance(stage.settings, SparseSettings):
+        return _training(dict(stage.inputs)["dense"]) if stage.settings.retrain else None
+    found = getattr(stage.settings, "training", None)
+    return found if isinstance(found, Training) else None
+
+
+def _bytes(stage: Stage, size: Shape) -> float:
+    head = 4 * (size.hidden * size.hidden + size.vocabulary)
+    if stage.kind == "backbone":
+        return 4 * (size.maskable + size.vocabulary)
+    if stage.kind == "dense":
+        matrices = 6 * size.layers + 2  # the factors of each: the vectors of its smaller side
+        return 4 * (size.maskable + matrices * size.hidden**2) + head
+    if isinstance(stage.settings, SparseSettings):
+        k = stage.settings.k
+        return 8 * (resolve_k(k, size.maskable) if k is not None else size.maskable) + head
+    return 0.0
+
+
+def _flops(stage: Stage, training: Training, size: Shape) -> float:
+    """6 operations a weight and token (forward and backward), the LM head at 15 % of the positions."""
+    dense = stage.input("dense") or stage
+    task = dense.settings.task if isinstance(dense.settings, DenseSettings) else None
+    length, head = (task.max_length, 0.0) if task else (_block(dense), 0.15 * size.vocabulary * size.hidden)
+    return 6.0 * (size.body + head) * training.batch_size * length * training.steps(_examples(dense, length))
+
+
+def _block(dense: Stage) -> int:
+    if isinstance(dense.settings, BackboneSettings):
+        return dense.settings.block
+    text = dict(dense.inputs)["text"].settings
+    return text.text.block if isinstance(text, TextStageSettings) else 256
+
+
+def _examples(dense: Stage, length: int) -> int:
+    """Examples of a data set that has not been read: from a local file's size, else as many as reach max_steps."""
+    sources = _sources(dense)
+    if not sources or not all(isinstance(source, FileSource) for source in sources):
+        return 10**9
+    try:
+        size = sum(len(read_bytes(source.url)) for source in sources if isinstance(source, FileSource))
+    except DeftxError:
+        return 10**9
+    return max(int(size / BYTES_PER_TOKEN / length), 1)
+
+
+def _sources(dense: Stage) -> list[object]:
+    settings = dense.settings
+    if isinstance(settings, DenseSettings) and settings.task is not None:
+        return list(settings.task.training.get("train", ()))
+    if isinstance(settings, BackboneSettings):
+        return [source for _, source in settings.texts]
+    text = dict(dense.inputs)["text"].settings
+    return [text.source] if isinstance(text, TextStageSettings) else []

@@ -1,0 +1,69 @@
+"""What a storage no longer needs: stages no sweep has, losing attempts, and the deltas of sweeps that have ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deftx.errors import StoreError
+from deftx.stages.store import MANIFEST, Store
+from orchestrator.record.lease import living_driver
+from orchestrator.record.sweep import SweepFolder
+
+_DELTA, _VECTORS = "delta.safetensors", "vectors.safetensors"
+
+
+@dataclass
+class Removed:
+    """How much went, or would go."""
+
+    stages: int = 0
+    attempts: int = 0
+    deltas: int = 0
+    bytes: int = 0
+
+
+def collect(store: Store, *, remove: bool) -> Removed:
+    """Find what is not needed, and remove it if asked.
+
+    A dense delta goes when every sweep that has its stage has ended; the stage is made again should a widened space
+    need it.
+
+    Raises:
+        StoreError: while a driver lives: its stages look like losing attempts.
+    """
+    sweeps = [SweepFolder(store, name) for name in store.names("sweeps")]
+    for sweep in sweeps:
+        if living_driver(sweep):
+            raise StoreError(f"sweep {sweep.name!r} is running; collect when it has ended")
+    states = [sweep.state() for sweep in sweeps]
+    used = {address for state in states for address in state.stages}
+    needed = {address for state in states if not state.ended for address in state.stages}
+    removed = Removed()
+    for address in store.names("stages"):
+        if address not in used:
+            removed.stages += 1
+            _drop(store, removed, remove, address)
+        else:
+            _within(store, removed, remove, address, keep_delta=address in needed)
+    return removed
+
+
+def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_delta: bool) -> None:
+    manifest = store.manifest(address)
+    kept = {MANIFEST, manifest.attempt} if manifest else set()
+    for name in store.names("stages", address):
+        if name not in kept and name != "checkpoint":
+            removed.attempts += 1
+            _drop(store, removed, remove, address, name)
+    if manifest and not keep_delta:
+        there = {_DELTA, _VECTORS} & set(store.names("stages", address, manifest.attempt))
+        removed.deltas += _DELTA in there
+        for name in there:
+            _drop(store, removed, remove, address, manifest.attempt, name)
+
+
+def _drop(store: Store, removed: Removed, remove: bool, *parts: str) -> None:
+    path = store.path("stages", *parts)
+    removed.bytes += int(store.fs.du(path))
+    if remove:
+        store.remove("stages", *parts)

@@ -1,0 +1,221 @@
+"""What belongs to one sweep in the store: `sweeps/<name>/`. The one place that knows its file names.
+
+    sweep.json       what was asked for: the resolved space, revisions, command, packages; of the latest start
+    state.json       the rows (combinations and baselines) with their stages, and which row was chosen
+    failures/        why a stage failed for good, by address
+    logs/            what each stage said, by address; driver.log: what Tune, Optuna and MLflow said
+    lease.json       the living driver (see lease.py)
+    chosen.json      what was chosen, for `deftx.sft.export`; once the search has ended
+    report.md, results.csv, vectors.csv, plots/, optuna.log (an export)
+
+Stages themselves are in the store; no Ray, Optuna or MLflow here, so that `sweep status` needs none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from deftx.errors import ConfigError, StoreError
+from deftx.stages.stage import Stage
+from deftx.stages.store import Store
+
+RowKind = Literal["combination", "lt-sft", "task", "task+source", "other-language", "dense-task"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SweepInfo(_Record):
+    """What a sweep is: recorded at each start; benchmark, backbone and seed must stay what they were."""
+
+    name: str
+    benchmark: str
+    backbone: str
+    backbone_identity: str = ""
+    seed: int
+    space: dict[str, Any]
+    revisions: dict[str, str] = {}
+    command: list[str]
+    packages: dict[str, str]
+    git_commit: str | None
+    created: str
+
+
+class StageEntry(_Record):
+    """One stage of the sweep's plan, as the report and the tracker need it."""
+
+    kind: str
+    label: str
+    subject: str
+    language: str
+    inputs: dict[str, str]
+    status: Literal["waiting", "done", "reused", "failed"] = "waiting"
+
+    @classmethod
+    def of(cls, stage: Stage) -> StageEntry:
+        """A stage as the plan records it, not yet made."""
+        inputs = {role: needed.address for role, needed in stage.inputs}
+        return cls(kind=stage.kind, label=stage.label, subject=stage.subject, language=stage.language, inputs=inputs)
+
+
+class Row(_Record):
+    """One row of the report: a combination that was asked, or a baseline. Its grades are stages, by target language."""
+
+    kind: RowKind
+    number: int | None = None
+    parameters: dict[str, str | float] = {}
+    status: Literal["waiting", "complete", "failed"] = "waiting"
+    score: float | None = None
+    reason: str | None = None
+    grades: dict[str, str] = {}
+    language_sfts: dict[str, str] = {}
+    task_sft: str | None = None
+
+    @property
+    def title(self) -> str:
+        """How tables call the row."""
+        if self.kind != "combination":
+            return BASELINE_TITLES[self.kind]
+        p = self.parameters
+        kept_l, kept_t = (f"{float(p[key]) * 100:g} %" for key in ("retention_l", "retention_t"))
+        words = f"keep {kept_l}" if kept_l == kept_t else f"keep_l {kept_l}, keep_t {kept_t}"
+        return f"DEFT-X r_l {p['rank_l']}, r_t {p['rank_t']}, {words}"
+
+
+BASELINE_TITLES: dict[RowKind, str] = {
+    "lt-sft": "LT-SFT",
+    "task": "no language vector",
+    "task+source": "no language vector, source vector",
+    "other-language": "another language's vector",
+    "dense-task": "dense task model",
+}
+
+
+class State(_Record):
+    """How far a sweep is. Rewritten by the driver; the report and the tracker read it."""
+
+    stages: dict[str, StageEntry] = {}
+    rows: list[Row] = []
+    chosen: int | None = None
+    ended: bool = False
+
+    @property
+    def combinations(self) -> list[Row]:
+        """The rows that were asked of the search, in ask order."""
+        return [row for row in self.rows if row.kind == "combination"]
+
+    @property
+    def chosen_row(self) -> Row | None:
+        """The combination that validation chose."""
+        return next((row for row in self.combinations if row.number == self.chosen), None)
+
+
+class Failure(_Record):
+    """Why a stage failed: for good when `final`, else the latest of its attempts so far."""
+
+    address: str
+    label: str
+    reason: str
+    final: bool
+    trace: str = ""
+    log: str = ""
+
+
+class SweepFolder:
+    """Reads and writes `sweeps/<name>/` in a store."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        """Bind a name; nothing is read or written yet.
+
+        Raises:
+            ConfigError: for a name that is not letters, digits, `.`, `_` and `-`.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ConfigError(f"sweep name {name!r}: letters, digits, '.', '_' and '-', the first a letter or digit")
+        self.store, self.name = store, name
+
+    @property
+    def path(self) -> str:
+        """The folder's path on the store's file system."""
+        return self.store.path("sweeps", self.name)
+
+    def url(self, *parts: str) -> str:
+        """The URL (a path, on a file system) of something in the folder."""
+        path = self.store.path("sweeps", self.name, *parts)
+        return path if self.store.local else str(self.store.fs.unstrip_protocol(path))
+
+    def info(self) -> SweepInfo | None:
+        """What the sweep is, or none when it was never started."""
+        content = self.store.read("sweeps", self.name, "sweep.json")
+        return SweepInfo.model_validate_json(content) if content else None
+
+    def write_info(self, info: SweepInfo) -> None:
+        """Record what the sweep is."""
+        self._write(info, "sweep.json")
+
+    def state(self) -> State:
+        """How far the sweep is; an empty state when it was never started."""
+        content = self.store.read("sweeps", self.name, "state.json")
+        return State.model_validate_json(content) if content else State()
+
+    def write_state(self, state: State) -> None:
+        """Replace the state."""
+        self._write(state, "state.json")
+
+    def failures(self) -> dict[str, Failure]:
+        """The failures on record, by address."""
+        names = [name for name in self.store.names("sweeps", self.name, "failures") if name.endswith(".json")]
+        contents = [self.store.read("sweeps", self.name, "failures", name) for name in names]
+        found = [Failure.model_validate_json(content) for content in contents if content]
+        return {failure.address: failure for failure in found}
+
+    def final_failures(self) -> dict[str, Failure]:
+        """The failures for good, by address: these stages are not tried again unless that is asked for."""
+        return {address: failure for address, failure in self.failures().items() if failure.final}
+
+    def write_failure(self, failure: Failure) -> None:
+        """Put a failure on record."""
+        self._write(failure, "failures", f"{failure.address}.json")
+
+    def forget_failure(self, address: str) -> None:
+        """Take a failure off the record: the stage was made after all, or is to be tried again."""
+        self.store.remove("sweeps", self.name, "failures", f"{address}.json")
+
+    def append_log(self, name: str, text: str) -> None:
+        """Keep what a stage (by its address) or the driver said, after what was said before."""
+        before = self.store.read("sweeps", self.name, "logs", f"{name}.log") or b""
+        self.store.write(before + text.encode(), "sweeps", self.name, "logs", f"{name}.log")
+
+    def log_path(self, address: str) -> str:
+        """Where the log of a stage lies."""
+        return self.url("logs", f"{address}.log")
+
+    def has_log(self, address: str) -> bool:
+        """Whether this sweep ran the stage itself, now or at an earlier start."""
+        return bool(self.store.fs.exists(self.store.path("sweeps", self.name, "logs", f"{address}.log")))
+
+    def write_file(self, content: bytes, *parts: str) -> str:
+        """Write a report, a table or a plot; returns its path."""
+        self.store.write(content, "sweeps", self.name, *parts)
+        return self.store.path("sweeps", self.name, *parts)
+
+    def _write(self, record: BaseModel, *parts: str) -> None:
+        self.store.write(record.model_dump_json(indent=1).encode(), "sweeps", self.name, *parts)
+
+
+def known_sweep(store: Store, name: str) -> tuple[SweepFolder, SweepInfo]:
+    """A sweep that was started before.
+
+    Raises:
+        StoreError: for an unknown name, listing the known ones.
+    """
+    folder = SweepFolder(store, name)
+    info = folder.info()
+    if info is None:
+        known = ", ".join(store.names("sweeps")) or "none yet"
+        raise StoreError(f"{store.url}: no sweep {name!r} there (sweeps: {known})")
+    return folder, info

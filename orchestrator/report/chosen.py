@@ -1,0 +1,87 @@
+"""What a sweep chose, as compositions that `deftx.sft.export` makes into models: `sweeps/<name>/chosen.json`, by language.
+
+Written once the search has ended and gone as soon as it goes on; test scores are read then and not before.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from deftx.sft.composition import CHOSEN, Composition, Part, Score, Stored
+from deftx.sources.published import Published
+from deftx.stages.stage import GradeSettings, Stage
+from orchestrator.plan.rows import PlannedRow
+from orchestrator.record.sweep import State, SweepFolder
+from orchestrator.report.results import Results, read_results
+from orchestrator.space.schema import Space
+from orchestrator.wording import selection_words
+
+
+def forget_choice(folder: SweepFolder) -> None:
+    """The search goes on: nothing is chosen."""
+    folder.store.remove("sweeps", folder.name, CHOSEN)
+
+
+def write_choice(folder: SweepFolder, space: Space, backbone: Published | Stage, row: PlannedRow | None) -> None:
+    """Write the choice of an ended search: a composition for each target language; none when no row was completed.
+
+    Raises:
+        StoreError: when a grade is gone, altered or unreadable.
+    """
+    found = _compositions(folder, space, backbone, row) if row else {}
+    content = {language: composition.model_dump(mode="json") for language, composition in found.items()}
+    folder.write_file(json.dumps(content, indent=1, ensure_ascii=False).encode(), CHOSEN)
+
+
+def export_command(folder: SweepFolder, space: Space) -> str:
+    """What to type next: the model of the first target language."""
+    words = ["python", "-m", "deftx.sft.export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
+    local = isinstance(space.backbone, str) and Path(space.backbone).expanduser().is_dir()
+    return shlex.join([*words, *(["--backbone", str(space.backbone)] if local else [])])
+
+
+def _compositions(
+    folder: SweepFolder, space: Space, backbone: Published | Stage, row: PlannedRow
+) -> dict[str, Composition]:
+    origin, scores = _origin(folder, space), _scores(folder, row)
+    found = {}
+    for target, grade in row.grades.items():
+        assert isinstance(grade.settings, GradeSettings)
+        vector = grade.input("language")
+        found[target] = Composition(
+            backbone=_part(backbone), task=_part(row.task), language=_part(vector) if vector else None,
+            weights=grade.settings.weights, labels=space.of.labels, max_length=grade.settings.max_length,
+            target=target, benchmark=space.of.name, kind=space.of.kind, origin=origin, scores=scores[target],
+        )  # fmt: skip
+    return found
+
+
+def _part(given: Published | Stage) -> Part:
+    return Stored(address=given.address) if isinstance(given, Stage) else given
+
+
+def _origin(folder: SweepFolder, space: Space) -> str:
+    info, state = folder.info(), folder.state()
+    assert info is not None and state.chosen_row is not None
+    return (
+        f"{state.chosen_row.title}, of {len(state.combinations)} combinations of the sweep {folder.name!r} "
+        f"(seed {space.seed}), by {selection_words(info, space.of.metric)}."
+    )
+
+
+def _scores(folder: SweepFolder, row: PlannedRow) -> Mapping[str, tuple[Score, ...]]:
+    alone = State(rows=[row.record().model_copy(update={"status": "complete"})], chosen=row.number, ended=True)
+    validation, test = (read_results(folder.store, alone, [*row.grades], split) for split in ("validation", "test"))
+    splits = [results for results in (validation, test) if results]
+    return {target: tuple(_score(results, target) for results in splits) for target in row.grades}
+
+
+def _score(results: Results, target: str) -> Score:
+    one = results.rows[0].scores[target]
+    return Score(
+        split=results.split, metric=results.metric, value=one.value, low=one.low, high=one.high,
+        items=results.items(target),
+    )  # fmt: skip

@@ -1,0 +1,186 @@
+"""The report of a sweep: `report.md`, `results.csv`, `vectors.csv` and plots, from what the store holds.
+
+    python -m orchestrator.report STORAGE/sweeps/NAME
+
+Written at the end of every sweep, and again whenever asked for; the same state gives the same bytes. Test scores are
+read only once the search has ended, and the row on top is the one that validation chose, whatever the test says. The
+words on top are made in `summary`, the tables in `sections`, the pictures in `plots`, `vector_plots` and `times`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import pandas as pd
+import typer
+
+from deftx.errors import ConfigError, DeftxError, StoreError
+from deftx.stages.store import Store
+from orchestrator.cautions import cautions
+from orchestrator.record.sweep import Failure, State, SweepFolder, SweepInfo, known_sweep
+from orchestrator.report import tables as sections
+from orchestrator.report.plots.page import png
+from orchestrator.report.plots.scores import heatmap, language_bars
+from orchestrator.report.plots.vectors import overlap_plot, spectra_plot
+from orchestrator.report.results import RESULT_COLUMNS, Results, read_results
+from orchestrator.report.summary import summary
+from orchestrator.report.times import read_times, time_plot, time_words
+from orchestrator.report.vectors import Mask, Spectrum, chosen_masks, chosen_spectra, read_vectors
+from orchestrator.wording import effective_l1, validation_words
+
+if TYPE_CHECKING:
+    from deftx.data.text_check import TextCheck
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """All that the report is made of."""
+
+    info: SweepInfo
+    state: State
+    failures: dict[str, Failure]
+    validation: Results | None
+    test: Results | None
+    vectors: pd.DataFrame
+    spectra: list[Spectrum]
+    masks: list[Mask]
+    times: pd.DataFrame
+    checks: list[TextCheck]
+    cautions: dict[str, list[str]]
+
+
+def write_report(store: Store, folder: SweepFolder) -> None:
+    """Write report, tables and plots of a sweep into its folder, `report.md` last.
+
+    Raises:
+        StoreError: for a sweep that was never started, or files of its stages that are gone, altered or unreadable.
+        DataError: when rows were graded on different items.
+    """
+    found = _find(store, folder)
+    plots = _plots(found)
+    for name, content in plots.items():
+        folder.write_file(content, "plots", name)
+    folder.write_file(_csv(_result_frame(found)), "results.csv")
+    folder.write_file(_csv(found.vectors), "vectors.csv")
+    folder.write_file(_markdown(found, plots).encode(), "report.md")
+
+
+def _find(store: Store, folder: SweepFolder) -> _Findings:
+    _, info = known_sweep(store, folder.name)
+    state = folder.state()
+    targets = [str(target) for target in info.space["targets"]]
+    manifests = [found for address in state.stages if (found := store.manifest(address))]
+    return _Findings(
+        info=info,
+        state=state,
+        failures=folder.failures(),
+        validation=read_results(store, state, targets, "validation"),
+        test=read_results(store, state, targets, "test") if state.ended else None,
+        vectors=read_vectors(store, state),
+        spectra=chosen_spectra(store, state),
+        masks=chosen_masks(store, state),
+        times=read_times(store, state),
+        checks=[
+            check
+            for manifest in manifests
+            if manifest.kind == "check" and (check := _text_check(store, manifest.address)) is not None
+        ],
+        cautions={manifest.address: cautions(manifest) for manifest in manifests},
+    )
+
+
+def _text_check(store: Store, address: str) -> TextCheck | None:
+    """What a check found; none where its file is damaged, for no stage would make it again for the report's sake."""
+    # torch takes seconds to import, and many sweeps have no check
+    from deftx.data.text_check import TextCheck
+    from deftx.method.context import CHECK
+
+    try:
+        return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
+    except StoreError:
+        return None
+
+
+def _plots(found: _Findings) -> dict[str, bytes]:
+    bars = found.test or found.validation
+    chosen = found.vectors[found.vectors["chosen"].astype(bool)]
+    to_lt_sft = chosen.set_index("subject")["jaccard_lt_sft"].dropna().to_dict()
+    drawn = {
+        "heatmap.png": heatmap(found.validation) if found.validation else None,
+        "languages.png": language_bars(bars) if bars else None,
+        "spectra.png": spectra_plot(found.spectra),
+        "overlap.png": overlap_plot(found.masks, to_lt_sft),
+        "time.png": time_plot(found.times),
+    }
+    return {name: png(figure) for name, figure in drawn.items() if figure}
+
+
+def _result_frame(found: _Findings) -> pd.DataFrame:
+    frames = [results.frame for results in (found.test, found.validation) if results]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=RESULT_COLUMNS)
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return str(frame.to_csv(index=False, lineterminator="\n")).encode()
+
+
+def _markdown(found: _Findings, drawn: Iterable[str]) -> str:
+    info, splits = found.info, [results for results in (found.validation, found.test) if results]
+    blocks = [
+        f"# DEFT-X sweep {info.name}: {info.benchmark}",
+        summary(info, found.state, found.validation, found.test),
+        f"Effective L1: {effective_l1(info.space)}. Backbone: {info.backbone}.",
+        *sections.warnings(info, found.state, found.validation, found.failures, found.cautions),
+        *sections.scores(
+            found.test, "No row was chosen by this table, and no interval is adjusted for the number of rows."
+        ),
+        *sections.picture(drawn, "languages.png", "Scores by language with 95 % intervals"),
+        *sections.scores(found.validation, f"Validation {validation_words(info)}."),
+        *sections.picture(drawn, "heatmap.png", "Mean validation score by rank"),
+        *sections.vectors(found.vectors),
+        *sections.picture(drawn, "spectra.png", "Singular-value spectra with the chosen ranks"),
+        *sections.picture(drawn, "overlap.png", "Overlap of the chosen masks beside chance"),
+        *sections.texts(found.checks),
+        *sections.failed(found.failures),
+        *sections.sizes(splits),
+        *_time(found.times, drawn),
+        *sections.provenance(info),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _time(times: pd.DataFrame, drawn: Iterable[str]) -> list[str]:
+    if times.empty:
+        return []
+    return ["## Time", time_words(times), *sections.picture(drawn, "time.png", "Time by language and stage")]
+
+
+def _locate(directory: str) -> tuple[Store, str]:
+    """The store and the sweep's name in `STORAGE/sweeps/NAME`, a folder or an fsspec URL."""
+    whole = directory.rstrip("/") if "://" in directory else str(Path(directory).resolve())
+    storage, _, name = whole.rpartition("/sweeps/")
+    if not storage or not name or "/" in name:
+        raise ConfigError(f"{directory}: not the folder of a sweep, which is STORAGE/sweeps/NAME")
+    return Store(storage), name
+
+
+@app.command()
+def main(directory: Annotated[str, typer.Argument(metavar="DIR", help="of a sweep: STORAGE/sweeps/NAME")]) -> None:
+    """Write report.md, its tables and its plots for a sweep, from what its storage holds."""
+    try:
+        store, name = _locate(directory)
+        folder, _ = known_sweep(store, name)
+        write_report(store, folder)
+    except DeftxError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{store.url}/sweeps/{name}/report.md")
+
+
+if __name__ == "__main__":
+    app()

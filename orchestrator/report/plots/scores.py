@@ -1,0 +1,237 @@
+"""The scores of a sweep as pictures, from the same numbers as its tables: by rank and by language.
+
+Vectors are drawn in `vector_plots`, times in `times`; what is common to all is in `drawing`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from deftx.evaluate.metrics import AVERAGE
+from orchestrator.record.sweep import BASELINE_TITLES, RowKind
+from orchestrator.report.plots.page import (
+    COLOURS,
+    EDGE,
+    GREY,
+    PAGE,
+    RAMP,
+    SMALL,
+    TEXT,
+    heading,
+    heading_inches,
+    ink,
+    page,
+)
+from orchestrator.report.results import Results, RowResult
+from orchestrator.wording import METRIC_WORDS, counted
+
+_RANKS = ("rank_l", "rank_t")
+_SIGNS = {"chosen": "★", "failed": "×", "waiting": "…"}
+_WIDEST_CELL, _NARROW_CELL = 1.2, 0.42
+"""Inches."""
+_GROUPS_ABREAST = 6
+_KINDS: tuple[RowKind, ...] = ("combination", *BASELINE_TITLES)
+_STYLES = dict(zip(_KINDS, RAMP, strict=False))
+
+
+# -- by rank ----------------------------------------------------------------------------------------------------------
+
+
+def heatmap(results: Results) -> Figure | None:
+    """The mean score of every combination over the targets: r_l by r_t, one panel for each pair of retentions.
+
+    A panel has the ranks asked with its retentions only, in cells of one size, so that a sparse search is legible.
+
+    Returns:
+        none when no combination was asked.
+    """
+    cells = _cells(results)
+    if cells.empty:
+        return None
+    panels = list(cells.groupby(["retention_l", "retention_t"]))
+    columns = max(panel["rank_t"].nunique() for _, panel in panels)
+    abreast = max(1, min(len(panels), int(PAGE // (0.8 + _NARROW_CELL * columns))))
+    wide = min(_WIDEST_CELL, (PAGE / abreast - 0.9) / columns)
+    high = 0.42 if wide > 0.5 else 0.34
+    lines = _heatmap_lines(results, cells)
+    rows = [panel["rank_l"].nunique() for _, panel in panels]
+    rows = [max(rows[first : first + abreast]) for first in range(0, len(rows), abreast)]
+    height = heading_inches(*lines) + sum(0.75 + count * high for count in rows) + 0.75
+    figure, axes = page(height, len(rows), abreast, height_ratios=rows)
+    norm = _norm(cells["value"])
+    for place, (axis, (kept, panel)) in enumerate(zip(axes, panels, strict=False)):
+        size = (rows[place // abreast], columns)
+        _draw_panel(axis, panel, norm, size)
+        axis.set_box_aspect(size[0] * high / (size[1] * wide))
+        axis.set_title(_kept_words(*kept), fontsize=TEXT, loc="left")
+    for spare in axes[len(panels) :]:
+        figure.delaxes(spare)
+    bar = figure.colorbar(
+        ScalarMappable(norm, COLOURS), ax=axes[: len(panels)], location="bottom", aspect=40, pad=0.02, shrink=0.7
+    )
+    bar.set_label(_unit(results), fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
+    heading(figure, f"Mean {results.split} score by r_l (language vectors) and r_t (task vector)", *lines)
+    return figure
+
+
+def _cells(results: Results) -> pd.DataFrame:
+    """One line for each combination: its parameters, its mean score, whether it was chosen."""
+    frame = results.frame
+    return frame[(frame["kind"] == "combination") & (frame["language"] == AVERAGE)]
+
+
+def _heatmap_lines(results: Results, cells: pd.DataFrame) -> list[str]:
+    """Sample size and noise, the baselines, and the signs that occur."""
+    half = ((cells["high"] - cells["low"]) / 2).median()
+    noise = "" if pd.isna(half) else f"; 95 % interval of a cell: about ±{half:.1f}"
+    rows = [one for kind in ("lt-sft", "task") if (one := results.baseline(kind)) and AVERAGE in one.scores]
+    baselines = ", ".join(f"{one.row.title} {100 * one.scores[AVERAGE].value:.1f}" for one in rows)
+    seen = set(cells["status"]) | ({"chosen"} if cells["chosen"].any() else set())
+    signs = [f"{sign} {word}" for word, sign in _SIGNS.items() if word in seen]
+    asked = cells.groupby(["retention_l", "retention_t"])[["row", *_RANKS]].nunique()
+    if (asked["row"] < asked["rank_l"] * asked["rank_t"]).any():
+        signs.append("empty: not asked")
+    return [
+        f"{_sample(results)}{noise}",
+        f"For comparison: {baselines}" if baselines else "",
+        ", ".join(signs),
+    ]
+
+
+def _norm(values: pd.Series) -> Normalize:
+    """From the lowest to the highest score, at least one point wide, so that noise does not look like contrast."""
+    known = values.dropna()
+    middle = (known.min() + known.max()) / 2 if len(known) else 50.0
+    half = max((known.max() - known.min()) / 2, 0.5) if len(known) else 50.0
+    return Normalize(middle - half, middle + half)
+
+
+def _draw_panel(axis: Axes, panel: pd.DataFrame, norm: Normalize, size: tuple[int, int]) -> None:
+    """The cells of one pair of retentions, low ranks at the bottom left; what was not asked stays empty."""
+    ranks_l, ranks_t = (sorted(panel[rank].unique(), key=_rank_order) for rank in _RANKS)
+    axis.set_xticks(range(len(ranks_t)), ranks_t, rotation=90 if size[1] > 2 * _GROUPS_ABREAST else 0)
+    axis.set_yticks(range(len(ranks_l)), ranks_l)
+    axis.set_xlim(-0.5, size[1] - 0.5)
+    axis.set_ylim(-0.5, size[0] - 0.5)
+    axis.tick_params(length=0, labelsize=SMALL)
+    axis.set_xlabel("r_t", fontsize=TEXT, x=len(ranks_t) / size[1] / 2)
+    axis.set_ylabel("r_l", fontsize=TEXT, y=len(ranks_l) / size[0] / 2, rotation=0, ha="right", va="center")
+    axis.spines[:].set_visible(False)
+    edges = [np.arange(len(ranks) + 1) - 0.5 for ranks in (ranks_l, ranks_t)]
+    axis.hlines(edges[0], -0.5, len(ranks_t) - 0.5, color="#dddddd", linewidth=0.6, zorder=0)
+    axis.vlines(edges[1], -0.5, len(ranks_l) - 0.5, color="#dddddd", linewidth=0.6, zorder=0)
+    for cell in panel.sort_values("chosen").to_dict("records"):
+        _draw_cell(axis, ranks_t.index(cell["rank_t"]), ranks_l.index(cell["rank_l"]), cell, norm)
+
+
+def _draw_cell(axis: Axes, x: int, y: int, cell: dict[str, Any], norm: Normalize) -> None:
+    graded = not pd.isna(cell["value"])
+    colour = COLOURS(norm(cell["value"])) if graded else (1.0, 1.0, 1.0, 1.0)
+    edge, hatch = ("white", None) if graded else (GREY, "////")
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=edge, hatch=hatch, clip_on=False))
+    words = f"{cell['value']:.1f}" if graded else _SIGNS[cell["status"]]
+    if cell["chosen"]:
+        words = f"{_SIGNS['chosen']}\n{words}"
+        axis.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, edgecolor=ink(colour), linewidth=1.5))
+    background = None if graded else {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    axis.text(
+        x, y, words, ha="center", va="center", fontsize=SMALL - 0.5, linespacing=0.95, color=ink(colour),
+        bbox=background,
+    )  # fmt: skip
+
+
+def _rank_order(rank: str) -> tuple[bool, float]:
+    """Uniform ranks first, then shares of variance, each by size."""
+    return rank.endswith("%"), float(rank.rstrip("%"))
+
+
+def _kept_words(kept_l: float, kept_t: float) -> str:
+    if kept_l == kept_t:
+        return f"retention {kept_l * 100:g} %"
+    return f"retention {kept_l * 100:g} % (language), {kept_t * 100:g} % (task)"
+
+
+# -- by language ------------------------------------------------------------------------------------------------------
+
+
+def language_bars(results: Results) -> Figure | None:
+    """The chosen combination and the baselines on each target and, of several, on average, with joint 95 % intervals.
+
+    Returns:
+        none when none of them was graded.
+    """
+    systems = [one for one in (results.chosen, *map(results.baseline, BASELINE_TITLES)) if one and one.scores]
+    if not systems:
+        return None
+    names = [*results.targets, AVERAGE] if len(results.targets) > 1 else [*results.targets]
+    deep = -(-len(names) // _GROUPS_ABREAST)
+    abreast = -(-len(names) // deep)
+    lines = [_sample(results), "An item is redrawn in all its languages at once, for all rows alike."]
+    legend = 0.2 * -(-len(systems) // 2) + 0.25
+    figure, axes = page(heading_inches(*lines) + deep * 2.7 + legend, deep, 1, sharey=True)
+    for line, axis in enumerate(axes):
+        _draw_groups(axis, results, systems, names[line * abreast : (line + 1) * abreast], abreast)
+    highest = max(score.high for one in systems for score in one.scores.values())
+    axes[0].set_ylim(0, min(118.0, 100 * highest + 16))
+    axes[0].set_yticks(range(0, 101, 20))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
+    )
+    heading(figure, f"{results.split.capitalize()} scores with joint 95 % intervals", *lines)
+    return figure
+
+
+def _draw_groups(
+    axis: Axes, results: Results, systems: Sequence[RowResult], names: Sequence[str], abreast: int
+) -> None:
+    """One line of the page: a group of bars for each name."""
+    for place, one in enumerate(systems):
+        _draw_bars(axis, one, names, place, len(systems))
+    if AVERAGE in names[1:]:
+        axis.axvline(names.index(AVERAGE) - 0.5, color=GREY, linewidth=0.8, linestyle=":")
+    axis.set_xlim(-0.6, abreast - 0.4)
+    axis.set_xticks(range(len(names)), [_name_words(results, name) for name in names])
+    axis.set_ylabel(_unit(results).replace(" (", "\n("), fontsize=TEXT)
+
+
+def _name_words(results: Results, name: str) -> str:
+    """The language with how many items are redrawn, and how many rows they have where these are more."""
+    items, rows = results.items(name), results.examples(name)
+    return f"{name}\nn = {items:,}" + (f"\n({rows:,} rows)" if rows != items and name != AVERAGE else "")
+
+
+def _draw_bars(axis: Axes, one: RowResult, names: Sequence[str], place: int, count: int) -> None:
+    width = 0.84 / count
+    there = [(at, one.scores[name]) for at, name in enumerate(names) if name in one.scores]
+    left = [at + (place - (count - 1) / 2) * width for at, _ in there]
+    values = np.array([(score.value, score.low, score.high) for _, score in there]).reshape(-1, 3) * 100
+    label = f"{one.row.title} (chosen)" if one.row.kind == "combination" else one.row.title
+    style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **_STYLES[one.row.kind]}
+    axis.bar(left, values[:, 0], width * 0.94, label=textwrap.fill(label, 46), **style)
+    reach = np.abs(values[:, [0]] - values[:, 1:]).T
+    _, caps, bars = axis.errorbar(left, values[:, 0], reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+    for line in (*caps, *bars):
+        line.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
+    for at, (value, _, high) in zip(left, values, strict=True):
+        axis.text(at, high + 1.5, f"{value:.1f}", ha="center", va="bottom", fontsize=SMALL - 0.5, rotation=90)
+
+
+def _unit(results: Results) -> str:
+    return f"{METRIC_WORDS[results.metric]} (percent points)"
+
+
+def _sample(results: Results) -> str:
+    languages = counted(len(results.targets), "language")
+    return f"{METRIC_WORDS[results.metric]}: {languages}, n = {results.items():,} parallel items, one run"

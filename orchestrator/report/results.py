@@ -1,0 +1,175 @@
+"""The grades of a sweep as numbers: every row on every target, with joint intervals and differences to LT-SFT.
+
+The one place where a report opens the sealed test scores, refused before the search has ended. Words and pictures are
+made from these numbers in `words`, `plots` and `report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deftx.errors import StoreError
+from deftx.evaluate.metrics import AVERAGE, Bootstrap, Estimate, Metric, Predictions, System
+from deftx.stages.store import Store
+from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, State
+
+Split = Literal["validation", "test"]
+_FILES: dict[Split, str] = {"validation": "scores.json", "test": "sealed_test.json"}
+
+RESULT_COLUMNS = [
+    "row", "kind", "number", "chosen", "rank_l", "rank_t", "retention_l", "retention_t", "status", "language", "split",
+    "metric", "n", "examples", "value", "low", "high", "difference", "difference_low", "difference_high",
+]  # fmt: skip
+
+
+class Grade(BaseModel):
+    """One split of one grade stage: what was predicted for each row of a target's data."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    labels: tuple[str, ...]
+    metric: Metric
+    ids: list[str]
+    gold: list[int]
+    predicted: list[int]
+
+    @property
+    def predictions(self) -> Predictions:
+        """The columns that are resampled."""
+        return Predictions(self.ids, self.gold, self.predicted)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row with what it scored. The average is there only when every target is."""
+
+    row: Row
+    system: System
+    scores: dict[str, Estimate]
+    to_lt_sft: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows on one split."""
+
+    split: Split
+    targets: tuple[str, ...]
+    labels: tuple[str, ...]
+    metric: Metric
+    rows: tuple[RowResult, ...]
+    chosen: RowResult | None
+    bootstrap: Bootstrap
+
+    def baseline(self, kind: RowKind) -> RowResult | None:
+        """The row of a baseline, if it was graded at all."""
+        return next((one for one in self.rows if one.row.kind == kind and one.scores), None)
+
+    def difference(self, a: RowResult, b: RowResult) -> dict[str, Estimate]:
+        """`a` minus `b` on the targets that both have; on average only when that is all of them."""
+        return _difference(self.bootstrap, a.system, b.system, self.targets)
+
+    def items(self, language: str = AVERAGE) -> int:
+        """How many items are resampled for a language, or for all of them together."""
+        return len({item for data in self._data(language) for item in data.ids})
+
+    def examples(self, language: str = AVERAGE) -> int:
+        """How many rows of data a language has, or all together: more than items where one item has several."""
+        return sum(len(data.ids) for data in self._data(language))
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One line for each row and target or average, in percent points; columns `RESULT_COLUMNS`."""
+        sizes = {name: {"n": self.items(name), "examples": self.examples(name)} for name in [*self.targets, AVERAGE]}
+        lines = [self._line(one, name) | size for one in self.rows for name, size in sizes.items()]
+        return pd.DataFrame(lines, columns=RESULT_COLUMNS).astype({"number": "Int64"})
+
+    def _data(self, language: str) -> list[Predictions]:
+        by_language = {name: data for one in self.rows for name, data in one.system.items()}
+        return [data for name, data in by_language.items() if language in (name, AVERAGE)]
+
+    def _line(self, one: RowResult, name: str) -> dict[str, Any]:
+        row = one.row
+        return {
+            "row": row.title, "kind": row.kind, "number": row.number, "chosen": one is self.chosen,
+            **row.parameters, "status": row.status, "language": name, "split": self.split, "metric": self.metric,
+            **_points(one.scores.get(name), "value", "low", "high"),
+            **_points(one.to_lt_sft.get(name), "difference", "difference_low", "difference_high"),
+        }  # fmt: skip
+
+
+def read_results(store: Store, state: State, targets: Sequence[str], split: Split) -> Results | None:
+    """All rows on one split, or none while nothing was graded.
+
+    Raises:
+        StoreError: for the test split before the search has ended, or a grade that is gone, altered or unreadable.
+        DataError: when rows were graded on different items.
+    """
+    if split == "test" and not state.ended:
+        raise StoreError("the test scores stay sealed until the search has ended")
+    grades = [(row, _read_row(store, row, targets, split)) for row in sorted(state.rows, key=_place)]
+    first = next((grade for _, found in grades for grade in found.values()), None)
+    if first is None:
+        return None
+    bootstrap = Bootstrap(first.labels, first.metric)
+    systems = [(row, {name: grade.predictions for name, grade in found.items()}) for row, found in grades]
+    lt_sft = next((system for row, system in systems if row.kind == "lt-sft"), {})
+    rows = tuple(_row_result(bootstrap, row, system, lt_sft, targets) for row, system in systems)
+    chosen = next((one for one in rows if one.row is state.chosen_row), None)
+    return Results(split, tuple(targets), first.labels, first.metric, rows, chosen, bootstrap)
+
+
+def _place(row: Row) -> tuple[int, int]:
+    """Where a row stands in tables: combinations as they were asked, then baselines in the order of their titles."""
+    if row.kind == "combination":
+        return (-1, row.number or 0)
+    return ([*BASELINE_TITLES].index(row.kind), 0)
+
+
+def _row_result(bootstrap: Bootstrap, row: Row, system: System, lt_sft: System, targets: Sequence[str]) -> RowResult:
+    scores = _complete(bootstrap.interval(system), targets) if system else {}
+    to_lt_sft = _difference(bootstrap, system, lt_sft, targets) if row.kind != "lt-sft" else {}
+    return RowResult(row, system, scores, to_lt_sft)
+
+
+def _difference(bootstrap: Bootstrap, a: System, b: System, targets: Sequence[str]) -> dict[str, Estimate]:
+    shared = [name for name in targets if name in a and name in b]
+    if not shared:
+        return {}
+    difference = bootstrap.difference({name: a[name] for name in shared}, {name: b[name] for name in shared})
+    return _complete(difference, targets)
+
+
+def _complete(estimates: Mapping[str, Estimate], targets: Sequence[str]) -> dict[str, Estimate]:
+    """Without the average, unless it is over all targets: another average is another quantity."""
+    whole = all(name in estimates for name in targets)
+    return {name: one for name, one in estimates.items() if whole or name != AVERAGE}
+
+
+def _read_row(store: Store, row: Row, targets: Sequence[str], split: Split) -> dict[str, Grade]:
+    """The grades of a row in the order of the targets; a row that is complete must have them all."""
+    wanted = {name: row.grades[name] for name in targets if name in row.grades}
+    there = {n: a for n, a in wanted.items() if row.status == "complete" or store.manifest(a) is not None}
+    return {name: _read_grade(store, address, split) for name, address in there.items()}
+
+
+def _read_grade(store: Store, address: str, split: Split) -> Grade:
+    path = store.fetch(address, _FILES[split])
+    try:
+        return Grade.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StoreError(f"{path}: not a grade ({error.errors()[0]['msg']})") from None
+
+
+def _points(estimate: Estimate | None, *names: str) -> dict[str, float]:
+    """An estimate in percent points under three column names; nothing where there is none."""
+    if estimate is None:
+        return {}
+    numbers = (estimate.value, estimate.low, estimate.high)
+    return {name: round(100 * number, 4) + 0.0 for name, number in zip(names, numbers, strict=True)}

@@ -1,0 +1,222 @@
+"""The paragraphs on top of a report: what was chosen, what of it can be believed, and what cannot.
+
+A difference is believable when its paired 95 % interval excludes 0, and only on data that did not choose. Each sentence
+is a function of its own, empty where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deftx.evaluate.metrics import AVERAGE, Estimate
+from orchestrator.record.sweep import State, SweepInfo
+from orchestrator.report.results import Results, RowResult
+from orchestrator.wording import METRIC_WORDS, by_few_labels, counted, listed, points, selection_words, signed_points
+
+
+def summary(info: SweepInfo, state: State, validation: Results | None, test: Results | None) -> str:
+    """What a newcomer should know before the tables, in a paragraph each for the choice, belief and doubt.
+
+    Args:
+        info: what was asked for.
+        state: the rows and the choice.
+        validation: all rows on validation; none when nothing was graded.
+        test: likewise on the sealed test sets; none before the search has ended.
+    """
+    paragraphs = [
+        _note(info),
+        _running(state),
+        _paragraph(_choice(info, state, validation), _level(test), _losses(state, validation)),
+        _believable(test) if validation else "",
+        _doubts(info, state, validation, test) if validation else "",
+    ]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _paragraph(*sentences: str) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _note(info: SweepInfo) -> str:
+    note = str(info.space.get("note") or "")
+    return f"**Note of the space.** {note}" if note else ""
+
+
+def _running(state: State) -> str:
+    return "" if state.ended else "**The search has not ended**: the test sets are sealed, all below is validation."
+
+
+# -- what was chosen --------------------------------------------------------------------------------------------------
+
+
+def _choice(info: SweepInfo, state: State, validation: Results | None) -> str:
+    chosen = state.chosen_row
+    if chosen is None:
+        return "No combination was completed, so none was chosen." if state.ended else "Nothing is chosen yet."
+    rule = selection_words(info, validation.metric if validation else None)
+    return f"**What was chosen.** {chosen.title}, {_out_of(state)}, by {rule}."
+
+
+def _out_of(state: State) -> str:
+    asked, completed = len(state.combinations), _completed(state)
+    if asked == 1:
+        return "the only combination asked"
+    if completed == 1:
+        return f"the only one of {asked} combinations that was completed"
+    return f"out of {completed} combinations"
+
+
+def _level(test: Results | None) -> str:
+    if test is None or test.chosen is None:
+        return ""
+    return (
+        f"On the sealed test sets it scores {points(test.chosen.scores.get(AVERAGE))} on average over "
+        f"{counted(len(test.targets), 'language')}: {METRIC_WORDS[test.metric]} in percent points with its 95 % "
+        f"interval, {_items(test)}."
+    )
+
+
+def _losses(state: State, validation: Results | None) -> str:
+    """Combinations that failed, and languages on which none was graded."""
+    failed = sum(row.status == "failed" for row in state.combinations)
+    if not failed:
+        return ""
+    asked = counted(len(state.combinations), "combination")
+    lost = _never_graded(validation) if validation else []
+    everywhere = validation is not None and len(lost) == len(validation.targets)
+    where = f"; none was graded on {'any language' if everywhere else listed(lost)}" if lost else ""
+    return f"{failed} of {asked} failed{where} (see Failures)."
+
+
+def _never_graded(results: Results) -> list[str]:
+    graded = {name for one in results.rows if one.row.kind == "combination" for name in one.system}
+    return [name for name in results.targets if name not in graded]
+
+
+# -- what can be believed ---------------------------------------------------------------------------------------------
+
+
+def _believable(test: Results | None) -> str:
+    lead = "**What is believable.**"
+    if test is None:
+        return f"{lead} Nothing yet: the test sets are sealed until the search has ended."
+    found = list(_comparisons(test))
+    if not found:
+        return f"{lead} No difference can be stated: there are no two complete rows to compare."
+    sure = [_sure(other, difference) for other, difference in found if difference.excludes_zero]
+    if not sure:
+        return f"{lead} No difference: every paired 95 % interval includes 0 ({_items(test)})."
+    believed = f"In this one training the chosen combination is {listed(sure)}"
+    return f"{lead} {believed}: paired 95 % intervals that exclude 0 ({_items(test)})."
+
+
+def _sure(other: str, difference: Estimate) -> str:
+    side = "better" if difference.value > 0 else "worse"
+    return f"{side} than {other} by {points(_turned(difference))} points"
+
+
+def _turned(difference: Estimate) -> Estimate:
+    """The size of a difference whose side is told in words."""
+    if difference.value > 0:
+        return difference
+    return Estimate(-difference.value, -difference.high, -difference.low)
+
+
+def _comparisons(results: Results) -> Iterator[tuple[str, Estimate]]:
+    """The chosen row less LT-SFT, less the better row without a language vector, and less the wrong language's."""
+    without = better_without(results)
+    others = (
+        ("LT-SFT", results.baseline("lt-sft")),
+        (f'the stronger row without a language vector ("{without.row.title}")' if without else "", without),
+        ("the same with another language's vector", results.baseline("other-language")),
+    )
+    for words, other in others:
+        if results.chosen and other and (found := results.difference(results.chosen, other).get(AVERAGE)):
+            yield words, found
+
+
+def better_without(results: Results) -> RowResult | None:
+    """The better of the rows without a language vector, by the average on the same data: the harder one to beat."""
+    found = [results.baseline("task"), results.baseline("task+source")]
+    complete = [one for one in found if one is not None and AVERAGE in one.scores]
+    return max(complete, key=lambda one: one.scores[AVERAGE].value, default=None)
+
+
+# -- what cannot ------------------------------------------------------------------------------------------------------
+
+
+def _doubts(info: SweepInfo, state: State, validation: Results, test: Results | None) -> str:
+    noise = (_noise(test), _any_language(test), _no_lt_sft(test)) if test else ()
+    return _paragraph("**What is doubtful.**", *noise, _optimism(info, state, validation), _one_seed(info))
+
+
+def _noise(test: Results) -> str:
+    found = [(other, one) for other, one in _comparisons(test) if not one.excludes_zero]
+    if not found:
+        return ""
+    others = listed([f"{other} ({signed_points(one)})" for other, one in found])
+    interval = "the interval includes 0" if len(found) == 1 else "the intervals include 0"
+    return f"The chosen combination is **not distinguishable** from {others} on these data: {interval}."
+
+
+def _any_language(test: Results) -> str:
+    """The control: a gain that another language's vector gives as well is not the language's."""
+    other, without = test.baseline("other-language"), better_without(test)
+    if test.chosen is None or other is None or without is None:
+        return ""
+    gain = test.difference(test.chosen, without).get(AVERAGE)
+    lead = test.difference(test.chosen, other).get(AVERAGE)
+    if gain is None or lead is None or not (gain.excludes_zero and gain.value > 0):
+        return ""
+    if lead.excludes_zero and lead.value > 0:
+        return ""
+    return "So nothing shows that it is the right language that helps: another language's vector may do as well."
+
+
+def _no_lt_sft(test: Results) -> str:
+    if test.chosen is None or AVERAGE in test.chosen.to_lt_sft:
+        return ""
+    return "Whether denoising helps is open: LT-SFT has no complete row to compare with."
+
+
+def _optimism(info: SweepInfo, state: State, validation: Results) -> str:
+    """The highest of several noisy scores is too high; and how many of the others may be as good."""
+    completed = _completed(state)
+    if validation.chosen is None or completed < 2 or not by_few_labels(info):
+        return ""
+    near = [not one.excludes_zero for one in _rivals(validation, validation.chosen)]
+    return (
+        f"The chosen combination's validation score is the highest of {completed} and so an optimistic one; "
+        f"{_alike(sum(near), len(near))} be told apart from it there ({_items(validation)})."
+    )
+
+
+def _alike(near: int, others: int) -> str:
+    """Up to and including `can` or `cannot`."""
+    if others == 1:
+        return "the other one cannot" if near else "the other one can"
+    if near == others:
+        return f"none of the {others} others can"
+    return f"{near} of the {others} others cannot" if near else f"each of the {others} others can"
+
+
+def _rivals(validation: Results, chosen: RowResult) -> Iterator[Estimate]:
+    """The chosen row less each other complete combination, on average."""
+    for one in validation.rows:
+        if one is not chosen and one.row.kind == "combination" and AVERAGE in one.scores:
+            yield validation.difference(chosen, one)[AVERAGE]
+
+
+def _one_seed(info: SweepInfo) -> str:
+    return (
+        f"This is **one run** (seed {info.seed}): the intervals say what other items would change, not what another "
+        "training seed would."
+    )
+
+
+def _completed(state: State) -> int:
+    return sum(row.status == "complete" for row in state.combinations)
+
+
+def _items(results: Results) -> str:
+    return f"n = {results.items():,} parallel items"

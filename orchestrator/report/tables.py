@@ -1,0 +1,220 @@
+"""The sections of `report.md` below its summary: lists of Markdown blocks, empty where there is nothing to show."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from deftx.evaluate.metrics import AVERAGE
+from orchestrator.cautions import ALIKE
+from orchestrator.record.sweep import Failure, State, SweepInfo
+from orchestrator.report.results import Results, RowResult
+from orchestrator.wording import METRIC_WORDS, NOTHING, by_few_labels, counted, listed, points, signed_points
+
+if TYPE_CHECKING:
+    from deftx.data.text_check import TextCheck
+
+_PACKAGES = (
+    "deftx-sweeps", "python", "torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray",
+    "optuna", "mlflow",
+)  # fmt: skip
+_SHOWN = 4
+
+
+def warnings(
+    info: SweepInfo, state: State, validation: Results | None, failures: Mapping[str, Failure],
+    cautions: Mapping[str, Sequence[str]],
+) -> list[str]:  # fmt: skip
+    """What to be careful about: the selection, what failed, and each stage's own cautions.
+
+    Args:
+        cautions: of each published stage, by address.
+    """
+    found = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, cautions)]
+    return ["## Warnings", "\n".join(f"- {_cell(one)}" for one in found)] if found else []
+
+
+def _few_labels(info: SweepInfo, state: State, validation: Results | None) -> list[str]:
+    if validation is None or not by_few_labels(info) or len(state.combinations) < 2:
+        return []
+    sizes = sorted({validation.examples(name) for name in validation.targets} - {0})
+    span = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return [
+        f"Few-label selection: {span} labelled validation rows in each of "
+        f"{counted(len(validation.targets), 'target language')} chose the settings. Compare only with systems that had "
+        "such labels too."
+    ]
+
+
+def _lost(state: State, failures: Mapping[str, Failure]) -> list[str]:
+    """Who failed, each once."""
+    subjects = dict.fromkeys(entry.subject for address, entry in state.stages.items() if address in failures)
+    return [f"Failed: {listed(list(subjects))} (see Failures)."] if subjects else []
+
+
+def _stage_warnings(state: State, cautions: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each caution once for each setting of the stages it is about, with their subjects."""
+    about: dict[tuple[str, str], list[str]] = {}
+    for address, found in cautions.items():
+        entry = state.stages[address]
+        setting = entry.label.removeprefix(f"{entry.subject} · ")
+        for words in found:
+            about.setdefault((words.removeprefix(f"{entry.subject}: "), setting), []).append(entry.subject)
+    return [f"{_some(subjects)} ({setting}): {words}" for (words, setting), subjects in about.items()]
+
+
+def _some(subjects: Sequence[str]) -> str:
+    rest = len(subjects) - _SHOWN
+    return listed(subjects) if rest <= 1 else f"{', '.join(subjects[:_SHOWN])} and {rest} more"
+
+
+def picture(drawn: Iterable[str], name: str, text: str) -> list[str]:
+    """A picture, if it was drawn."""
+    return [f"![{text}](plots/{name})"] if name in drawn else []
+
+
+def scores(results: Results | None, caution: str) -> list[str]:
+    """The table of all rows on one split."""
+    if results is None:
+        return []
+    metric = METRIC_WORDS[results.metric]
+    title = "Sealed test sets" if results.split == "test" else "Validation"
+    header = ["#", "row", *results.targets, AVERAGE, f"{AVERAGE}, difference to LT-SFT"]
+    return [
+        f"## {title}",
+        f"{metric[0].upper()}{metric[1:]} in percent points [95 % interval]; items are drawn once for all languages "
+        f"together, differences are paired. {caution}",
+        table(header, [_score_line(one, results) for one in results.rows]),
+    ]
+
+
+def _score_line(one: RowResult, results: Results) -> list[str]:
+    numbers = [points(one.scores.get(name)) for name in [*results.targets, AVERAGE]]
+    number = "" if one.row.number is None else str(one.row.number)
+    return [number, _row_words(one, results), *numbers, signed_points(one.to_lt_sft.get(AVERAGE))]
+
+
+def _row_words(one: RowResult, results: Results) -> str:
+    if one is results.chosen:
+        return f"**{one.row.title}** (chosen)"
+    if one.row.status == "failed":
+        return f"{one.row.title} (failed: {one.row.reason or 'no reason on record'})"
+    return one.row.title + (" (waiting)" if one.row.status == "waiting" else "")
+
+
+def vectors(frame: pd.DataFrame) -> list[str]:
+    """How far denoising went in the chosen vectors."""
+    chosen = frame[frame["chosen"]] if len(frame) else frame
+    if chosen.empty:
+        return []
+    header = [
+        "vector", "setting", "mean rank used", "residual entries kept", "residual energy kept",
+        "overlap with LT-SFT's mask (Jaccard)", "k", "seconds",
+    ]  # fmt: skip
+    return [
+        "## Vectors of the chosen combination",
+        "How far denoising went, over all matrices of a vector; the other vectors are in `vectors.csv`. Seconds are "
+        "those of the sparse phase.",
+        table(header, [_vector_line(line) for line in chosen.to_dict("records")]),
+        _mask_words(chosen),
+    ]
+
+
+def _vector_line(line: dict[str, float | str]) -> list[str]:
+    forms = {
+        "mean_rank": ".1f", "entries_kept": ".1%", "energy_kept": ".1%", "jaccard_lt_sft": ".2f", "k": ",.0f",
+        "seconds": ",.1f",
+    }  # fmt: skip
+    numbers = [NOTHING if pd.isna(line[key]) else f"{line[key]:{form}}" for key, form in forms.items()]
+    return [str(line["subject"]), str(line["setting"]), *numbers]
+
+
+def _mask_words(chosen: pd.DataFrame) -> str:
+    overlap = chosen.set_index("subject")["jaccard_lt_sft"].dropna()
+    if overlap.empty:
+        return "How far the masks are LT-SFT's is not on record."
+    near = overlap[overlap >= ALIKE]
+    if near.empty:
+        return f"Every mask differs from LT-SFT's mask of the same dense phase: Jaccard at most {overlap.max():.2f}."
+    return (
+        f"**Nearly LT-SFT's own mask** (Jaccard of {ALIKE:g} or more), so denoising changed little there: "
+        f"{', '.join(near.index)}."
+    )
+
+
+def texts(checks: Sequence[TextCheck]) -> list[str]:
+    """What the plain text of each language is good for; sweeps from before there were text checks have none."""
+    if not checks:
+        return []
+    header = [
+        "language", "passages", "MB", "repeated", "shared with evaluation", "tokens a word", "unknown tokens",
+        "training blocks", "held-out blocks", "steps planned", "passes over the text",
+    ]  # fmt: skip
+    return [
+        "## Text",
+        "Plain text that language vectors were learnt from; what is doubtful about it stands in Warnings.",
+        table(header, [_text_line(one) for one in checks]),
+    ]
+
+
+def _text_line(one: TextCheck) -> list[str]:
+    shared = NOTHING if one.sentences is None else f"{one.shared:,}"
+    return [
+        one.language, f"{one.passages:,}", f"{one.bytes / 1e6:,.2f}", f"{one.repeated.count:,}", shared,
+        f"{one.tokens_per_word:.2f}", f"{one.unknown_share:.2%}", f"{one.train_blocks:,} of {one.block}",
+        f"{one.valid_blocks:,}", f"{one.planned_steps:,} of {one.batch_size}", f"{one.passes:,.1f}",
+    ]  # fmt: skip
+
+
+def failed(failures: Mapping[str, Failure]) -> list[str]:
+    """Why stages failed, and where their logs lie."""
+    if not failures:
+        return []
+    ordered = sorted(failures.values(), key=lambda failure: (failure.label, failure.address))
+    lines = [[failure.label, failure.reason, f"`{failure.log}`" if failure.log else NOTHING] for failure in ordered]
+    return ["## Failures", table(["stage", "reason", "log"], lines)]
+
+
+def sizes(splits: Sequence[Results]) -> list[str]:
+    """How many items and rows each language has on each split."""
+    if not splits:
+        return []
+    header = ["language", *(f"{one.split} {what}" for one in splits for what in ("items", "rows"))]
+    lines = [
+        [name, *(f"{size:,}" for one in splits for size in (one.items(name), one.examples(name)))]
+        for name in splits[0].targets
+    ]
+    all_together = ["all together", *(f"{size:,}" for one in splits for size in (one.items(), one.examples()))]
+    return [
+        "## Data",
+        f"Labels: {', '.join(splits[0].labels)}. An item is what the bootstrap draws, with all its rows in every "
+        f"language; {splits[0].bootstrap.draws:,} draws.",
+        table(header, [*lines, all_together]),
+    ]
+
+
+def provenance(info: SweepInfo) -> list[str]:
+    """The command, seed, commit, revisions and packages."""
+    facts = {
+        "started": info.created,
+        "seed": str(info.seed),
+        "git commit": info.git_commit or "unknown",
+        **{f"revision of {name}": revision for name, revision in sorted(info.revisions.items())},
+        **{name: info.packages[name] for name in _PACKAGES if name in info.packages},
+    }
+    command = f"```\n{shlex.join(info.command)}\n```"
+    return ["## How this was made", command, table(["what", "which"], facts.items()), "All packages: `sweep.json`."]
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+
+
+def _cell(text: str) -> str:
+    """On one line, and without a bar that would end the cell."""
+    return " ".join(text.replace("|", r"\|").split())

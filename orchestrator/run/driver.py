@@ -1,0 +1,204 @@
+"""The driver of a sweep: hands out the schedule's jobs, takes their outcomes, and keeps state, tracker and screen true.
+
+It knows neither Ray nor how jobs are run: `searcher` and `serial` call the same four methods.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Protocol
+
+from deftx.stages.stage import Stage
+from deftx.stages.store import Manifest
+from orchestrator.plan.rows import PlannedRow, Planner
+from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder
+from orchestrator.run.trial import Workplace
+from orchestrator.search.replay import Replay
+from orchestrator.search.schedule import Job, Schedule
+from orchestrator.space.schema import Parameters, Space
+
+Point = dict[str, float]
+
+
+class Observer(Protocol):
+    """Whoever follows a sweep: the tracker's mirror and the screen."""
+
+    def stage_started(self, stage: Stage) -> None:
+        """A trial was handed the stage."""
+
+    def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
+        """A point of a running stage's curve."""
+
+    def stage_done(self, stage: Stage, reused: bool) -> None:
+        """The stage is in the store; `reused` when it was there before this run."""
+
+    def stage_failed(self, stage: Stage, failure: Failure) -> None:
+        """The stage failed for good."""
+
+
+class Driver:
+    """One run of a sweep."""
+
+    def __init__(
+        self, space: Space, planner: Planner, workplace: Workplace, folder: SweepFolder, observers: list[Observer]
+    ) -> None:
+        self.space, self.folder, self.workplace = space, folder, workplace
+        self._observers = observers
+        self._manifests: dict[str, Manifest] = {}
+        self._told: set[str] = set()
+        self.jobs: list[Job] = []
+        """Handed out and not settled yet."""
+        self.interrupted = False
+        """Set by Ctrl-C: no further job is handed out."""
+        self._asks = Replay(space)
+        self.schedule = Schedule(
+            self._asks,
+            planner.combination,
+            planner.baselines(),
+            lambda: planner.controls(self._chosen_cell()),
+            self._score,
+            folder.store.has,
+            {address: failure.reason for address, failure in folder.final_failures().items()},
+            planner.checks(),
+        )
+        self.schedule.begin()
+
+    @property
+    def asked(self) -> list[Parameters]:
+        """The combinations so far, in ask order."""
+        return self._asks.asked
+
+    def next_job(self) -> Job | None:
+        """The next job that can run; none when nothing can run now."""
+        self._tell_reused()
+        job = None if self.interrupted else self.schedule.ready()
+        self.jobs += [job] if job else []
+        for stage in job.stages if job else ():
+            for observer in self._observers:
+                observer.stage_started(stage)
+        return job
+
+    def progress(self, address: str, point: Point) -> None:
+        """A point of a running stage's curve."""
+        metrics = {name: value for name, value in point.items() if name != "step"}
+        for observer in self._observers:
+            observer.progress(address, int(point["step"]), metrics)
+
+    def settle(self, job: Job, accident: str = "its worker died and left no word") -> None:
+        """A job has ended: the store and the failures on record say how.
+
+        Args:
+            accident: why, when a stage is neither in the store nor on record as failed.
+        """
+        failures = self.folder.failures()
+        self.jobs = [other for other in self.jobs if other is not job]
+        for stage in job.stages:
+            if self.folder.store.has(stage.address):
+                self._done(stage, stage.address in failures)
+            else:
+                self._failed(stage, failures.get(stage.address), accident)
+        self._tell_reused()
+        self.write_state()
+
+    def finished(self) -> bool:
+        """Whether nothing is left to run."""
+        return self.schedule.finished()
+
+    def write_state(self, *, ended: bool = False) -> State:
+        """Record how far the sweep is; the chosen combination once it has ended."""
+        state = State(
+            stages={stage.address: self._entry(stage) for stage in self.schedule.stages.values()},
+            rows=[self._row(row) for row in self.schedule.rows],
+            chosen=self.chosen() if ended else None,
+            ended=ended,
+        )
+        self.folder.write_state(state)
+        return state
+
+    def best(self) -> tuple[int, float] | None:
+        """The best combination so far and its score."""
+        number = self.chosen()
+        score = self.schedule.scores[number] if number is not None else None
+        return (number, score) if number is not None and score is not None else None
+
+    def chosen(self) -> int | None:
+        """The combination with the best score; ties go to the smaller ranks, then to the earlier one."""
+        scores = {number: score for number, score in self.schedule.scores.items() if score is not None}
+        if not scores:
+            return None
+        return min(scores, key=lambda number: (-scores[number], *self._mean_ranks(number), number))
+
+    def _chosen_cell(self) -> Parameters:
+        """The chosen combination; the first one when none has a score."""
+        return self._asks.asked[self.chosen() or 0]
+
+    def _done(self, stage: Stage, failed_before: bool) -> None:
+        if failed_before:
+            self.folder.forget_failure(stage.address)
+        self.schedule.done(stage.address)
+        for observer in self._observers:
+            observer.stage_done(stage, False)
+
+    def _failed(self, stage: Stage, failure: Failure | None, accident: str) -> None:
+        log = self.folder.log_path(stage.address)
+        found = failure or Failure(address=stage.address, label=stage.label, reason=accident, final=True, log=log)
+        failure = found.model_copy(update={"final": True})
+        self.folder.write_failure(failure)
+        self.schedule.failed(stage.address, failure.reason)
+        for observer in self._observers:
+            observer.stage_failed(stage, failure)
+
+    def _tell_reused(self) -> None:
+        for address in sorted(self.schedule.done_before - self._told):
+            self._told.add(address)
+            for observer in self._observers:
+                observer.stage_done(self.schedule.stages[address], True)
+
+    def _entry(self, stage: Stage) -> StageEntry:
+        schedule, address = self.schedule, stage.address
+        entry = StageEntry.of(stage)
+        if address in schedule.failures:
+            return entry.model_copy(update={"status": "failed"})
+        if schedule.is_done(address):
+            return entry.model_copy(update={"status": "reused" if address in schedule.done_before else "done"})
+        return entry
+
+    def _row(self, row: PlannedRow) -> Row:
+        record = row.record()
+        if not self.schedule.settled(row):
+            return record
+        reason = self.schedule.reason(row)
+        score = self.schedule.scores.get(row.number) if row.number is not None else None
+        return record.model_copy(
+            update={"status": "failed" if reason else "complete", "reason": reason, "score": score}
+        )
+
+    def _score(self, row: PlannedRow) -> float | None:
+        if self.space.selection == "target-valid":
+            metric = f"valid_{self.space.of.metric}"
+            return statistics.fmean(self.metrics(grade)[metric] for grade in row.grades.values())
+        # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
+        losses = [self.metrics(stage)["valid_loss"] for stage in row.languages.values()]
+        return self.metrics(row.task)["valid_score"] - statistics.fmean(losses)
+
+    def _mean_ranks(self, number: int) -> tuple[float, float]:
+        row = self.schedule.combinations[number]
+        languages = [self.metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
+        return statistics.fmean(languages or [0.0]), self.metrics(row.task).get("mean_rank", 0.0)
+
+    def seconds(self, stage: Stage) -> float:
+        """How long a published stage took."""
+        return self.manifest(stage).seconds
+
+    def metrics(self, stage: Stage) -> Mapping[str, float]:
+        """What a published stage measured."""
+        return self.manifest(stage).metrics
+
+    def manifest(self, stage: Stage) -> Manifest:
+        """The manifest of a published stage."""
+        if stage.address not in self._manifests:
+            manifest = self.folder.store.manifest(stage.address)
+            assert manifest is not None, f"{stage.label} is published"
+            self._manifests[stage.address] = manifest
+        return self._manifests[stage.address]

@@ -1,0 +1,22 @@
+"""The same jobs in one process, one after the other (`--serial`): for debugging, and for most tests."""
+
+from __future__ import annotations
+
+from orchestrator.run.driver import Driver
+from orchestrator.run.trial import carry_out
+
+
+def run_serial(driver: Driver) -> None:
+    """Carry out jobs until none is left.
+
+    An unexpected failure is tried again as often as the space allows, as Tune would.
+    """
+    while (job := driver.next_job()) is not None:
+        for attempt in range(driver.space.max_failures + 1):
+            try:
+                carry_out(job, driver.workplace, driver.progress)
+                break
+            except Exception:  # every kind of accident is tried again; it is on record with its trace
+                if attempt == driver.space.max_failures:
+                    break
+        driver.settle(job)

@@ -1,0 +1,190 @@
+"""One call of the sweep command: from its arguments to a prepared sweep, and from there to an exit code.
+
+0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed for good    130 interrupted
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+
+from deftx.errors import ConfigError
+from deftx.sources.files import Pins, pinned
+from deftx.sources.published import LocalFolder
+from deftx.stages.stage import Stage
+from deftx.stages.store import Store
+from orchestrator.plan.rows import Materials, Planner, resolve
+from orchestrator.record.lease import Lease
+from orchestrator.record.sweep import State, SweepFolder, SweepInfo
+from orchestrator.run.driver import Driver
+from orchestrator.search.replay import export_journal
+from orchestrator.space.schema import Pretraining, Space
+
+Run = Callable[[Driver], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A space with everything it reads resolved, ready to be planned or run."""
+
+    title: str
+    space: Space
+    folder: SweepFolder
+    materials: Materials
+    planner: Planner
+    pins: Pins = field(default_factory=Pins)
+
+    @property
+    def backbone(self) -> str:
+        """The identity of the backbone: hub id and commit, content of a folder, or address of the stage."""
+        given = self.materials.backbone
+        if isinstance(given, Stage):
+            return f"stage {given.address}"
+        return f"folder {given.sha256}" if isinstance(given, LocalFolder) else f"{given.repo}@{given.commit}"
+
+
+def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False) -> Prepared:
+    """Resolve what the space reads, with the revisions that an earlier start of the sweep recorded.
+
+    Args:
+        title: the space's name.
+        lenient: mark hub revisions that cannot be resolved rather than failing: for a plan.
+
+    Raises:
+        DeftxError: for what is missing or unreachable, and when the sweep's name stands for something else.
+    """
+    info = folder.info()
+    _check_same(info, space)
+    root = data_root
+    if space.benchmark == "archipelago" and root is None:
+        root = _demo_data(space, folder.store, keep=not lenient)
+    with pinned(Pins(dict(info.revisions) if info else {}, lenient)) as pins:
+        materials = resolve(space, root)
+    prepared = Prepared(title, space, folder, materials, Planner(space, materials), pins)
+    if info is not None and not lenient and info.backbone_identity != prepared.backbone:
+        raise ConfigError(_another(info, "backbone", info.backbone_identity, prepared.backbone))
+    return prepared
+
+
+def run(prepared: Prepared, driver: Driver, work: Run) -> int:
+    """Run a sweep to its end, then choose.
+
+    Returns:
+        The exit code: 0, 3 or 130.
+    """
+    from orchestrator.report.chosen import forget_choice, write_choice  # pandas, which `sweep status` can do without
+
+    forget_choice(driver.folder)
+    driver.write_state()
+    with suppress(KeyboardInterrupt), _interruptible(driver):
+        work(driver)
+    finished = driver.finished() and not driver.interrupted
+    driver.write_state(ended=finished)
+    _export_search(driver)
+    if not finished:
+        return 130
+    chosen = driver.chosen()
+    row = None if chosen is None else driver.schedule.combinations[chosen]
+    write_choice(driver.folder, prepared.space, prepared.materials.backbone, row)
+    return 3 if driver.schedule.failures else 0
+
+
+@contextmanager
+def _interruptible(driver: Driver) -> Iterator[None]:
+    """Ctrl-C raises as ever, and is noted: an exception that comes amid a destructor is swallowed by Python."""
+
+    def interrupt(*_: object) -> None:
+        driver.interrupted = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def held(prepared: Prepared) -> Iterator[SweepInfo]:
+    """Hold the sweep's lease, with what the sweep is on record.
+
+    Raises:
+        StoreError: while another driver lives.
+    """
+    with Lease(prepared.folder):
+        info = _info(prepared)
+        prepared.folder.write_info(info)
+        yield info
+
+
+def forget_failures(folder: SweepFolder) -> int:
+    """Take all failures off the record, so that their stages are tried again; how many there were."""
+    failures = folder.failures()
+    for address in failures:
+        folder.forget_failure(address)
+    return len(failures)
+
+
+def summary(state: State) -> str:
+    """How many stages are done, failed and waiting."""
+    counts = {s: sum(e.status == s for e in state.stages.values()) for s in ("done", "reused", "failed", "waiting")}
+    return ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing planned yet"
+
+
+def _export_search(driver: Driver) -> None:
+    """The search as an Optuna journal beside the report, for dashboards."""
+    scores = [driver.schedule.scores.get(number) for number in range(len(driver.asked))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optuna.log"
+        export_journal(path, driver.space, driver.asked, scores)
+        driver.folder.write_file(path.read_bytes(), path.name)
+
+
+def _info(prepared: Prepared) -> SweepInfo:
+    before = prepared.folder.info()
+    # the store must be importable without torch, and this is read from a manifest's point of view
+    from deftx.method.environment import git_commit
+
+    space = prepared.space
+    backbone = "pre-trained here" if isinstance(space.backbone, Pretraining) else space.backbone
+    return SweepInfo(
+        name=prepared.folder.name, benchmark=space.of.name, backbone=backbone,
+        backbone_identity=prepared.backbone, seed=space.seed,
+        space={"name": prepared.title, **space.model_dump(mode="json")},
+        revisions=prepared.pins.found, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
+        packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
+        git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _check_same(info: SweepInfo | None, space: Space) -> None:
+    asked = space.model_dump(mode="json")
+    for name in ("benchmark", "seed"):
+        if info is not None and info.space[name] != asked[name]:
+            raise ConfigError(_another(info, name, info.space[name], asked[name]))
+
+
+def _another(info: SweepInfo, what: str, old: object, new: object) -> str:
+    return f"sweep {info.name!r} has {what} {old}, not {new}: give this one another --name"
+
+
+def _demo_data(space: Space, store: Store, *, keep: bool) -> str:
+    """Write the demo's family into the storage; for a plan, into memory."""
+    from deftx.data.archipelago import write_family
+
+    folder = store.path("data", f"archipelago-{space.seed}")
+    url = folder if store.local else str(store.fs.unstrip_protocol(folder))
+    root = url if keep else f"memory://plan{folder}"
+    write_family(root, space.seed)
+    return root

@@ -1,0 +1,132 @@
+"""A job as a trial, wherever it runs: stages are made in order, each with its own log; failures go on record.
+
+A `DeftxError` ends a stage for good and the trial as completed; anything else is put on record and raised, so that the
+trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from deftx.config import Execution
+from deftx.errors import DeftxError, HubError
+from deftx.stages.stage import KINDS, Stage
+from deftx.stages.store import Store
+from orchestrator.record.sweep import Failure, SweepFolder
+from orchestrator.run.logs import kept
+from orchestrator.search.schedule import Job
+from orchestrator.space.schema import Resources, Space
+
+Status = Literal["done", "failed"]
+Progress = Callable[[str, dict[str, float]], None]
+"""Called with a stage's address and a point of its curve."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a trial needs beyond its job. Plain values, so that it travels to workers."""
+
+    storage: str
+    sweep: str
+    resources: dict[str, Resources]
+
+    @classmethod
+    def of(cls, space: Space, folder: SweepFolder, machine: Machine | None = None) -> Workplace:
+        """What each stage kind takes: as the space says, on one machine no more than there is."""
+        needs = {kind: space.resources_of(kind) for kind in KINDS}
+        return cls(folder.store.url, folder.name, {kind: machine.fit(n) if machine else n for kind, n in needs.items()})
+
+    def execution(self, kind: str) -> Execution:
+        """How a stage of this kind is carried out."""
+        need = self.resources[kind]
+        return Execution(
+            device="cuda" if need.gpu else "cpu", threads=need.cpu, micro_batch=need.micro_batch,
+            gradient_checkpointing=need.gradient_checkpointing,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The CPUs and GPUs of one machine, where trials run without a cluster."""
+
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one."""
+        import torch
+
+        return cls(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+
+    def fit(self, need: Resources) -> Resources:
+        """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
+        return need.model_copy(update={"cpu": min(need.cpu, self.cpus), "gpu": min(need.gpu, float(self.gpus))})
+
+    def lacks_gpu_for(self, space: Space) -> list[str]:
+        """The stage kinds for which the space asks for a GPU, where there is none."""
+        return [] if self.gpus else [kind for kind in KINDS if space.resources_of(kind).gpu]
+
+    def slots(self, resources: Mapping[str, Resources]) -> int:
+        """How many trials of the hungriest stage kind run here at once."""
+        cpu, gpu = (max(getattr(need, name) for need in resources.values()) for name in ("cpu", "gpu"))
+        return max(int(min(self.cpus // cpu, self.gpus / gpu if gpu else self.cpus)), 1)
+
+
+def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:
+    """Make the stages of a job.
+
+    Returns:
+        `failed` when a stage met a DeftxError; the others were made all the same.
+
+    Raises:
+        Exception: whatever a stage raised that is not a DeftxError; it is on record then.
+    """
+    store = Store(workplace.storage)
+    folder = SweepFolder(store, workplace.sweep)
+    if folder.info() is None:
+        raise RuntimeError(f"this node does not see the storage {store.url}: it must be one that all nodes share")
+    outcomes = []
+    for stage in job.stages:
+        with kept(folder, stage.address):
+            outcomes.append(_make(stage, folder, workplace.execution(stage.kind), progress))
+    # an accident in one language must not keep the others of its row from being graded
+    for accident in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
+        raise accident
+    return "failed" if "failed" in outcomes else "done"
+
+
+def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> Status | Exception:
+    """Make a stage, or put on record why not; an accident is returned, to be raised when the job's others are made."""
+    # torch and transformers take seconds to import; a driver that only plans needs neither
+    from deftx.method.make import make
+
+    try:
+        make(stage, folder.store, execution, lambda point: progress(stage.address, point))
+        return "done"
+    except HubError as error:
+        # the driver resolved what this needs, so the hub is in trouble and not the user
+        _record(stage, folder, error, final=False)
+        return error
+    except DeftxError as error:
+        _record(stage, folder, error, final=True)
+        return "failed"
+    except Exception as error:
+        _record(stage, folder, error, final=False)
+        return error
+
+
+def _record(stage: Stage, folder: SweepFolder, error: Exception, *, final: bool) -> None:
+    known = isinstance(error, DeftxError)
+    logging.getLogger("deftx").error("%s", error if known else traceback.format_exc())
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    failure = Failure(
+        address=stage.address, label=stage.label, reason=reason, final=final,
+        trace=traceback.format_exc(), log=folder.log_path(stage.address),
+    )  # fmt: skip
+    folder.write_failure(failure)

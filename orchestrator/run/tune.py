@@ -1,0 +1,161 @@
+"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. The only importer of ray.
+
+Every run is a fresh experiment in a throw-away folder: what was done is answered by the store, not by Tune. The driver
+decides everything; here its jobs become trials with the resources of their stage kind.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "600")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.search import Searcher
+
+from deftx.errors import ConfigError
+from orchestrator.run.driver import Driver
+from orchestrator.run.trial import Machine, Workplace, carry_out
+from orchestrator.search.schedule import Job
+
+
+class _Unsaved:
+    """Tune snapshots what it is given; nothing of the driver belongs there, for the store is the truth."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class ScheduleSearcher(_Unsaved, Searcher):
+    """Suggests the next ready job; tells the driver when a trial has ended."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self._driver = driver
+        self._jobs: dict[str, Job] = {}
+        self.accidents: dict[str, str] = {}
+        """By trial: why Tune gave it up, told before the trial is completed here."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """A job as a trial's configuration, none while nothing is ready, FINISHED at the end."""
+        job = self._driver.next_job()
+        if job is None:
+            return str(Searcher.FINISHED) if self._driver.finished() else None
+        self._jobs[trial_id] = job
+        return {"job": job}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """What the trial made or why it failed is in the store and on record."""
+        job = self._jobs.pop(trial_id)
+        if trial_id in self.accidents:
+            self._driver.settle(job, self.accidents.pop(trial_id))
+        else:
+            self._driver.settle(job)
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Tune's own limit holds (`max_concurrent_trials`); no limiter is wrapped around this searcher."""
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: every run is a fresh experiment."""
+
+
+class _Progress(_Unsaved, TrialProgressCallback):
+    """Passes reported points on to the driver; Tune, seeing a progress callback, prints none of its own."""
+
+    def __init__(self, driver: Driver, searcher: ScheduleSearcher) -> None:
+        self._driver, self._searcher = driver, searcher
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A point of a stage's curve."""
+        if "address" in result:
+            self._driver.progress(result["address"], result["point"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Keep what Tune knows; the driver tells of it."""
+        self._searcher.accidents[trial.trial_id] = _last_line(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """The driver tells of what is done."""
+
+
+def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> None:
+    """Run all jobs as trials of one Tune experiment.
+
+    Args:
+        machine: where Ray is started when there is no address.
+        address: of a running Ray cluster (`auto` on its head).
+
+    Raises:
+        ConfigError: when there is no cluster at the address.
+    """
+    _connect(machine, address)
+    try:
+        with tempfile.TemporaryDirectory(prefix="deftx-tune-") as scratch:
+            searcher = ScheduleSearcher(driver)
+            limit = driver.space.parallel
+            tuner = tune.Tuner(
+                tune.with_resources(_trainable(driver.workplace), _placement(driver.workplace)),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, num_samples=-1, max_concurrent_trials=limit, reuse_actors=True,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch, name="sweep", verbose=0, callbacks=[_Progress(driver, searcher)],
+                    failure_config=tune.FailureConfig(max_failures=driver.space.max_failures),
+                ),
+            )  # fmt: skip
+            tuner.fit()
+    finally:
+        ray.shutdown()
+
+
+def _trainable(workplace: Workplace) -> Any:
+    def trial(config: dict[str, Any]) -> None:
+        job = config["job"]
+        status = carry_out(job, workplace, lambda address, point: tune.report({"address": address, "point": point}))
+        tune.report({"status": status})
+
+    return trial
+
+
+def _placement(workplace: Workplace) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+    def of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        need = workplace.resources[config["job"].kind]
+        return tune.PlacementGroupFactory([{"CPU": need.cpu, "GPU": need.gpu} if need.gpu else {"CPU": need.cpu}])
+
+    return of
+
+
+def _last_line(trial: Trial) -> str:
+    """The last line of a failed trial's error."""
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "its worker died and left no word"
+
+
+def _connect(machine: Machine | None, address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if machine is not None:
+        here: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
+        ray.init(address="local", include_dashboard=False, **here, **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,121 @@
+"""The search as a replay: ask n is a function of (space, seed, n, results of asks 0..n-lag). Only importer of optuna.
+
+Ask n sees asks 0..n-lag as finished, told in ask order, and asks n-lag+1..n-1 as RUNNING; its sampler is seeded from
+(seed, n). No study is kept: every ask builds one from the results, so the combinations are the same for any number of
+workers, after a resume, and after a driver's death. A journal for dashboards is an export.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
+
+from orchestrator.space.schema import Parameters, Space
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+Score = float | None
+"""A combination's score; none when it failed."""
+
+_REPEATS_IN_A_ROW = 20
+
+
+class Replay:
+    """Asks of one search. Holds the asks made so far; scores are given with each ask."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._cells = space.cells()
+        self._total = min(space.combinations or len(self._cells), len(self._cells))
+        self._distributions = _distributions(space)
+        self._asked: list[Parameters] = []
+        self._repeats: list[tuple[int, Parameters]] = []
+
+    @property
+    def asked(self) -> list[Parameters]:
+        """The combinations so far, in ask order."""
+        return list(self._asked)
+
+    def may_ask(self, finished: Sequence[bool]) -> bool:
+        """Whether ask n can be made now: asks 0..n-lag have finished and the search has not ended.
+
+        Args:
+            finished: for each ask so far, whether it has a result.
+        """
+        n = len(self._asked)
+        return n < self._total and all(finished[: max(n - self._space.lag + 1, 0)])
+
+    def ended(self) -> bool:
+        """Whether there is nothing left to ask."""
+        return len(self._asked) >= self._total
+
+    def ask(self, scores: Sequence[Score]) -> Parameters | None:
+        """The next combination, or none when the search ends because only repeats were drawn.
+
+        Args:
+            scores: of the asks so far; those later than n-lag are not looked at.
+        """
+        cell = self._draw(scores)
+        if cell is None:
+            self._total = len(self._asked)
+        else:
+            self._asked.append(cell)
+        return cell
+
+    def _draw(self, scores: Sequence[Score]) -> Parameters | None:
+        n = len(self._asked)
+        if self._space.search == "grid":
+            return self._cells[n]
+        if n < len(self._space.first) and self._cells[n] not in self._asked:
+            return self._cells[n]
+        for attempt in range(_REPEATS_IN_A_ROW):
+            cell = self._suggest(n, attempt, scores)
+            if cell not in self._asked:
+                return cell
+            self._repeats.append((n, cell))
+        return None
+
+    def _suggest(self, n: int, attempt: int, scores: Sequence[Score]) -> Parameters:
+        seed = zlib.crc32(f"{self._space.seed}/{n}/{attempt}".encode())
+        study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed, constant_liar=True))
+        self._tell(study, n, scores)
+        trial = study.ask(self._distributions)
+        return {name: trial.params[name] for name in self._distributions}
+
+    def _tell(self, study: optuna.Study, n: int, scores: Sequence[Score]) -> None:
+        """Give the study what ask n may know: finished asks, running asks, and the repeats, in the order of asking."""
+        visible = max(n - self._space.lag + 1, 0)
+        for number in range(n + 1):
+            for _, cell in (repeat for repeat in self._repeats if repeat[0] == number):
+                self._add(study, cell, self._asked.index(cell) < visible, scores)
+            if number < n:
+                self._add(study, self._asked[number], number < visible, scores)
+
+    def _add(self, study: optuna.Study, cell: Parameters, visible: bool, scores: Sequence[Score]) -> None:
+        score = scores[self._asked.index(cell)] if visible else None
+        state = TrialState.RUNNING if not visible else TrialState.FAIL if score is None else TrialState.COMPLETE
+        study.add_trial(create_trial(params=cell, distributions=self._distributions, value=score, state=state))
+
+
+def export_journal(path: Path, space: Space, asked: Sequence[Parameters], scores: Sequence[Score]) -> None:
+    """Write the search as an Optuna journal for dashboards. Nothing ever reads it back."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path.unlink(missing_ok=True)
+    study = optuna.create_study(
+        study_name="sweep", direction="maximize", storage=JournalStorage(JournalFileBackend(str(path)))
+    )
+    for cell, score in zip(asked, scores, strict=True):
+        state = TrialState.FAIL if score is None else TrialState.COMPLETE
+        study.add_trial(create_trial(params=cell, distributions=_distributions(space), value=score, state=state))
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    return {name: CategoricalDistribution(values) for name, values in space.parameters.items()}

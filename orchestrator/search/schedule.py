@@ -1,0 +1,230 @@
+"""Which job may run next. Pure: no Ray, no Optuna's names, no files; what is done is answered by functions given.
+
+A job is one stage, or the missing grades of one row (the compose-evaluate trial). Stages come from the rows: the
+combinations, asked one by one as their results allow, then the baselines; the checks of the texts go before all. A
+stage that failed for good fails what needs it, with the reason, while the rest goes on; no row needs a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from deftx.stages.stage import Stage, walk
+from orchestrator.plan.rows import PlannedRow
+from orchestrator.space.schema import Parameters
+
+Scorer = Callable[[PlannedRow], float | None]
+
+
+class Asks(Protocol):
+    """The search, as the schedule needs it (see `study.Replay`)."""
+
+    def may_ask(self, finished: Sequence[bool]) -> bool:
+        """Whether the next ask can be made now."""
+
+    def ended(self) -> bool:
+        """Whether there is nothing left to ask."""
+
+    def ask(self, scores: Sequence[float | None]) -> Parameters | None:
+        """The next combination, or none at the end."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one trial makes: stages of one kind, in order."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def kind(self) -> str:
+        """The kind of its stages, by which it gets its resources."""
+        return self.stages[0].kind
+
+
+class Schedule:
+    """Hands out jobs and takes their outcomes."""
+
+    def __init__(
+        self,
+        asks: Asks,
+        combination: Callable[[int, Parameters], PlannedRow],
+        baselines: Sequence[PlannedRow],
+        controls: Callable[[], Sequence[PlannedRow]],
+        score: Scorer,
+        published: Callable[[str], bool],
+        failed_before: Mapping[str, str] | None = None,
+        checks: Sequence[Stage] = (),
+    ) -> None:
+        """Bind what the schedule asks and is answered by; `begin` asks what can be asked.
+
+        Args:
+            combination: the row of a combination.
+            controls: the rows that depend on what was chosen; called once, when every combination is scored.
+            score: a finished combination's score; none when it has none.
+            published: whether an address is in the store already; asked once for each stage.
+            failed_before: reasons of failures on record, by address; these stages are not run again.
+            checks: stages that no row needs and that a reader wants to see before anything is trained.
+        """
+        self._asks, self._combination, self._score = asks, combination, score
+        self._controls: Callable[[], Sequence[PlannedRow]] | None = controls
+        self._published, self._failed_before = published, dict(failed_before or {})
+        self.combinations: list[PlannedRow] = []
+        self.baselines = list(baselines)
+        self.checks = list(checks)
+        self.stages: dict[str, Stage] = {}
+        self.done_before: set[str] = set()
+        self.failures: dict[str, str] = {}
+        self.scores: dict[int, float | None] = {}
+        self._done: set[str] = set()
+        self._running: set[str] = set()
+
+    def begin(self) -> None:
+        """Enlist checks and baselines, and ask what can be asked."""
+        self._enlist(walk(self.checks))
+        for row in self.baselines:
+            self._enlist(row.stages)
+        self._advance()
+
+    @property
+    def rows(self) -> list[PlannedRow]:
+        """Combinations in ask order, then the baselines."""
+        return self.combinations + self.baselines
+
+    def ready(self) -> Job | None:
+        """The next job that can run, marked as running; none when nothing can run now."""
+        for stage in self._missing(self.checks):
+            if self._can_run(stage):
+                return self._start(stage.label, [stage])
+        for row in self.rows:
+            for stage in self._missing(row.grades.values()):
+                if stage.kind != "grade" and self._can_run(stage):
+                    return self._start(stage.label, [stage])
+            grades = [stage for stage in row.grades.values() if self._waits(stage)]
+            if grades and all(self._inputs_settled(stage) for stage in grades):
+                runnable = [stage for stage in grades if self._can_run(stage)]
+                if runnable:
+                    return self._start(f"compose-evaluate {_name(row)}", runnable)
+        return None
+
+    def done(self, address: str) -> None:
+        """A stage was published."""
+        self._running.discard(address)
+        self._done.add(address)
+        self._advance()
+
+    def failed(self, address: str, reason: str) -> None:
+        """A stage failed for good; whatever needs it fails with it."""
+        self._running.discard(address)
+        self._fail(address, reason)
+        self._advance()
+
+    def finished(self) -> bool:
+        """Whether nothing is left to run or to ask."""
+        checked = all(self._settled(check) for check in self.checks)
+        return checked and self._controls is None and all(self.settled(row) for row in self.rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is known: the search has ended and the controls are enlisted."""
+        return self._controls is None
+
+    def is_done(self, address: str) -> bool:
+        """Whether the stage is published."""
+        return address in self._done
+
+    def is_running(self, address: str) -> bool:
+        """Whether a job that makes the stage was handed out and has not ended."""
+        return address in self._running
+
+    def settled(self, row: PlannedRow) -> bool:
+        """Whether every grade of a row is published or failed."""
+        return all(self._settled(grade) for grade in row.grades.values())
+
+    def reason(self, row: PlannedRow) -> str | None:
+        """Why a row is incomplete: the failures of its grades."""
+        reasons = {t: self.failures[g.address] for t, g in row.grades.items() if g.address in self.failures}
+        return "; ".join(f"{target}: {reason}" for target, reason in reasons.items()) or None
+
+    def _advance(self) -> None:
+        """Score what has finished and ask what may be asked, until neither changes anything."""
+        while True:
+            for number, row in enumerate(self.combinations):
+                if number not in self.scores and self.settled(row):
+                    self.scores[number] = None if self.reason(row) else self._score(row)
+            finished = [number in self.scores for number in range(len(self.combinations))]
+            if self._asks.ended() or not self._asks.may_ask(finished):
+                break
+            cell = self._asks.ask([self.scores.get(number) for number in range(len(self.combinations))])
+            if cell is not None:
+                row = self._combination(len(self.combinations), cell)
+                self.combinations.append(row)
+                self._enlist(row.stages)
+        if self._controls is not None and self._asks.ended() and all(finished):
+            rows, self._controls = self._controls(), None
+            for row in rows:
+                self.baselines.append(row)
+                self._enlist(row.stages)
+
+    def _enlist(self, stages: Iterable[Stage]) -> None:
+        for stage in stages:
+            if stage.address in self.stages:
+                continue
+            self.stages[stage.address] = stage
+            if self._published(stage.address):
+                self._done.add(stage.address)
+                self.done_before.add(stage.address)
+            elif stage.address in self._failed_before:
+                self.failures[stage.address] = self._failed_before[stage.address]
+            else:
+                self._inherit_failure(stage)
+
+    def _fail(self, address: str, reason: str) -> None:
+        self.failures[address] = reason
+        for stage in self.stages.values():
+            if stage.address not in self._done and stage.address not in self.failures:
+                self._inherit_failure(stage)
+
+    def _inherit_failure(self, stage: Stage) -> None:
+        for _, needed in stage.inputs:
+            if needed.address in self.failures:
+                self._fail(stage.address, f"{needed.label} failed: {self.failures[needed.address]}")
+                return
+
+    def missing(self) -> list[Stage]:
+        """Every stage still to be made, inputs first; a published stage needs none of its inputs."""
+        wanted = [*self.checks, *(grade for row in self.rows for grade in row.grades.values())]
+        return list({stage.address: stage for stage in self._missing(wanted)}.values())
+
+    def _missing(self, stages: Iterable[Stage]) -> Iterator[Stage]:
+        return unmade(stages, lambda address: address in self._done or address in self.failures)
+
+    def _settled(self, stage: Stage) -> bool:
+        return stage.address in self._done or stage.address in self.failures
+
+    def _waits(self, stage: Stage) -> bool:
+        return not (stage.address in self._done or stage.address in self._running or stage.address in self.failures)
+
+    def _inputs_settled(self, stage: Stage) -> bool:
+        return all(self._settled(needed) for _, needed in stage.inputs)
+
+    def _can_run(self, stage: Stage) -> bool:
+        return self._waits(stage) and all(needed.address in self._done for _, needed in stage.inputs)
+
+    def _start(self, name: str, stages: Sequence[Stage]) -> Job:
+        self._running |= {stage.address for stage in stages}
+        return Job(name, tuple(stages))
+
+
+def unmade(stages: Iterable[Stage], settled: Callable[[str], bool]) -> Iterator[Stage]:
+    """What has to be made for some stages, inputs first: a settled stage needs none of its inputs."""
+    for stage in stages:
+        if not settled(stage.address):
+            yield from unmade((needed for _, needed in stage.inputs), settled)
+            yield stage
+
+
+def _name(row: PlannedRow) -> str:
+    return f"combination {row.number}" if row.kind == "combination" else row.kind

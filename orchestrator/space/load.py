@@ -1,0 +1,158 @@
+"""From a name, a file and `--set` to a validated space; every problem is told at once, with its path.
+
+The schema itself is in `space`. A preset is overridden by the file, the file by `--set`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from deftx.config import PresetName, TaskKind, preset
+from deftx.data.examples import BENCHMARKS
+from deftx.errors import ConfigError
+from orchestrator.space.schema import Space, nearest
+
+_NAME_OR_MAPPING = ("benchmark", "backbone")
+
+
+def shipped_spaces() -> list[str]:
+    """The names of the spaces that come with the package."""
+    folder = files("search_spaces")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> tuple[str, Space]:
+    """Load a space by shipped name or path.
+
+    Args:
+        name: a name in search_spaces/, or the path of a YAML file.
+        overrides: `key=value`, key dotted, value YAML: `language.training.max_steps=5`.
+        options: top-level keys that have an option of their own; none is left alone.
+
+    Returns:
+        (the space's name, the space).
+
+    Raises:
+        ConfigError: listing every problem with its path and, for a misspelt name, the nearest valid one.
+    """
+    title, text = _read(name)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: a space is a mapping of settings, this is {type(raw).__name__}")
+    problems = [problem for text in overrides if (problem := _override(raw, text))]
+    raw |= {key: value for key, value in options.items() if value is not None}
+    merged = _with_preset(raw)
+    try:
+        space = Space.model_validate(merged)
+    except ValidationError as error:
+        problems += [_explain(problem, merged) for problem in error.errors() if not _other_branch(problem, merged)]
+    if problems:
+        raise ConfigError(f"{name}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
+    return title, space
+
+
+def _read(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        try:
+            return path.stem, path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{name}: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
+    known = shipped_spaces()
+    if name not in known:
+        raise ConfigError(f"unknown space {name!r}{nearest(name, known)}; there are {', '.join(known)}, or give a path")
+    return name, (files("search_spaces") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _override(raw: dict[str, Any], text: str) -> str | None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        return f"--set {text}: write key=value, such as language.training.max_steps=5"
+    *parents, last = key.strip().split(".")
+    here = raw
+    for parent in parents:
+        here = here.setdefault(parent, {})
+        if not isinstance(here, dict):
+            return f"--set {text}: {parent} is not a group of settings"
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return f"--set {text}: the value is not YAML"
+    return None
+
+
+def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
+    name = raw.get("preset", "paper")
+    if name not in get_args(PresetName):
+        return raw
+    defaults = preset(name, _task_kind(raw.get("benchmark")))
+    merged = {**raw, **{part: _merge(defaults[part], raw.get(part) or {}) for part in ("language", "task")}}
+    return merged
+
+
+def _task_kind(benchmark: Any) -> TaskKind:
+    """The kind of task of a benchmark as written, right or wrong."""
+    if isinstance(benchmark, Mapping):
+        return "nli" if benchmark.get("kind") == "nli" else "sentiment"
+    known = BENCHMARKS.get(str(benchmark))
+    return known.kind if known else "sentiment"
+
+
+def _merge(below: Mapping[str, Any], above: Any) -> Any:
+    if not isinstance(above, Mapping):
+        return above
+    merged = dict(below)
+    for key, value in above.items():
+        merged[key] = _merge(below[key], value) if isinstance(below.get(key), Mapping) else value
+    # a smaller max_steps is meant: the preset's floor gives way to it
+    if "max_steps" in above and "min_steps" not in above and isinstance(merged.get("max_steps"), int):
+        merged["min_steps"] = min(merged.get("min_steps", 0), merged["max_steps"])
+    return merged
+
+
+def _other_branch(problem: Any, raw: Mapping[str, Any]) -> bool:
+    """Whether a problem is of the form (a name, or a mapping) that was not written."""
+    key, *form = problem["loc"] or [None]
+    if key not in _NAME_OR_MAPPING or not form:
+        return False
+    is_name = bool(form[0] == "str")
+    return is_name == isinstance(raw.get(key), Mapping)
+
+
+def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
+    location = list(problem["loc"])
+    if location[:1] and location[0] in _NAME_OR_MAPPING:
+        # pydantic names the form that it tried
+        del location[1:2]
+    path = ".".join(map(str, location)) or "space"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _fields(location[:-1])
+        return f"{path}: unknown key{nearest(str(location[-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{path}: missing"
+    given = problem.get("input")
+    shown = "" if isinstance(given, Mapping) or given is None else f" (given: {given!r})"
+    return f"{path}: {message}{shown}"
+
+
+def _fields(location: Iterable[object]) -> list[str]:
+    """The field names of the settings at a location of the schema."""
+    here: Any = Space
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel) and str(part) in here.model_fields:
+            here = here.model_fields[str(part)].annotation
+        args = [arg for arg in get_args(here) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        here = args[0] if args else here
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []

@@ -1,0 +1,273 @@
+"""The schema of search_spaces/: what is learnt, what is searched, where it runs. Data only.
+
+How a file becomes a space is in `loading`; which stages a space means is in `plan`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from deftx.config import (
+    Denoise,
+    LanguageRecipe,
+    PresetName,
+    Rank,
+    Retention,
+    Settings,
+    TaskRecipe,
+    rank_text,
+)
+from deftx.data.examples import Benchmark, OwnBenchmark, benchmark
+from deftx.errors import ConfigError
+from deftx.stages.stage import BackboneShape
+
+Parameters = dict[str, str | float]
+Selection = Literal["target-valid", "unlabelled"]
+Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-task"]
+
+
+class Resources(Settings):
+    """What one trial of a stage kind takes, and how it keeps to it; a stage runs with as many threads as it has CPUs.
+
+    Outside every address: but for rounding no result depends on it.
+    """
+
+    cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
+    gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
+    micro_batch: int | None = Field(None, ge=1, description="examples a training computes at once; none: all")
+    gradient_checkpointing: bool = Field(False, description="less memory in training, for a third more time")
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_above_one(cls, gpu: float) -> float:
+        if gpu > 1 and not gpu.is_integer():
+            raise ValueError("a trial takes a share of one GPU, or whole GPUs")
+        return gpu
+
+
+class Pretraining(BackboneShape):
+    """A backbone that is pre-trained here."""
+
+    languages: tuple[str, ...] = Field(min_length=1, description="of `pretraining/<iso>.txt`, else `corpora/<iso>.txt`")
+    tokenizer_languages: tuple[str, ...] = Field((), description="languages that only the tokenizer sees")
+
+
+class SourceVector(Settings):
+    """The language vector of the source language: published, learnt here at one fixed setting, or none."""
+
+    sft: str | None = Field(None, description="hub id or folder of a published one")
+    learn: Denoise | None = Field(None, description="the one setting at which it is learnt here")
+    start: bool = Field(True, description="whether the task is learnt from theta0 + phi_source")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceVector:
+        if self.sft is not None and self.learn is not None:
+            raise ValueError("give either `sft` (a published vector) or `learn` (its rank and retention), not both")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a source vector at all."""
+        return self.sft is not None or self.learn is not None
+
+
+def _expand_ranks(value: object) -> object:
+    """Lists of ranks; `{from: 25, to: 400, step: 25}` or `{from: 50%, to: 99%, step: 7%}` is a discrete range."""
+    items = value if isinstance(value, list | tuple) else [value]
+    expanded: list[object] = []
+    for item in items:
+        expanded += _rank_range(item) if isinstance(item, Mapping) else [item]
+    return list(dict.fromkeys(rank_text(item) for item in expanded))
+
+
+def _rank_range(item: Mapping[str, Any]) -> list[object]:
+    if set(item) != {"from", "to", "step"}:
+        raise ValueError("a range of ranks is written {from: 25, to: 400, step: 25} or {from: 50%, to: 99%, step: 7%}")
+    words = [str(item[key]).replace(" ", "") for key in ("from", "to", "step")]
+    percent = [word.endswith("%") for word in words]
+    if any(percent) != all(percent):
+        raise ValueError("a range of ranks has `from`, `to` and `step` all whole numbers or all with %")
+    try:
+        first, last, step = (int(word.removesuffix("%")) for word in words)
+    except ValueError:
+        raise ValueError("a range of ranks has whole numbers") from None
+    if step < 1 or last < first:
+        raise ValueError("a range of ranks goes up: `from` <= `to`, `step` >= 1")
+    return [f"{value}%" if all(percent) else value for value in range(first, last + 1, step)]
+
+
+def _as_list(value: object) -> object:
+    items = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, list | Mapping) for item in items):
+        raise ValueError("a list of shares between 0 and 1, such as [0, 0.05]")
+    return list(dict.fromkeys(items))
+
+
+Ranks = Annotated[tuple[Rank, ...], BeforeValidator(_expand_ranks), Field(min_length=1)]
+Retentions = Annotated[tuple[Retention, ...], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Space(Settings):
+    """One search: benchmark, backbone, recipes, the parameters searched, and the resources of its trials."""
+
+    benchmark: str | OwnBenchmark = Field(description="nusax, americasnli, archipelago, or the definition of your own")
+    backbone: str | Pretraining = Field(description="hub id, folder, or a backbone pre-trained here")
+    backbone_revision: str = Field("main", description="branch, tag or commit of a backbone from the hub")
+    lm_head: str = Field("own", description="own, random, or the hub id or folder of a donor")
+    targets: tuple[str, ...] = Field((), validate_default=True, description="left out: the benchmark's own")
+    source: Annotated[SourceVector, BeforeValidator(lambda value: value or {})] = Field(
+        SourceVector(), description="the source language's own vector; left out: none"
+    )
+    preset: PresetName = Field("paper", description="what `language` and `task` are unless given")
+    language: LanguageRecipe = Field(description="how language vectors are learnt, over the preset")
+    task: TaskRecipe = Field(description="how the task vector is learnt, over the preset")
+    leaks: Literal["strict", "lt-sft", "none"] = Field(
+        "strict", description="which training rows go for being in the evaluation; only `nusax` has any"
+    )
+
+    rank_l: Ranks = Field(description="rank of the language vectors")
+    rank_t: Ranks = Field(description="rank of the task vector")
+    retention: Retentions = Field((0.05,), description="share of higher-order entries kept, both kinds of vector alike")
+    retention_l: Retentions | None = Field(None, description="of the language vectors alone")
+    retention_t: Retentions | None = Field(None, description="of the task vector alone")
+    retention_of: Literal["numel", "nonzero"] = Field(
+        "numel", description="a share of all entries of a matrix, or of its non-zero residual entries"
+    )
+    search: Literal["grid", "tpe"] = Field("grid", description="every cell, or Optuna's TPE, which repeats none")
+    combinations: int | None = Field(None, ge=1, description="how many combinations; none: every cell of a grid")
+    first: tuple[dict[str, Any], ...] = Field((), description="combinations asked before all others")
+    lag: int = Field(4, ge=1, description="combinations in flight at most; part of the search, not of the machine")
+    selection: Selection = Field(
+        "target-valid", description="by target validation (few-label selection), or without any target label"
+    )
+    baselines: tuple[Baseline, ...] = Field(
+        ("lt-sft", "task", "task+source", "dense-task"), description="rows to compare with"
+    )
+    note: str = Field("", description="what a reader of the report should know first")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
+
+    resources: dict[Literal["backbone", "check", "text", "dense", "sparse", "grade"], Resources] = Field(
+        {}, description="what a trial takes, by kind of stage; left out: one CPU"
+    )
+    parallel: int = Field(1, ge=1, description="trials at once (Tune's max_concurrent_trials)")
+    max_failures: int = Field(3, ge=0, description="how often a trial is tried again after an unexpected failure")
+
+    @field_validator("benchmark")
+    @classmethod
+    def _known_benchmark(cls, given: str | OwnBenchmark) -> str | OwnBenchmark:
+        try:
+            benchmark(given)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return given
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, targets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "benchmark" not in info.data:
+            return targets
+        known = benchmark(info.data["benchmark"])
+        codes = targets if known.languages is None else known.languages
+        wrong = [f"unknown language {t!r}{nearest(t, codes)}" for t in targets if t not in codes]
+        wrong += [f"{target!r} is named twice" for target in dict.fromkeys(targets) if targets.count(target) > 1]
+        if known.source_language in targets:
+            wrong.append(f"{known.source_language!r} is the source language and cannot be a target")
+        if not (targets or known.targets):
+            wrong.append("name the target languages, such as [ban]: a benchmark of your own does not say them")
+        if wrong:
+            has = "" if known.languages is None else f"; {known.name} has {', '.join(known.languages)}"
+            raise ValueError("; ".join(wrong) + has)
+        return targets or known.targets
+
+    @field_validator("selection", mode="before")
+    @classmethod
+    def _test_is_sealed(cls, value: object) -> object:
+        if "test" in str(value):
+            raise ValueError("the test split is sealed: select by target-valid or unlabelled, never by test scores")
+        return value
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Space:
+        if self.search == "tpe" and self.combinations is None:
+            raise ValueError("search: tpe needs `combinations` (or --combinations)")
+        for number, cell in enumerate(self.first):
+            self.cell(cell, f"first[{number}]")
+        if self.selection == "unlabelled" and not (self.language.retrain and self.task.retrain):
+            raise ValueError("selection: unlabelled grades what the sparse phase found; it needs `retrain: true`")
+        if isinstance(self.backbone, Pretraining):
+            lengths = {"language.text.block": self.language.text.block, "task.max_length": self.task.max_length}
+            for key, tokens in lengths.items():
+                if tokens > self.backbone.positions:
+                    reads = f"a backbone with `block: {self.backbone.block}` reads {self.backbone.positions} at most"
+                    raise ValueError(f"{key}: {tokens} tokens, but {reads}")
+        if "other-language" in self.baselines and len(self.targets) < 2:
+            raise ValueError("baselines: other-language needs at least two targets")
+        return self
+
+    @property
+    def of(self) -> Benchmark:
+        """The benchmark."""
+        return benchmark(self.benchmark)
+
+    @property
+    def parameters(self) -> dict[str, tuple[str | float, ...]]:
+        """The searched parameters and their values, in a fixed order."""
+        found: dict[str, tuple[str | float, ...]] = {"rank_l": self.rank_l, "rank_t": self.rank_t}
+        if self.retention_l is None and self.retention_t is None:
+            return {**found, "retention": self.retention}
+        by_kind = {"retention_l": self.retention_l, "retention_t": self.retention_t}
+        return {**found, **{name: values or self.retention for name, values in by_kind.items()}}
+
+    def cells(self) -> list[Parameters]:
+        """Every combination of the grid: the `first` ones, then the others in order."""
+        names = list(self.parameters)
+        grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.parameters.values())]
+        first: list[Parameters] = []
+        for given in self.first:
+            cell = self.cell(given, "first")
+            first += [cell] if cell not in first else []
+        return first + [cell for cell in grid if cell not in first]
+
+    def cell(self, given: Mapping[str, Any], where: str) -> Parameters:
+        """A combination as written in `first`, checked against the searched values.
+
+        Raises:
+            ValueError: when it lacks a parameter, or has another one or another value.
+        """
+        if set(given) != set(self.parameters):
+            raise ValueError(f"{where}: needs exactly {', '.join(self.parameters)}")
+        try:
+            cell = {n: rank_text(given[n]) if n.startswith("rank") else float(given[n]) for n in self.parameters}
+        except TypeError:
+            raise ValueError(f"{where}: every parameter needs a value") from None
+        for name, value in cell.items():
+            if value not in self.parameters[name]:
+                raise ValueError(f"{where}: {name} {value} is not among {', '.join(map(str, self.parameters[name]))}")
+        return cell
+
+    def denoising(self, cell: Parameters, kind: Literal["l", "t"]) -> Denoise:
+        """The denoising of the language (`l`) or task (`t`) vectors in a combination."""
+        retention = cell.get("retention", cell.get(f"retention_{kind}"))
+        return Denoise(rank=str(cell[f"rank_{kind}"]), retention=float(retention or 0), retention_of=self.retention_of)
+
+    def resources_of(self, kind: str) -> Resources:
+        """What a trial of a stage kind takes."""
+        return dict(self.resources).get(kind, Resources())  # type: ignore[call-overload,no-any-return]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing when no known name is near."""
+    from rapidfuzz import process
+
+    found = process.extractOne(word, list(known), score_cutoff=60)
+    return f" (did you mean {found[0]!r}?)" if found else ""

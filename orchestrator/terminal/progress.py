@@ -1,0 +1,295 @@
+"""How far a sweep is and how long it still takes, from the stage times measured so far. Nothing is drawn here.
+
+A number is "about" only where every stage that is left, those of later combinations included, is known and has a
+measured time; else it is "at least". The measured times are of finished stages, reused ones included, and of the pace
+of running ones; a sparse stage that is like no measured one takes as long as its dense stage, which trains as long.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from deftx.config import Training
+from deftx.stages.stage import KINDS, DenseSettings, SparseSettings, Stage
+from orchestrator.plan.rows import PlannedRow, Planner
+from orchestrator.run.driver import Driver
+from orchestrator.search.schedule import Job, unmade
+from orchestrator.space.schema import Parameters
+
+Subject = str
+Tallies = dict[tuple[Subject, str], Counter[str]]
+"""How many stages of a subject and kind are done, running, waiting and failed."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """Seconds until the end; a lower bound where not `exact`."""
+
+    seconds: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running stage: its optimiser step of how many, as far as known, and when it began by the outlook's clock."""
+
+    stage: Stage
+    began: float
+    step: int = 0
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """How far a sweep is at a moment `at` of the outlook's clock. Immutable: another thread may draw it."""
+
+    name: str
+    at: float
+    began: float
+    reused: int
+    tallies: Tallies
+    running: tuple[Running, ...]
+    mean_seconds: dict[str, float]
+    left: Left | None
+    best: str
+    unasked: int
+    """Combinations whose stages are not known yet."""
+
+
+@dataclass
+class _Pace:
+    """The first and the latest report of a running stage: (step, time)."""
+
+    first: tuple[int, float]
+    last: tuple[int, float]
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """None until there are two reports; the first alone says nothing of a run that continues a checkpoint."""
+        steps = self.last[0] - self.first[0]
+        return (self.last[1] - self.first[1]) / steps if steps > 0 else None
+
+
+@dataclass
+class Outlook:
+    """Follows a driver and says what is left.
+
+    Attributes:
+        planner: plans the rows that are certain to come.
+        slots: trials that run at once.
+        clock: seconds that only go up.
+    """
+
+    driver: Driver
+    planner: Planner
+    slots: int = 1
+    clock: Callable[[], float] = time.monotonic
+    _began: dict[str, float] = field(default_factory=dict)
+    _paces: dict[str, _Pace] = field(default_factory=dict)
+    _alike: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._start = self.clock()
+        self._row = lru_cache(maxsize=None)(self._plan_row)
+        self._controls = lru_cache(maxsize=8)(self._plan_controls)
+
+    def started(self, stage: Stage) -> None:
+        """A trial was handed the stage."""
+        self._began[stage.address] = self.clock()
+
+    def progress(self, address: str, step: int) -> None:
+        """A running stage has made so many steps."""
+        now = (step, self.clock())
+        pace = self._paces.setdefault(address, _Pace(now, now))
+        if step < pace.last[0]:  # tried again from an earlier checkpoint
+            pace.first = now
+        pace.last = now
+
+    def done(self, stage: Stage) -> float:
+        """The stage is in the store; returns the seconds it took, now or when it was made."""
+        seconds = self.driver.seconds(stage)
+        for key in _alike(stage):
+            self._alike.setdefault(key, []).append(seconds)
+        return seconds
+
+    def view(self) -> View:
+        """How far the sweep is now."""
+        schedule = self.driver.schedule
+        left = {stage.address: stage for stage in self._left()}
+        stages, tallies = {**schedule.stages, **left}, Tallies()
+        for address, stage in stages.items():
+            if (status := self._status(address, address in left)) is not None:
+                tallies.setdefault((stage.subject, stage.kind), Counter())[status] += 1
+        return View(
+            self.driver.folder.name, self.clock(), self._start, len(schedule.done_before), tallies,
+            tuple(self._running()),
+            {kind: statistics.fmean(self._alike[(kind,)]) for kind in KINDS if (kind,) in self._alike},
+            self._time_left(list(left.values())), self._best(), self._unasked(),
+        )  # fmt: skip
+
+    def _status(self, address: str, is_left: bool) -> str | None:
+        """None for a stage that is not published and that nothing needs any more."""
+        schedule = self.driver.schedule
+        if schedule.is_done(address):
+            return "done"
+        if address in schedule.failures:
+            return "failed"
+        if schedule.is_running(address):
+            return "running"
+        return "waiting" if is_left else None
+
+    def _running(self) -> Iterator[Running]:
+        for job in self.driver.jobs:
+            for stage in job.stages:
+                pace, began = self._paces.get(stage.address), self._began.get(stage.address, self.clock())
+                yield Running(stage, began, pace.last[0] if pace else 0, self._steps(stage))
+
+    def _best(self) -> str:
+        best = self.driver.best()
+        if best is None:
+            return ""
+        title = self.driver.schedule.combinations[best[0]].record().title
+        return f"{title}, {score_words(best[1], self.driver.space.selection)}"
+
+    # -- what is left -------------------------------------------------------------------------------------------------
+
+    def _left(self) -> list[Stage]:
+        """Every stage still to be made, of the rows that are certain to come too; inputs first."""
+        schedule = self.driver.schedule
+        found = {stage.address: stage for stage in schedule.missing()}
+        for row in self._rows_to_come():
+            grades = [grade for grade in row.grades.values() if not self._doomed(grade)]
+            found |= {stage.address: stage for stage in unmade(grades, self._settled)}
+        return list(found.values())
+
+    def _rows_to_come(self) -> Iterator[PlannedRow]:
+        """Of a grid the cells not asked yet; and the controls, whichever combination they will belong to."""
+        driver, space = self.driver, self.driver.space
+        asked = driver.asked
+        if space.search == "grid":
+            for number in range(len(asked), len(asked) + self._not_asked()):
+                yield self._row(number)
+        if not driver.schedule.complete:
+            yield from self._controls(tuple(asked[driver.chosen() or 0].items()))
+
+    def _plan_row(self, number: int) -> PlannedRow:
+        return self.planner.combination(number, self.driver.space.cells()[number])
+
+    def _plan_controls(self, cell: tuple[tuple[str, str | float], ...]) -> list[PlannedRow]:
+        return self.planner.controls(Parameters(cell))
+
+    def _not_asked(self) -> int:
+        space, cells = self.driver.space, len(self.driver.space.cells())
+        return min(space.combinations or cells, cells) - len(self.driver.asked)
+
+    def _unasked(self) -> int:
+        """Combinations that the search has not asked yet: a grid's are known."""
+        complete = self.driver.schedule.complete or self.driver.space.search == "grid"
+        return 0 if complete else self._not_asked()
+
+    def _settled(self, address: str) -> bool:
+        schedule = self.driver.schedule
+        return schedule.is_done(address) or address in schedule.failures
+
+    def _doomed(self, stage: Stage) -> bool:
+        """Whether a stage not enlisted yet will fail with what it needs."""
+        schedule = self.driver.schedule
+        return not schedule.is_done(stage.address) and any(
+            needed.address in schedule.failures or self._doomed(needed) for _, needed in stage.inputs
+        )
+
+    # -- how long it takes --------------------------------------------------------------------------------------------
+
+    def _time_left(self, left: list[Stage]) -> Left | None:
+        """The larger of all work over the slots and the longest chain; none while nothing is measured."""
+        if not left:
+            return None
+        exact, need, ends = self._unasked() == 0, dict[str, float](), dict[str, float]()
+        for job in self.driver.jobs:
+            seconds, sure = self._remaining(job)
+            exact &= sure
+            need |= dict.fromkeys((stage.address for stage in job.stages), 0.0) | {job.stages[0].address: seconds}
+        for stage in left:
+            if stage.address not in need:
+                seconds_or_none = self.expected(stage)
+                exact &= seconds_or_none is not None
+                need[stage.address] = seconds_or_none or 0.0
+            before = max((ends.get(needed.address, 0.0) for _, needed in stage.inputs), default=0.0)
+            ends[stage.address] = before + need[stage.address]
+        seconds = max(sum(need.values()) / self.slots, *ends.values())
+        return Left(seconds, exact) if seconds else None
+
+    def _remaining(self, job: Job) -> tuple[float, bool]:
+        """Seconds until a running job ends, and whether that is more than a lower bound."""
+        first, now = job.stages[0], self.clock()
+        pace, steps = self._paces.get(first.address), self._steps(first)
+        if pace and steps and pace.seconds_a_step is not None:
+            left = (steps - pace.last[0]) * pace.seconds_a_step - (now - pace.last[1])
+            return max(left, 0.0), left > 0
+        expected = [self.expected(stage) for stage in job.stages]
+        left = sum(seconds or 0.0 for seconds in expected) - (now - self._began.get(first.address, now))
+        return max(left, 0.0), left > 0 and None not in expected
+
+    def expected(self, stage: Stage) -> float | None:
+        """Seconds that a whole stage takes: the mean of those alike, else by pace, else by its dense stage."""
+        for key in _alike(stage)[:2]:
+            if key in self._alike:
+                return statistics.fmean(self._alike[key])
+        by_pace = [seconds for job in self.driver.jobs for seconds in self._by_pace(job.stages[0], stage)]
+        if by_pace:
+            return statistics.fmean(by_pace)
+        if isinstance(stage.settings, SparseSettings) and stage.settings.retrain:
+            return self.expected(dict(stage.inputs)["dense"])
+        return None
+
+    def _by_pace(self, running: Stage, stage: Stage) -> Iterator[float]:
+        """The whole time of a running stage that is like another, from its pace."""
+        pace, steps = self._paces.get(running.address), self._steps(running)
+        if pace and steps and pace.seconds_a_step is not None and _alike(running)[1] == _alike(stage)[1]:
+            yield pace.seconds_a_step * steps
+
+    def _steps(self, stage: Stage) -> int | None:
+        """The optimiser steps of a stage, where they can be told before it has ended."""
+        if isinstance(stage.settings, SparseSettings):
+            dense = dict(stage.inputs)["dense"]
+            made = self.driver.metrics(dense).get("steps") if self.driver.schedule.is_done(dense.address) else None
+            return int(made) if made and stage.settings.retrain else None
+        training = getattr(stage.settings, "training", None)
+        if not isinstance(training, Training) or stage.kind == "check":  # its training is what the text is checked for
+            return None
+        if training.epochs is None:
+            return training.max_steps
+        text = stage.input("text") if isinstance(stage.settings, DenseSettings) else None
+        if text is None or not self.driver.schedule.is_done(text.address):
+            return None
+        return training.steps(int(self.driver.metrics(text)["train_blocks"]))
+
+
+def _alike(stage: Stage) -> list[tuple[object, ...]]:
+    """What a stage is like, the nearest first: of the same subject, of a language or the task alike, of the kind."""
+    retrain = getattr(stage.settings, "retrain", True)
+    group = "language" if stage.subject == stage.language else stage.subject
+    return [(stage.kind, stage.subject, retrain), (stage.kind, group, retrain), (stage.kind,)]
+
+
+def score_words(score: float, selection: str) -> str:
+    """A combination's score under the proper name of the selection."""
+    if selection == "target-valid":
+        return f"{score * 100:.2f} on validation (few-label selection)"
+    return f"{score:+.3f}, source validation less held-out loss (selection without target labels)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,199 @@
+"""`mirror.Runs` in MLflow: found by their tags, made when they are not there, written only when they differ."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deftx.errors import ConfigError
+from deftx.stages.store import Store
+from orchestrator.record.sweep import SweepInfo
+from orchestrator.tracking.run_content import PARENT, Point, PublishedFile, RunContent
+from orchestrator.tracking.views import experiment_tags
+
+if TYPE_CHECKING:  # importing mlflow takes a second or two: it is left to the background thread
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+_IMPATIENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+_OWN_TAGS = ("reason", "sft", "rows", "chosen")
+_MIRRORED = "mirrored"
+_BATCH = 1000
+
+
+class MlflowRuns:
+    """The runs of one sweep."""
+
+    def __init__(self, store: Store, experiment: str, info: SweepInfo, uri: str, artifacts: str | None) -> None:
+        """Bind a sweep's experiment; nothing is sent yet.
+
+        Args:
+            artifacts: where a new experiment keeps them; none leaves it to the server.
+        """
+        self._store, self._info, self._uri, self._artifacts = store, info, uri, artifacts
+        self._experiment_name = experiment
+        self.forget()
+
+    def forget(self) -> None:
+        """Look everything up anew."""
+        self._found: dict[str, Run] | None = None
+        self._points: dict[str, set[tuple[str, int]]] = {}
+
+    def addresses(self) -> list[str]:
+        """The addresses that have a run."""
+        return list(self._runs)
+
+    def write(self, address: str, content: RunContent) -> None:
+        """Make the run hold `content`, but for its files, and end it; nothing is sent when it does already."""
+        run = self._runs.get(address) or self._create(address, content)
+        if _holds(run, content):
+            return
+        if _MIRRORED in run.data.tags:
+            self._client.delete_tag(run.info.run_id, _MIRRORED)
+        self._log(run, content)
+        if content.status != "RUNNING":
+            self._client.set_terminated(run.info.run_id, content.status, content.span[1] if content.span else None)
+        elif run.info.status != "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self._refresh(address)
+
+    def attach(self, address: str, content: RunContent) -> None:
+        """Give the run, which was written, the files of `content`; nothing is sent when it has them already."""
+        run = self._runs[address]
+        if _holds(run, content):
+            return
+        self._upload(run.info.run_id, content.files)
+        if content.status != "RUNNING":
+            # the mark of completion comes last: whatever is cut short before is written again
+            self._client.set_tag(run.info.run_id, _MIRRORED, content.digest)
+            self._refresh(address)
+
+    def add(self, points: Mapping[str, Sequence[Point]]) -> None:
+        """Let curves grow; what has no run yet comes with the whole curve when its stage is done."""
+        for address in points.keys() & self._runs.keys():
+            self._log_points(self._runs[address], points[address])
+
+    def end_running(self) -> None:
+        """End the stages' runs that are RUNNING as KILLED."""
+        for address, run in list(self._runs.items()):
+            if address != PARENT and run.info.status == "RUNNING":
+                self._client.set_tag(run.info.run_id, "reason", "the sweep ended before the stage was mirrored as done")
+                self._client.set_terminated(run.info.run_id, "KILLED")
+                self._refresh(address)
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return _connect(self._uri)
+
+    @property
+    def _runs(self) -> dict[str, Run]:
+        if self._found is None:
+            self._experiment = self._open_experiment()
+            self._found = {run.data.tags["address"]: run for run in self._search()}
+        return self._found
+
+    def _open_experiment(self) -> str:
+        experiment = self._client.get_experiment_by_name(self._experiment_name)
+        if experiment is None:
+            made = self._client.create_experiment(self._experiment_name, artifact_location=self._artifacts)
+            experiment = self._client.get_experiment(made)
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        for key, value in experiment_tags(self._info).items():
+            if key not in experiment.tags:
+                self._client.set_experiment_tag(experiment.experiment_id, key, value)
+        return str(experiment.experiment_id)
+
+    def _search(self) -> Iterator[Run]:
+        # A server may be shared, and two people's sweeps may have one name: when it was created tells them apart.
+        ours = f"tags.sweep = '{self._info.name}' and tags.sweep_created = '{self._info.created}'"
+        token = ""
+        while token is not None:
+            page = self._client.search_runs([self._experiment], ours, max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+
+    def _create(self, address: str, content: RunContent) -> Run:
+        parent = {} if address == PARENT else {"mlflow.parentRunId": self._runs[PARENT].info.run_id}
+        begun = content.span[0] if content.span else None
+        run = self._client.create_run(self._experiment, begun, content.tags | parent, content.name)
+        self._points[run.info.run_id] = set()
+        self._runs[address] = run
+        return run
+
+    def _refresh(self, address: str) -> None:
+        self._runs[address] = self._client.get_run(self._runs[address].info.run_id)
+
+    def _log(self, run: Run, content: RunContent) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        data, now = run.data, int(time.time() * 1000)
+        made = content.span[1] if content.span else now
+        tags = [RunTag(key, value) for key, value in content.tags.items() if data.tags.get(key) != value]
+        params = [Param(key, value) for key, value in content.params.items() if key not in data.params]
+        changed = {key: value for key, value in content.metrics.items() if data.metrics.get(key) != value}
+        # of two points of one step MLflow shows the later one
+        metrics = [Metric(key, v, now if key in data.metrics else made, 0) for key, v in changed.items()]
+        self._client.log_batch(run.info.run_id, metrics, params, tags)
+        self._log_points(run, content.curve)
+        for tag in data.tags.keys() - content.tags.keys():
+            if tag.partition(".")[0] in _OWN_TAGS:
+                self._client.delete_tag(run.info.run_id, tag)
+
+    def _log_points(self, run: Run, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        known = self._known_points(run)
+        fresh = {(point.key, point.step): point for point in points if (point.key, point.step) not in known}
+        metrics = [Metric(point.key, point.value, point.time, point.step) for point in fresh.values()]
+        for first in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run.info.run_id, metrics[first : first + _BATCH])
+        known.update(fresh)
+
+    def _known_points(self, run: Run) -> set[tuple[str, int]]:
+        run_id = run.info.run_id
+        if run_id not in self._points:
+            history = (point for key in run.data.metrics for point in self._client.get_metric_history(run_id, key))
+            self._points[run_id] = {(point.key, point.step) for point in history}
+        return self._points[run_id]
+
+    def _upload(self, run_id: str, files: Mapping[str, bytes | PublishedFile]) -> None:
+        if not files:
+            return
+        with tempfile.TemporaryDirectory(prefix="deftx-mirror-") as folder:
+            for name, file in files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(file, bytes):
+                    path.write_bytes(file)
+                else:  # a file of a remote store lies in the cache under another name
+                    path.symlink_to(self._store.fetch(file.address, file.name).resolve())
+            self._client.log_artifacts(run_id, folder)
+
+
+def _connect(uri: str) -> MlflowClient:
+    for key, value in _IMPATIENT.items() if uri.startswith("http") else ():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    try:
+        return MlflowClient(uri)
+    except Exception as error:  # a database that cannot be opened, a driver that is not installed
+        raise ConfigError(f"tracking URI {uri}: cannot be opened: {error}") from None
+
+
+def _holds(run: Run, content: RunContent) -> bool:
+    return run.data.tags.get(_MIRRORED) == content.digest and run.info.status == content.status

@@ -1,0 +1,93 @@
+"""The words and numbers that tables, pictures and the summary of a report share.
+
+Numbers are percent points, intervals 95 %. `target-valid` is called few-label selection, since target labels chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deftx.config import Training
+from deftx.evaluate.metrics import Estimate, Metric
+from orchestrator.record.sweep import SweepInfo
+
+METRIC_WORDS: dict[Metric, str] = {"macro_f1": "macro F1", "accuracy": "accuracy"}
+NOTHING = "-"
+_FEW_LABELS = (
+    "few-label selection (the highest mean {metric} on the target languages' validation sets, so target labels chose "
+    "the settings, though they trained no vector)"
+)
+_NO_LABELS = (
+    "unlabelled selection (language settings by the held-out masked-LM loss on each target's own text, task settings "
+    "by the source language's validation set, so no target label chose anything)"
+)
+
+
+def points(estimate: Estimate | None) -> str:
+    """A score such as `62.3 [59.8, 64.9]`."""
+    return _bracketed(estimate, ".1f")
+
+
+def signed_points(estimate: Estimate | None) -> str:
+    """A difference such as `+0.4 [-0.6, +1.5]`."""
+    return _bracketed(estimate, "+.1f")
+
+
+def _bracketed(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return NOTHING
+    value, low, high = (_shown(one, form) for one in (estimate.value, estimate.low, estimate.high))
+    if estimate.excludes_zero:
+        low, high = (_not_zero(one, form) for one in (estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _shown(number: float, form: str) -> str:
+    """Without the sign of a number that rounds to 0."""
+    return f"{round(100 * number, 1) + 0.0:{form}}"
+
+
+def _not_zero(number: float, form: str) -> str:
+    """With more digits where a number that is not 0 would look like it."""
+    near = round(100 * number, 1) == 0
+    return f"{100 * number:{form.replace('.1f', '.1g')}}" if near else _shown(number, form)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 language`, `1,200 languages`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def by_few_labels(info: SweepInfo) -> bool:
+    """Whether labels of the target languages choose the settings."""
+    return info.space.get("selection") != "unlabelled"
+
+
+def selection_words(info: SweepInfo, metric: Metric | None) -> str:
+    """How the choice is made, under its proper name."""
+    rule = _FEW_LABELS if by_few_labels(info) else _NO_LABELS
+    return rule.format(metric=METRIC_WORDS[metric] if metric else "score")
+
+
+def validation_words(info: SweepInfo) -> str:
+    """What validation scores are worth."""
+    if by_few_labels(info):
+        return "made the choice and therefore flatters the chosen row"
+    return "took no part in the choice"
+
+
+def effective_l1(space: Mapping[str, Any]) -> str:
+    """The L1 strength that reaches the gradient, for language and task vectors."""
+    return ", ".join(f"{kind} vectors {_l1(space[kind])}" for kind in ("language", "task") if kind in space)
+
+
+def _l1(recipe: Mapping[str, Any]) -> str:
+    training = Training.model_validate(recipe.get("training", {}))
+    coded = f" ({training.l1:g} as coded upstream, where the term has no gradient)" if training.l1 else ""
+    return f"{training.effective_l1:g}{coded if not training.effective_l1 else ''}"

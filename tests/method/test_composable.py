@@ -1,0 +1,143 @@
+"""Published composable-sft vectors: a file written by hand decodes exactly, and a hostile one runs nothing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.tiny import MASK, make_tokenizer
+
+from deftx.errors import DataError
+from deftx.models.load import load_masked_lm
+from deftx.sft.composable import FILE
+from deftx.sft.compose import apply, base_of
+from deftx.sft.vector import SparseFineTuning
+
+
+def encode(dense: torch.Tensor) -> dict[str, Any]:
+    """As composable-sft writes it: gaps of the column-major flat index, the first one a numpy scalar."""
+    flat = dense.numpy().flatten(order="F")
+    (where,) = flat.nonzero()
+    steps: list[Any] = [where[0], *(int(step) for step in np.diff(where))]
+    return {"size": dense.size(), "index_steps": steps, "values": torch.from_numpy(flat[where])}
+
+
+def write(folder: Path, diffs: dict[str, Any], head: dict[str, Any] | None = None) -> Path:
+    torch.save({"diffs": diffs, "abs": head or {}}, folder / FILE)
+    return folder
+
+
+def dense_of(sft: SparseFineTuning, name: str) -> torch.Tensor:
+    flat = torch.zeros(sft.shapes[name]).reshape(-1)
+    flat[sft.indices[name]] = sft.values[name]
+    return flat.reshape(sft.shapes[name])
+
+
+def test_a_file_written_by_hand(tmp_path: Path) -> None:
+    # row-major [[0, 7], [5, 0], [0, 9]]: column-major indices 1 (5), 3 (7), 5 (9)
+    by_hand = {"size": torch.Size([3, 2]), "index_steps": [np.int64(1), 2, 2], "values": torch.tensor([5.0, 7.0, 9.0])}
+    sft = SparseFineTuning.from_pretrained(write(tmp_path, {"roberta.pooler.weight": by_hand}))
+    assert {name: index.tolist() for name, index in sft.indices.items()} == {"pooler.weight": [1, 2, 5]}
+    assert sft.values["pooler.weight"].tolist() == [7.0, 5.0, 9.0]
+    assert sft.shapes == {"pooler.weight": (3, 2)}
+    assert (sft.metadata.backbone_basis, sft.metadata.fingerprint, sft.metadata.k) == ("asserted", None, 3)
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 6), (3, 4, 5), (2, 3, 2, 3)])
+def test_column_major_gaps_of_any_number_of_dimensions(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.4)
+    sft = SparseFineTuning.from_pretrained(write(tmp_path, {"w": encode(dense)}))
+    assert torch.equal(dense_of(sft, "w"), dense)
+
+
+@pytest.mark.parametrize("prefix", ["roberta.", "bert.", ""])
+def test_the_base_models_prefix_is_dropped(tmp_path: Path, prefix: str) -> None:
+    name = f"{prefix}encoder.layer.0.output.dense.weight"
+    sft = SparseFineTuning.from_pretrained(write(tmp_path, {name: encode(torch.eye(2))}))
+    assert list(sft.indices) == ["encoder.layer.0.output.dense.weight"]
+
+
+def test_gaps_as_a_tensor_or_array_and_values_of_half_precision(tmp_path: Path) -> None:
+    for steps in (torch.tensor([1, 2]), np.array([1, 2])):
+        values = torch.tensor([0.5, -2.0], dtype=torch.float16)
+        folder = write(tmp_path, {"w": {"size": (2, 2), "index_steps": steps, "values": values}})
+        assert dense_of(SparseFineTuning.from_pretrained(folder), "w").tolist() == [[0.0, 0.0], [0.5, -2.0]]
+
+
+def test_it_is_added_to_a_backbone_with_its_head_at_hand(tmp_path: Path, backbone: Path) -> None:
+    model = load_masked_lm(backbone)
+    name = "embeddings.word_embeddings.weight"
+    before = dict(base_of(model).named_parameters())[name].detach().clone()
+    dense = torch.zeros_like(before)
+    dense[MASK, 3], dense[len(make_tokenizer()) - 1, 0] = 0.25, -1.0
+    head = {"classifier.dense.weight": torch.ones(16, 16)}
+    sft = SparseFineTuning.from_pretrained(write(tmp_path, {f"roberta.{name}": encode(dense)}, head))
+    apply(model, sft)
+    assert torch.equal(dict(base_of(model).named_parameters())[name], before + dense)
+    assert torch.equal(sft.head["classifier.dense.weight"], torch.ones(16, 16))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"size": (2, 2), "index_steps": [4], "values": torch.ones(1)},
+        {"size": (2, 2), "index_steps": [-1], "values": torch.ones(1)},
+        {"size": (2, 2), "index_steps": [1, 0], "values": torch.ones(2)},
+        {"size": (2, 2), "index_steps": [1, 1], "values": torch.ones(1)},
+        {"size": (2, 2), "index_steps": [1], "values": torch.ones(2)},
+        {"size": (2, 2), "index_steps": [1], "values": torch.tensor([float("nan")])},
+        {"size": (2, 2), "index_steps": ["x"], "values": torch.ones(1)},
+        {"index_steps": [1], "values": torch.ones(1)},
+        {"size": (2, 2)},
+        "text",
+    ],
+)
+def test_an_entry_that_contradicts_itself_is_refused_by_file(tmp_path: Path, bad: Any) -> None:
+    with pytest.raises(DataError, match=FILE):
+        SparseFineTuning.from_pretrained(write(tmp_path, {"w": bad}))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"PK\x03\x04 torn", pickle.dumps({"diffs": 1}), pickle.dumps([1])]
+)
+def test_a_file_that_is_no_vector_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(DataError, match=FILE):
+        SparseFineTuning.from_pretrained(tmp_path)
+
+
+def test_a_torn_or_altered_file_is_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, {"w": encode(torch.randn(20, 20))})
+    content = (tmp_path / FILE).read_bytes()
+    for cut in (10, len(content) // 2, len(content) - 1):
+        (tmp_path / FILE).write_bytes(content[:cut])
+        with pytest.raises(DataError, match=FILE):
+            SparseFineTuning.from_pretrained(tmp_path)
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(tmp_path: Path, zipped: bool) -> None:
+    mark = tmp_path / "executed"
+    diffs = {"w": {"size": (2,), "index_steps": [Hostile(mark)], "values": torch.ones(1)}}
+    torch.save({"diffs": diffs, "abs": {}}, tmp_path / FILE, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DataError, match="refused"):
+        SparseFineTuning.from_pretrained(tmp_path)
+    assert not mark.exists()
+    torch.load(tmp_path / FILE, weights_only=False)  # the file does bite where code may run
+    assert mark.exists()

@@ -1,0 +1,100 @@
+"""The plain reference of the training benchmark computes what ours computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.tiny import weights_of
+from test_training import Always, batch_at, both, half_mask, run
+
+from benchmarks import memory
+from benchmarks.models import BASE, LARGE, Shape, masked_lm, random_mask
+from benchmarks.reference import Reference
+from benchmarks.train import WORKS, needed
+from deftx.config import Training
+from deftx.kernels.dropout import Draws, drop_by_example
+from deftx.masks.select import Indices
+from deftx.models.load import maskable
+
+
+@pytest.mark.parametrize("kind", ["mlm", "classification"])
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_the_reference_and_ours_take_the_same_steps(backbone: Path, kind: str, sparse: bool) -> None:
+    (ours, objective), (theirs, _) = both(kind, backbone), both(kind, backbone)
+    mask: Indices | None = half_mask(ours) if sparse else None
+    settings = Training(max_steps=4, batch_size=8, learning_rate=1e-2)
+    run(ours.double(), Always(objective), settings, mask)
+    plain = Reference(theirs.double(), mask)
+    for step in range(4):
+        plain._optimizer.param_groups[0]["lr"] = 1e-2 * (4 - step) / 4
+        plain.step(batch_at(objective, step, 8))
+    expected = weights_of(theirs)
+    for name, weight in weights_of(ours).items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+
+
+def test_shapes_and_masks_are_as_large_as_they_say() -> None:
+    shape = Shape(2, 16, 2, 24, vocabulary=50, positions=40)
+    model = masked_lm(shape)
+    found = maskable(model)
+    assert sum(p.numel() for n, p in found.items() if p.dim() == 2 and "embeddings" not in n) == 2 * shape.layer_weights
+    assert found["embeddings.word_embeddings.weight"].numel() == shape.words
+    mask = random_mask(model, 500)
+    assert 480 < sum(index.numel() for index in mask.values()) < 520
+    assert all(bool((index.diff() > 0).all()) for index in mask.values())
+    assert (BASE.words, LARGE.words) == (250_002 * 768, 250_002 * 1024)
+
+
+def test_the_arithmetic_of_a_step_by_hand() -> None:
+    flop, _ = needed(WORKS[0])
+    layer = 4 * 768 * 768 + 2 * 768 * 3072
+    tokens = 8 * 256
+    forward = 12 * (2 * layer * tokens + 8 * 2 * 2 * 256 * 256 * 768)
+    head = 0.15 * tokens * (4 * 250_002 * 768 + 6 * 768 * 768)
+    assert flop == pytest.approx(3 * forward + head)
+    assert flop == pytest.approx(1.33e12, rel=0.02)
+    assert np.isclose(needed(WORKS[1])[0], flop)
+    everywhere = needed(WORKS[0], everywhere=True)[0]
+    assert everywhere == pytest.approx(3 * forward + tokens * (4 * 250_002 * 768 + 6 * 768 * 768))
+
+
+def test_the_activations_of_the_layers_are_what_the_backward_pass_is_left_with() -> None:
+    shape = Shape(3, 16, 2, 24, vocabulary=50, positions=40)
+    found = {layers: kept_bytes(Shape(layers, 16, 2, 24, vocabulary=50, positions=40)) for layers in (1, 3)}
+    assert found[3] - found[1] == memory.activations(shape, 4 * 12) * 2 // 3
+
+
+def kept_bytes(shape: Shape) -> int:
+    """Bytes that a forward pass keeps besides the model's own, each piece of memory once."""
+    model, drawn = masked_lm(shape), Draws(0)
+    drop_by_example(model.train(), drawn)
+    drawn.begin(0, 4, torch.device("cpu"))
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.numel():
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.randint(5, 50, (4, 12))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model.roberta(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.sum()
+    total = sum(storage.nbytes() for storage in kept.values())
+    loss.backward()
+    return total
+
+
+def test_bytes_of_the_full_shapes() -> None:
+    dense, sparse = memory.parts(BASE, None), memory.parts(BASE, 7_667_712)
+    assert dense.delta == sparse.delta == 4 * 277_414_656
+    assert dense.weights - sparse.weights + 20 * 7_667_712 == 4 * BASE.words
+    assert sparse.moments < 0.04 * dense.moments
+    for shape in memory.SHAPES.values():
+        for k in (None, 7_667_712):
+            most = memory.largest_batch(shape, k)
+            assert memory.parts(shape, k, most).total <= memory.A100 < memory.parts(shape, k, most + 1).total

@@ -1,0 +1,166 @@
+"""What README and docs/ tell a reader to type does run.
+
+By the language of a fenced block: `bash` is run, block after block of a page in one folder, and `python` after it; what
+takes long or a network is `sh`, or has no language: its commands and their options exist. `yaml` is a space that loads;
+its title is the name of the file that the commands read.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.tiny import WORDS, make_sft
+
+from deftx.data.archipelago import Sizes, write_family
+from deftx.models.load import head_of, load_classifier
+from orchestrator.space.load import load_space
+from orchestrator.space.schema import Space
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
+    """(title, text) of the fenced blocks in these languages, in order."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [(title, text) for language, title, text in found if language in languages]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of every `python -m` command shown, run or not."""
+    for page in PAGES:
+        for _, text in blocks(page, "bash", "sh", ""):
+            for line in text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True) if "python -m" in line else []
+                inner = next((word for word in words if word.startswith("python -m")), None)  # of `ray exec '...'`
+                words = shlex.split(inner) if inner else words
+                if words[:2] == ["python", "-m"]:
+                    yield page.name, words[2:]
+
+
+@pytest.mark.parametrize(("page", "words"), [pytest.param(*c, id=f"{c[0]}: {' '.join(c[1])[:60]}") for c in commands()])
+def test_every_command_and_its_options_are_known(page: str, words: list[str]) -> None:
+    known = options(words[0], subcommand(words[0], words[1:]))
+    named = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert named <= known, f"{page}: {' '.join(words)}: no {named - known}"
+
+
+@functools.cache
+def options(module: str, subcommand: str | None) -> set[str]:
+    """The options that a command's help names."""
+    help_text = run([sys.executable, "-m", module, *filter(None, [subcommand]), "--help"], ROOT)
+    return set(re.findall(r"--[a-z][a-z-]*", help_text))
+
+
+def subcommand(module: str, arguments: list[str]) -> str | None:
+    """The first argument, where it is the name of one of the module's commands; else `run`, which may be left out."""
+    app = getattr(importlib.import_module(module), "app", None)
+    callbacks = [(one.name, one.callback) for one in getattr(app, "registered_commands", [])]
+    names = {name or getattr(callback, "__name__", None) for name, callback in callbacks}
+    if len(names) < 2:
+        return None
+    return arguments[0] if arguments[0] in names else "run"
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb",
+    }  # fmt: skip
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_space_shown_loads(page: Path, tmp_path: Path) -> None:
+    for title, text in blocks(page, "yaml"):
+        path = tmp_path / (title or "space.yaml")
+        path.write_text(text, encoding="utf-8")
+        assert load_space(str(path))[1].cells()
+
+
+@pytest.mark.slow
+def test_the_how_to_leads_from_two_files_to_a_classifier(backbone: Path, tmp_path: Path) -> None:
+    """On the demo's family in the place of Indonesian and Gayo, and a tiny XLM-R where the hub's would be."""
+    page = ROOT / "docs" / "own-language.md"
+    write_family(str(tmp_path / "family"), 0, Sizes(pretraining=1, corpus=600, train=90, valid=24, test=36))
+    family = tmp_path / "family"
+    files = {
+        "corpora/gay.txt": "corpora/ila.txt",
+        **{f"reviews/id/{split}.csv": f"archipelago/sor/{split}.csv" for split in ("train", "valid")},
+        **{f"reviews/gay/{split}.csv": f"archipelago/ila/{split}.csv" for split in ("valid", "test")},
+    }
+    layout = "\n".join(text for _, text in blocks(page, ""))
+    for name, source in files.items():
+        assert name in layout, "these files and no other, the page says"
+        target = tmp_path / "data" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(family / source, target)
+    assert layout.count("labelled,") + layout.count("plain text") == len(files)
+    shutil.copytree(backbone, tmp_path / "FacebookAI" / "xlm-roberta-base")
+    for title, text in blocks(page, "yaml"):
+        (tmp_path / title).write_text(text, encoding="utf-8")
+    said = "".join(run(["bash", "-e", "-c", text], tmp_path) for _, text in blocks(page, "bash"))
+    assert "chosen: DEFT-X" in said
+    (code,) = (text for _, text in blocks(page, "python"))
+    answer = run([sys.executable, "-c", code], tmp_path)
+    assert re.fullmatch(r"\[\{'label': '(negative|neutral|positive)', 'score': 0\.\d+\}\]\s*", answer)
+
+
+def test_the_notebook_code_runs(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [" ".join(f"w{(3 * line + word) % WORDS}" for word in range(30)) for line in range(300)]
+    (tmp_path / "ace.txt").write_text("\n".join(lines), encoding="utf-8")
+    model = load_classifier(backbone, ("negative", "neutral", "positive"), seed=1)
+    sft = make_sft(model)
+    sft.head.update({name: parameter.detach() for name, parameter in head_of(model).items()})
+    sft.save_pretrained(tmp_path / "task")
+    smaller = {
+        '"FacebookAI/xlm-roberta-base"': repr(str(backbone)), '"cambridgeltl/xlmr-task-sft-nusax_senti"': "'task'",
+        "30_000": "3", "7_667_712": "300", "TextSettings()": "TextSettings(block=16)",
+    }  # fmt: skip
+    code = "\n".join(text for _, text in blocks(README, "python"))
+    for large, small in smaller.items():
+        assert large in code
+        code = code.replace(large, small)
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.search(r"tensor\(\[\[0\.\d+, 0\.\d+, 0\.\d+\]\]", capsys.readouterr().out)
+
+
+def test_every_setting_of_a_space_is_described() -> None:
+    schema = Space.model_json_schema()
+    groups = {"Space": schema, **schema["$defs"]}
+    lacking = [
+        f"{group}.{key}"
+        for group, content in groups.items()
+        for key, field in content.get("properties", {}).items()
+        if not field.get("description")
+    ]
+    assert not lacking
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra `docs` is not installed")
+    said = run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")], ROOT)
+    assert "WARNING" not in said
+    spaces = (tmp_path / "site" / "spaces" / "index.html").read_text(encoding="utf-8")
+    for key in Space.model_fields:
+        assert f"<code>{key}</code>" in spaces
+    for page in (tmp_path / "site").rglob("*.html"):
+        fetched = re.findall(r'(?:src|<link[^>]*href)="(https?://[^"]+)"', page.read_text(encoding="utf-8"))
+        assert not fetched, f"{page.name} fetches {fetched}"

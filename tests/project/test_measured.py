@@ -1,0 +1,171 @@
+"""The benchmarks run, at tiny shapes; rows say what they must and results.md holds every part."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import deltas, denoise, evaluate, growth, memory, reference, results, select, train, vectors
+from benchmarks.measure import Options, Peak, Rates, fresh, interleaved
+from benchmarks.models import TINY
+from benchmarks.results import Row, above, at_least, at_most, below, markdown, publish, run, table
+from deftx.masks.select import select as choose
+
+SMALL = Options(small=True, threads=1)
+
+
+def test_a_row_is_met_when_it_reaches_what_it_must() -> None:
+    row = Row("step", "seconds", 2.0, reference=5.0)
+    assert [at_least(row, factor).met for factor in (2.5, 2.6)] == [True, False]
+    assert [at_most(row, factor).met for factor in (0.4, 0.39)] == [True, False]
+    assert [below(row, limit).met for limit in (2, 1.9)] == [True, False]
+    assert [above(row, limit).met for limit in (2, 2.1)] == [True, False]
+
+
+def test_a_row_as_a_line_of_the_table() -> None:
+    line = table([at_least(Row("step", "seconds", 2.0, 5.0, floor=1.6), 3)]).splitlines()[-1]
+    assert line == "| step | seconds | 2 | 5 | 2.5x | 1.6 | 1.25x | reference at least 3x | **no** |  |"
+
+
+def test_times_are_taken_in_turns() -> None:
+    calls: list[str] = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: (calls.append("b"), time.sleep(0.01))}, 3, 1)
+    assert calls == ["a", "b"] * 4
+    assert len(times["a"]) == len(times["b"]) == 3
+    assert min(times["b"]) >= 0.01
+
+
+def test_peak_memory_is_beyond_what_was_there() -> None:
+    there = torch.ones(1 << 24)
+    with Peak() as peak:
+        torch.ones(1 << 25)
+    assert there.nbytes <= peak.bytes - (1 << 26) + (1 << 23)
+    assert peak.bytes == pytest.approx(1 << 27, rel=0.1)
+
+
+def test_a_fresh_process_answers() -> None:
+    assert fresh("benchmarks.select:peak", SMALL, reference=False) > 0
+
+
+def test_a_part_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> None:
+    options = Options(small=True, out=tmp_path)
+    publish("select", [Row("first", "seconds", 1.0)], options)
+    publish("train", [Row("other", "seconds", 3.0)], options)
+    publish("select", [Row("second", "seconds", 2.0)], options)
+    text = (tmp_path / "results.md").read_text()
+    assert "| first |" not in text
+    assert text.index("## train") < text.index("| other |") < text.index("## select") < text.index("| second |")
+    parts = json.loads((tmp_path / "results.json").read_text())
+    assert markdown(parts) == text
+    assert "No GPU was at hand" in text
+    assert "No GPU" not in markdown({**parts, "train on cuda": parts["train"]})
+    assert parts["train"]["versions"]["torch"] == torch.__version__
+
+
+def test_the_small_parts_run_and_require_nothing(tmp_path: Path) -> None:
+    parts = {"select": select.rows, "denoise": denoise.rows, "vectors": vectors.rows, "evaluate": evaluate.rows}
+    assert run(parts, Options(small=True, threads=1, out=tmp_path))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found) == list(parts)
+    rows = {row["work"] + " " + row["measure"]: row for part in found.values() for row in part["rows"]}
+    assert all(row["met"] is None and row["ours"] >= 0 for row in rows.values())
+    assert rows["L against a float64 SVD relative error"]["ours"] < 1e-6
+    assert rows["ranks by variance as of a float64 SVD share"]["ours"] == 1
+    assert next(row for name, row in rows.items() if name.endswith("exactly k, twice the same"))["ours"] == 1
+    assert next(row for name, row in rows.items() if name.endswith("weights as before"))["ours"] == 1
+    assert "100.00% predicted alike" in rows["evaluate 5 x 20 sentences seconds"]["note"]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_every_step_has_its_rows(number: int) -> None:
+    rows = train._times(SMALL, number)
+    precisions = ["float32"] if train.WORKS[number].task else ["float32", "bf16"]
+    measures = ["seconds", "times the floor", "model FLOP utilisation"]
+    assert [row.measure for row in rows] == ["times its own floor", *measures * len(precisions)]
+    assert all(row.ours > 0 for row in rows)
+    for row in (row for row in rows if row.measure == "seconds"):
+        assert row.reference and row.floor and row.must.startswith("reference at least")
+
+
+def test_without_bf16_hardware_nothing_is_required_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "rates", lambda *_: Rates(float32=1e9, bf16=1.5e9, float64=1e9, copy=1e9))
+    required = {row.work: bool(row.must) for row in train._times(SMALL, 0) if row.measure == "seconds"}
+    assert required == {"dense MLM step, float32": True, "dense MLM step, bf16": False}
+
+
+def test_a_known_gpu_is_measured_by_its_datasheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(device="cuda")
+    monkeypatch.setattr(train, "rates", lambda *_: Rates(float32=1e9, bf16=2e9, float64=1e9, copy=1e9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    assert (train.most_flop(options, "bf16"), train.most_flop(options, "float32")) == (312e12, 1e9)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
+    assert train.most_flop(options, "bf16") == 2e9
+
+
+def test_what_runs_on_a_cpu_is_published_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "machine", lambda options: {"device": options.device})
+    for part in ("select", "train"):
+        publish(part, [Row("work", "seconds", 1.0)], Options(small=True, out=tmp_path, device="cuda"))
+    parts = json.loads((tmp_path / "results.json").read_text())
+    assert {name: part["machine"]["device"] for name, part in parts.items()} == {
+        "select": "cpu", "train on cuda": "cuda",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("--device gpu", "gpu"), ("--device cuda", "no GPU here"), ("--data-root nowhere", "nowhere")]
+)
+def test_a_mistake_in_the_command_is_a_message(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--small", *words.split()])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        results.command({"evaluate": evaluate.rows})
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and said in told and "Traceback" not in told
+
+
+def test_memory_is_told_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "fresh", lambda *_, **__: 2**31)
+    rows = {f"{row.work} {row.measure}": row for row in memory.rows(SMALL)}
+    for shape in memory.SHAPES:
+        for phase in ("dense", "sparse"):
+            found = [rows[f"{shape}, {phase}: {part} GiB computed"].ours for part in memory.IN_MEMORY]
+            assert rows[f"{shape}, {phase}: all in memory GiB computed"].ours == pytest.approx(sum(found))
+    assert sum(row.measure == "GiB measured" and row.ours == 2 for row in rows.values()) == 2  # dense and sparse
+
+
+def test_the_plain_masks_are_ours() -> None:
+    """The two sides of the denoising benchmark do the same work: all but a few entries at the threshold."""
+    delta, k = deltas.delta_of(TINY), 2000
+    ours = denoise.our_masks(delta, denoise.SETTINGS, k)
+    starts = dict(zip(delta, torch.tensor([0] + [t.numel() for t in delta.values()]).cumsum(0).tolist(), strict=False))
+    for mask, plain in zip(ours, reference.plain_masks(delta, denoise.SETTINGS, k), strict=True):
+        flat = {int(i) + starts[name] for name, index in mask.items() for i in index}
+        assert len(flat & set(plain.tolist())) >= 0.995 * k
+    flat = {int(i) + starts[name] for name, index in choose(delta, k).items() for i in index}
+    assert flat == set(reference.plain_select(delta, k).tolist())
+
+
+def test_words_not_seen_are_rows_of_zeros() -> None:
+    embedding = deltas.delta_of(TINY, words=100)["embeddings.word_embeddings.weight"]
+    assert int(embedding.any(dim=1).sum()) == 100
+    assert bool(deltas.delta_of(TINY)["embeddings.word_embeddings.weight"].any(dim=1).all())
+
+
+def test_the_exponent_is_the_slope_of_the_logarithms() -> None:
+    assert growth.exponent([1.0, 10.0, 100.0], [2.0, 20.0, 200.0]) == pytest.approx(1)
+    assert growth.exponent([1.0, 4.0, 16.0], [3.0, 24.0, 192.0]) == pytest.approx(1.5)
+
+
+@pytest.mark.slow
+def test_growth_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SMALL", growth.SMALL[:2])
+    rows = growth.rows(Options(small=True, threads=1, out=tmp_path))
+    assert {row.measure for row in rows} == {"seconds", "exponent"}
+    assert (tmp_path / "growth.png").stat().st_size > 1000

@@ -1,0 +1,188 @@
+"""Spaces from YAML: the shipped ones, and every mistake a user can make in one, all told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deftx.config import Execution
+from deftx.errors import ConfigError
+from orchestrator.run.trial import Machine, Workplace
+from orchestrator.space.load import load_space, shipped_spaces
+from orchestrator.space.schema import Resources
+
+BASE = """
+benchmark: nusax
+backbone: some/backbone
+rank_l: [100, 90%]
+rank_t: [100]
+"""
+
+
+def load(folder: Path, text: str, *overrides: str, **options: object) -> object:
+    path = folder / "space.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_space(str(path), overrides, **options)[1]
+
+
+def problems(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text, *overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_every_shipped_space_loads(name: str) -> None:
+    title, space = load_space(name)
+    assert title == name
+    assert space.cells()
+
+
+def test_nusax_is_the_papers_setting() -> None:
+    _, space = load_space("nusax")
+    assert space.targets == ("ace", "ban", "bjn", "mad", "min")
+    assert (space.language.k, space.task.k) == (7_667_712, 14_155_776)
+    assert set(space.retention) == {0, 0.01, 0.02, 0.05, 0.1, 0.2}
+    assert space.rank_l[:3] == ("25", "50", "75")
+    assert space.rank_l[15] == "400"
+    assert {"50%", "99%", "90%"} <= set(space.rank_l)
+    assert [space.cells()[n] for n in range(4)] == [dict(cell, retention=0.05) for cell in _PAPER]
+    training = space.language.training
+    assert (training.l1, training.effective_l1, training.steps(100)) == (0.1, 0.0, 30_000)
+    assert (training.steps(8 * 400), training.steps(10**6)) == (40_000, 100_000)
+    assert space.task.training.steps(10_571) == 10 * 661
+
+
+_PAPER = [{"rank_l": a, "rank_t": b} for a in ("100", "90%") for b in ("100", "90%")]
+
+
+def test_all_errors_are_told_at_once_with_paths_and_nearest_names(tmp_path: Path) -> None:
+    text = problems(
+        tmp_path,
+        """
+        benchmark: nusa
+        backbone: some/backbone
+        rank_l: [0.9]
+        rank_t: [100, 0%]
+        retention: 1.5
+        selektion: test
+        lag: 0
+        language: {k: -3, training: {learning_rat: 1, batch_size: many}}
+        """,
+    )
+    for expected in (
+        "benchmark: unknown benchmark 'nusa'", "did you mean 'nusax'", "rank_l", "90%", "rank_t", "retention",
+        "selektion: unknown key (did you mean 'selection'?)", "lag", "language.k",
+        "language.training.learning_rat: unknown key (did you mean 'learning_rate'?)", "language.training.batch_size",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+def test_a_bare_fraction_is_refused_with_the_right_spelling(tmp_path: Path) -> None:
+    assert "write 90%" in problems(tmp_path, BASE, "rank_l=[0.9]")
+    assert "write 100%" in problems(tmp_path, BASE, "rank_l=[1.0]")
+
+
+def test_optimising_on_test_is_refused(tmp_path: Path) -> None:
+    assert "sealed" in problems(tmp_path, BASE, "selection=test")
+
+
+def test_an_unknown_target_names_the_nearest(tmp_path: Path) -> None:
+    assert "unknown language 'acee' (did you mean 'ace'?)" in problems(tmp_path, BASE, "targets=[acee]")
+    assert "source language" in problems(tmp_path, BASE, "targets=[id]")
+
+
+def test_unknown_space_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'nusax'"):
+        load_space("nusaxx")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("[1, 2]", "mapping"), ("a: [", "not YAML"), (BASE + "combinations: 0", "combinations"), ("", "mapping")],
+)
+def test_what_is_no_space_is_said_so(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml"):
+        load_space(str(tmp_path / "gone.yaml"))
+
+
+def test_a_broken_override_is_told(tmp_path: Path) -> None:
+    assert "key=value" in problems(tmp_path, BASE, "lag")
+    assert "not a group" in problems(tmp_path, BASE, "lag=3", "lag.x=1")
+
+
+def test_overrides_and_options_win(tmp_path: Path) -> None:
+    space = load(tmp_path, BASE, "language.training.max_steps=5", "rank_l=[100,200,90%]", seed=7, combinations=None)
+    assert space.language.training.steps(10**6) == 5, "a preset's floor gives way to a smaller max_steps"
+    assert space.rank_l == ("100", "200", "90%")
+    assert space.seed == 7
+
+
+def test_ranges_of_ranks_are_discrete(tmp_path: Path) -> None:
+    space = load(tmp_path, BASE, "rank_l=[{from: 10, to: 30, step: 10}, {from: 50%, to: 60%, step: 5%}, 20]")
+    assert space.rank_l == ("10", "20", "30", "50%", "55%", "60%")
+    assert "all whole numbers or all with %" in problems(tmp_path, BASE, "rank_l=[{from: 10, to: 30%, step: 10}]")
+
+
+def test_a_first_combination_must_be_in_the_space(tmp_path: Path) -> None:
+    text = problems(tmp_path, BASE + "first: [{rank_l: 50, rank_t: 100, retention: 0.05}]")
+    assert "first[0]: rank_l 50 is not among 100, 90%" in text
+
+
+def test_retention_per_kind_replaces_the_common_one(tmp_path: Path) -> None:
+    space = load(tmp_path, BASE, "retention_l=[0, 0.1]")
+    assert space.parameters == {
+        "rank_l": ("100", "90%"), "rank_t": ("100",), "retention_l": (0.0, 0.1), "retention_t": (0.05,),
+    }  # fmt: skip
+    cell = space.cells()[1]
+    assert space.denoising(cell, "l").retention == 0.1
+    assert space.denoising(cell, "t").retention == 0.05
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("retention=[{from: 0, to: 0.2, step: .05}]", "a list of shares"),
+        ("first=[{rank_l: 100, rank_t: 100, retention: null}]", "every parameter needs a value"),
+        ("resources.dense.gpu=1.5", "whole GPUs"),
+        ("targets=[ace,ace]", "'ace' is named twice"),
+        ("backbone={languages: [id], heads: 3}", "must be a multiple of heads"),
+        ("backbone={languages: [id], layers: 0}", "backbone.layers"),
+        ("backbone={languages: [id], block: 127}", "language.text.block: 256 tokens, but a backbone with `block: 127`"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_told(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in problems(tmp_path, BASE, override)
+
+
+def test_a_misspelt_backbone_recipe_is_not_also_told_to_be_a_name(tmp_path: Path) -> None:
+    text = problems(tmp_path, BASE, "backbone={languages: [id], hiden: 3}")
+    assert "1 problem(s)" in text
+    assert "backbone.hiden: unknown key (did you mean 'hidden'?)" in text
+
+
+def test_selecting_without_target_labels_needs_the_sparse_phase(tmp_path: Path) -> None:
+    assert "retrain" in problems(tmp_path, BASE, "selection=unlabelled", "task.retrain=false")
+
+
+def test_a_first_combination_given_twice_is_one(tmp_path: Path) -> None:
+    cell = "{rank_l: 100, rank_t: 100, retention: 0.05}"
+    assert len(load(tmp_path, BASE, f"first=[{cell}, {cell}]").cells()) == 2  # type: ignore[attr-defined]
+
+
+def test_how_a_trial_keeps_to_its_memory_reaches_the_stage() -> None:
+    need = Machine(cpus=2, gpus=0).fit(Resources(cpu=4, gpu=1, micro_batch=4, gradient_checkpointing=True))
+    assert need == Resources(cpu=2, gpu=0, micro_batch=4, gradient_checkpointing=True)
+    expected = Execution(threads=2, micro_batch=4, gradient_checkpointing=True)
+    assert Workplace("", "", {"dense": need}).execution("dense") == expected
+
+
+def test_a_space_that_asks_for_gpus_where_there_are_none_is_told() -> None:
+    _, space = load_space("nusax", ())
+    assert Machine(cpus=2, gpus=0).lacks_gpu_for(space) == ["dense", "sparse", "grade"]
+    assert Machine(cpus=2, gpus=1).lacks_gpu_for(space) == []

@@ -1,0 +1,142 @@
+"""The schedule run by simulated workers: what runs, how often, in which combinations, whatever the timing."""
+
+from __future__ import annotations
+
+import pytest
+from support.plans import World, make_schedule, make_space, simulate
+
+from orchestrator.search.schedule import Job
+
+TPE = {
+    "search": "tpe", "combinations": 12, "rank_l": [2, 4, 8, 16], "rank_t": [2, 4, 8, 16], "retention": [0, 0.05],
+    "first": [{"rank_l": 4, "rank_t": 8, "retention": 0.05}],
+}  # fmt: skip
+
+
+def test_a_grid_runs_exactly_the_planned_stages_once() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, workers=3, seed=0)
+    planned = {stage.address for row in schedule.rows for stage in row.stages}
+    assert schedule.finished()
+    assert sorted(world.runs) == sorted(planned)
+    kinds = [schedule.stages[address].kind for address in world.runs]
+    assert [kinds.count(kind) for kind in ("text", "dense", "sparse", "grade")] == [2, 3, 9, 14]
+
+
+def test_inputs_run_before_what_needs_them() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, workers=4, seed=1)
+    place = {address: number for number, address in enumerate(world.runs)}
+    stages = schedule.stages.values()
+    assert all(place[needed.address] < place[stage.address] for stage in stages for _, needed in stage.inputs)
+
+
+def test_the_combinations_are_the_same_for_any_workers_and_timing() -> None:
+    lists = []
+    for workers in (1, 2, 4):
+        for seed in (0, 1, 2):
+            world = World()
+            replay, schedule = make_schedule(make_space(**TPE), world)
+            simulate(schedule, world, workers, seed)
+            assert schedule.finished()
+            lists.append(replay.asked)
+    assert all(asked == lists[0] for asked in lists)
+    assert len(lists[0]) == 12
+    assert len({tuple(cell.values()) for cell in lists[0]}) == 12, "TPE never repeats a cell"
+    assert lists[0][0] == {"rank_l": "4", "rank_t": "8", "retention": 0.05}
+
+
+@pytest.mark.parametrize("died_after", [0, 1, 5, 11, 17, 26, 40])
+def test_after_a_drivers_death_no_finished_stage_runs_again_and_the_combinations_are_the_same(died_after: int) -> None:
+    whole = World()
+    replay, schedule = make_schedule(make_space(**TPE), whole)
+    simulate(schedule, whole, workers=2, seed=0)
+
+    world = World()
+    _, first = make_schedule(make_space(**TPE), world)
+    simulate(first, world, workers=2, seed=died_after, stop_after=died_after)
+    second_replay, second = make_schedule(make_space(**TPE), world)
+    simulate(second, world, workers=4, seed=3)
+
+    assert second.finished()
+    assert second_replay.asked == replay.asked
+    assert len(world.runs) == len(set(world.runs)), "a finished stage ran again"
+    assert set(world.runs) == set(whole.runs)
+
+
+def test_at_most_lag_combinations_are_in_flight() -> None:
+    for lag in (1, 3):
+        world = World()
+        _, schedule = make_schedule(make_space(**{**TPE, "lag": lag}), world, baselines=False)
+        assert len(schedule.combinations) == lag
+        while (job := schedule.ready()) is not None:
+            for stage in job.stages:
+                world.published.add(stage.address)
+                schedule.done(stage.address)
+            assert len(schedule.combinations) - len(schedule.scores) <= lag
+
+
+def test_a_failed_language_fails_what_needs_it_with_the_reason_while_the_rest_goes_on() -> None:
+    def ban_has_no_text(job: Job) -> str | None:
+        return "too little text" if job.name == "ban · text" else None
+
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, workers=2, seed=0, fails=ban_has_no_text)
+    assert schedule.finished()
+    done = {schedule.stages[address].label for address in world.runs}
+    assert "ace · dense" in done
+    assert "ban · dense" not in done
+    for row in schedule.combinations:
+        assert schedule.is_done(row.grades["ace"].address)
+        assert schedule.reason(row) is not None
+        assert "ban · text failed: too little text" in str(schedule.reason(row))
+    assert set(schedule.scores.values()) == {None}, "a combination with a failed language is told FAIL"
+
+
+def test_a_failure_on_record_is_not_tried_again() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, 1, 0, fails=lambda job: "no" if job.name == "task · dense" else None)
+    runs = len(world.runs)
+    _, again = make_schedule(make_space(), world)
+    simulate(again, world, 1, 0)
+    assert again.finished()
+    assert len(world.runs) == runs
+
+
+def test_a_second_start_runs_nothing_and_a_widened_space_only_what_is_new() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, 2, 0)
+    before = len(world.runs)
+    _, again = make_schedule(make_space(), world)
+    assert again.finished()
+    assert again.ready() is None
+    _, wider = make_schedule(make_space(rank_l=[8, 12, "90%"]), world)
+    simulate(wider, world, 2, 0)
+    new = [wider.stages[address] for address in world.runs[before:]]
+    assert sorted(stage.kind for stage in new) == ["grade"] * 4 + ["sparse"] * 2
+
+
+def test_a_published_stage_needs_none_of_its_inputs() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, 1, 0)
+    world.published -= {address for address in world.published if schedule.stages[address].kind in ("dense", "text")}
+    _, again = make_schedule(make_space(), world)
+    assert again.finished()
+    assert again.missing() == []
+
+
+def test_the_grades_of_a_row_are_one_job() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world, baselines=False)
+    sizes = []
+    while (job := schedule.ready()) is not None:
+        sizes += [len(job.stages)] if job.kind == "grade" else []
+        for stage in job.stages:
+            schedule.done(stage.address)
+    assert sizes == [2, 2, 2, 2]

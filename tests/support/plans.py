@@ -1,0 +1,100 @@
+"""Plans without files: spaces and materials by hand, and the schedule run by simulated workers."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from deftx.config import Training
+from deftx.sources.files import FileSource
+from deftx.sources.published import HubFolder
+from orchestrator.plan.rows import Materials, PlannedRow, Planner
+from orchestrator.search.replay import Replay
+from orchestrator.search.schedule import Job, Schedule
+from orchestrator.space.schema import Space
+
+FILE = FileSource(sha256="0" * 64, url="somewhere")
+BACKBONE = HubFolder(repo="somebody/backbone", commit="0" * 40)
+
+
+def make_space(**settings: Any) -> Space:
+    recipe = {"training": Training(max_steps=10), "k": "10%"}
+    defaults = {
+        "benchmark": "nusax", "backbone": "somebody/backbone", "language": recipe, "task": recipe,
+        "targets": ["ace", "ban"],
+        "rank_l": [8, "90%"], "rank_t": [8, "90%"],
+    }  # fmt: skip
+    return Space.model_validate({**defaults, **settings})
+
+
+def make_planner(space: Space) -> Planner:
+    languages = [*space.targets, "id"]
+    evaluation = {(language, split): FILE for language in languages for split in ("valid", "test")}
+    corpora = dict.fromkeys(languages, FILE)
+    training = {"train": (FILE,), "valid": (FILE,)}
+    return Planner(space, Materials(BACKBONE, "own", None, corpora, training, evaluation, "0"))  # type: ignore[arg-type]
+
+
+@dataclass
+class World:
+    """What outlives a driver: the published addresses, and every stage ever run, in order."""
+
+    published: set[str] = field(default_factory=set)
+    runs: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def score_of(row: PlannedRow) -> float:
+    """A made-up score that depends on the combination alone."""
+    return random.Random(str(sorted(row.parameters.items()))).random()
+
+
+def make_schedule(
+    space: Space, world: World, *, baselines: bool = True, checks: bool = False
+) -> tuple[Replay, Schedule]:
+    planner, replay = make_planner(space), Replay(space)
+    rows = planner.baselines() if baselines else []
+
+    def controls() -> list[PlannedRow]:
+        scores = {number: score for number, score in schedule.scores.items() if score is not None}
+        return planner.controls(replay.asked[max(scores, key=scores.__getitem__, default=0)]) if baselines else []
+
+    schedule = Schedule(
+        replay, planner.combination, rows, controls, score_of, world.published.__contains__, world.failed,
+        planner.checks() if checks else (),
+    )  # fmt: skip
+    schedule.begin()
+    return replay, schedule
+
+
+def simulate(
+    schedule: Schedule, world: World, workers: int, seed: int,
+    *, stop_after: int | None = None, fails: Callable[[Job], str | None] = lambda job: None,
+) -> int:  # fmt: skip
+    """Run the schedule with workers that take random times; returns the most jobs ever at once.
+
+    Args:
+        stop_after: the driver dies after so many jobs have ended; running ones leave no trace.
+        fails: the reason why a job fails, or none.
+    """
+    clock, most, draw, running = 0.0, 0, random.Random(seed), []
+    while True:
+        while len(running) < workers and (job := schedule.ready()) is not None:
+            heapq.heappush(running, (clock + draw.expovariate(1.0), job.name, job))
+        most = max(most, len(running))
+        if not running or stop_after == 0:
+            return most
+        clock, _, job = heapq.heappop(running)
+        for stage in job.stages:
+            reason = fails(job)
+            if reason is None:
+                world.published.add(stage.address)
+                world.runs.append(stage.address)
+                schedule.done(stage.address)
+            else:
+                world.failed[stage.address] = reason
+                schedule.failed(stage.address, reason)
+        stop_after = None if stop_after is None else stop_after - 1
