@@ -10,7 +10,8 @@ import torch
 
 from deftx.data.blocks import Blocks
 from deftx.masks.select import Indices
-from deftx.models.load import head_of, maskable, untie
+from deftx.models.load import untie
+from deftx.models.parameters import head_of, maskable
 from deftx.train.objectives import Classification, Encoded, MaskedLanguageModelling, Masking
 
 LABELS = ("negative", "neutral", "positive")

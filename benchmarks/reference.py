@@ -21,7 +21,7 @@ from benchmarks.models import PAD
 from deftx.config import Denoise, share_of
 from deftx.masks.denoise import is_matrix, rank_of
 from deftx.masks.select import Indices
-from deftx.models.load import head_of, maskable
+from deftx.models.parameters import head_of, maskable
 from deftx.train.objectives import IGNORED, Batch, Encoded, pad
 
 MICRO_BATCH = 4

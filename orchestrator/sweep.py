@@ -29,8 +29,9 @@ from orchestrator.record.sweep import SweepFolder, known_sweep
 from orchestrator.run import session
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
-from orchestrator.terminal.progress import Outlook, score_words
+from orchestrator.terminal.progress import Outlook
 from orchestrator.terminal.screen import Screen, console
+from orchestrator.wording import score_words
 
 
 class _RunByDefault(TyperGroup):
@@ -154,10 +155,11 @@ def gc(
 def _run(
     prepared: session.Prepared, uri: str, address: str | None, *, serial: bool, retry_failed: bool, quiet: bool
 ) -> int:  # fmt: skip
+    from orchestrator.report.chosen import forget_choice, write_choice
     from orchestrator.report.markdown import write_report
     from orchestrator.run.driver import Driver
     from orchestrator.run.logs import DRIVER, kept
-    from orchestrator.run.trial import Machine, Workplace
+    from orchestrator.run.machine import Machine, Workplace
     from orchestrator.tracking.__main__ import Mirror
     from orchestrator.tracking.content import sweep_status
 
@@ -180,7 +182,10 @@ def _run(
             mirror.start()
             screen.start(Outlook(driver, prepared.planner, slots))
             try:
-                code = session.run(prepared, driver, lambda d: _work(d, machine, address, serial=serial))
+                forget_choice(folder)
+                code = session.run(driver, lambda d: _work(d, machine, address, serial=serial))
+                if code != 130:
+                    write_choice(folder, prepared.space, prepared.materials.backbone, driver.chosen_row)
                 write_report(folder.store, folder)
             finally:
                 screen.stop()

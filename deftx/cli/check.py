@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deftx.config import TextSettings, Training, preset
-from deftx.data.examples import every_line
+from deftx.data.corpora import every_line
 from deftx.data.findings import TextCheck
 from deftx.data.tables import Layout, read_rows
 from deftx.data.text_check import check_text

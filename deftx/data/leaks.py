@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal
 
-from deftx.data.examples import Benchmark, Examples, Split
+from deftx.data.catalogue import Benchmark, Split
+from deftx.data.examples import Examples
 
 Mode = Literal["strict", "lt-sft", "none"]
 Rule = Literal["equal", "similar", "contained", "nearest"]

@@ -124,11 +124,3 @@ def _in_tokens(numbered: Numbered, tokenizer: PreTrainedTokenizerBase, text: Tex
         "long_words": sum(count for word, count in counts.items() if len(pieces[word]) > _LONG_WORD),
         "cut": Lines() if text.pack else Lines.of(n for n, length in lengths if length > text.block),
     }
-
-
-if __name__ == "__main__":
-    import typer
-
-    from deftx.cli.check import main
-
-    typer.run(main)

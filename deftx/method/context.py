@@ -9,13 +9,11 @@ from typing import Any, TypeVar
 from deftx.config import Execution, Settings
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import HubFolder, Published, local_folder, name_of
-from deftx.stages.stage import DenseSettings, Stage, TextStageSettings
+from deftx.stages.settings import DenseSettings, TextStageSettings
+from deftx.stages.stage import Stage
 from deftx.stages.store import Checkpoint, Store
 from deftx.train.loop import Report
 
-DELTA, HEAD, BLOCKS = "delta.safetensors", "head.safetensors", "blocks.safetensors"
-SPECTRA, VECTORS = "spectra.safetensors", "vectors.safetensors"
-SCORES, SEALED, DROPPED, CHECK = "scores.json", "sealed_test.json", "dropped_rows.json", "check.json"
 S = TypeVar("S", bound=Settings)
 
 

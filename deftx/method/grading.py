@@ -7,26 +7,18 @@ from typing import Any
 
 import torch
 
-from deftx.data.examples import Split, benchmark, read_examples
+from deftx.data.catalogue import Split, benchmark
+from deftx.data.examples import read_examples
 from deftx.evaluate.metrics import Metric, score
 from deftx.masks.select import non_zero
-from deftx.method.context import (
-    DELTA,
-    HEAD,
-    SCORES,
-    SEALED,
-    Context,
-    Facts,
-    backbone_folder,
-    dense_of,
-    settings_of,
-    vector_of,
-)
+from deftx.method.context import Context, Facts, backbone_folder, dense_of, settings_of, vector_of
 from deftx.models.load import load_classifier, load_tokenizer
 from deftx.sft.compose import compose
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
-from deftx.sources.files import Source
-from deftx.stages.stage import GradeSettings, Stage
+from deftx.sources.hub import Source
+from deftx.stages.files import DELTA, HEAD, SCORES, SEALED
+from deftx.stages.settings import GradeSettings
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from deftx.tensor_files import LazyTensors
 from deftx.train.objectives import encode, predict

@@ -16,16 +16,20 @@ from safetensors.torch import save_file
 
 from deftx.config import Execution, Precision
 from deftx.data.blocks import token_blocks
-from deftx.data.examples import benchmark, every_line, read_examples, read_lines
+from deftx.data.catalogue import benchmark
+from deftx.data.corpora import every_line, read_lines
+from deftx.data.examples import read_examples
 from deftx.data.text_check import check_text
 from deftx.errors import DataError
 from deftx.method import environment
-from deftx.method.context import BLOCKS, CHECK, Context, Facts, backbone_folder, dense_of, settings_of
+from deftx.method.context import Context, Facts, backbone_folder, dense_of, settings_of
 from deftx.method.grading import grade
 from deftx.method.phases import dense, sparse
 from deftx.method.pretrain import pretrain
 from deftx.models.load import load_tokenizer
-from deftx.stages.stage import BackboneSettings, CheckSettings, Stage, TextStageSettings, checked_text
+from deftx.stages.files import BLOCKS, CHECK
+from deftx.stages.settings import BackboneSettings, CheckSettings, TextStageSettings
+from deftx.stages.stage import Stage, checked_text
 from deftx.stages.store import Attempt, Manifest, Store
 from deftx.train.loop import Report
 

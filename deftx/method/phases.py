@@ -14,28 +14,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deftx.data.blocks import Blocks
-from deftx.data.examples import Benchmark, Examples, Split, benchmark, read_examples, read_training
+from deftx.data.catalogue import Benchmark, Split, benchmark
+from deftx.data.examples import Examples, read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.errors import DataError
 from deftx.masks.mask import choose, denoise_all, factors_of, save_factors
 from deftx.masks.select import Indices
 from deftx.method import environment
-from deftx.method.context import (
-    BLOCKS,
-    DELTA,
-    DROPPED,
-    HEAD,
-    Context,
-    Facts,
-    backbone_folder,
-    settings_of,
-    vector_of,
-)
-from deftx.models.load import head_of, load_classifier, load_masked_lm, load_tokenizer
+from deftx.method.context import Context, Facts, backbone_folder, settings_of, vector_of
+from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
+from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.published import HubFolder, local_folder, name_of
-from deftx.stages.stage import DenseSettings, SparseSettings, Stage, TaskData
+from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD
+from deftx.stages.settings import DenseSettings, SparseSettings, TaskData
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from deftx.tensor_files import Kept, LazyTensors, write
 from deftx.train.loop import train
@@ -73,8 +67,8 @@ def sparse(context: Context) -> Facts:
     matrices: list[dict[str, Any]] = []
     if settings.denoise is not None:
         denoised, matrices = denoise_all(delta, settings.denoise, factors_of(context.store, before.address))
-    mask, facts = choose(delta, denoised, settings)
-    facts.details["matrices"] = matrices
+    mask, metrics = choose(delta, denoised, settings)
+    facts = Facts(metrics, details={"matrices": matrices})
     if matrices:
         facts.metrics |= _mean_denoising(matrices)
     metadata = _metadata(context, before, settings, mask)

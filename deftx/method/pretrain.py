@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from deftx.config import Execution, TextSettings
 from deftx.data.blocks import Blocks, token_blocks
 from deftx.models.load import quiet
-from deftx.stages.stage import BackboneSettings
+from deftx.stages.settings import BackboneSettings
 from deftx.train.loop import Checkpoints, Outcome, Report, train
 from deftx.train.objectives import MaskedLanguageModelling, Masking
 from deftx.train.trainable import Trainable

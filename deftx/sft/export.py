@@ -94,7 +94,7 @@ def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:
 
 def _check_head(model: object, task: SparseFineTuning, labels: tuple[str, ...]) -> None:
     """Check that the task vector brings a whole classifier for these labels; the model's own is a random draw."""
-    from deftx.models.load import head_of
+    from deftx.models.parameters import head_of
 
     if missing := [name for name in head_of(model) if name not in task.head]:  # type: ignore[arg-type]
         raise DataError(f"the task vector has no {missing[0]}: it brings no classifier, so there is none to export")

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
-from deftx.kernels.dropout import Draws, drop_by_example
+from deftx.kernels.attention import drop_by_example
+from deftx.kernels.dropout import Draws
 from deftx.tensor_files import Kept
 from deftx.train.objectives import Batch, Objective
 from deftx.train.optimizer import Optimizer

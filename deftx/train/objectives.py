@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from deftx.data.blocks import Blocks
 from deftx.evaluate.metrics import Metric, score
 from deftx.kernels.linear_cross_entropy import head_loss
-from deftx.sft.compose import base_of
+from deftx.models.parameters import base_of
 
 Batch = dict[str, Tensor]
 Integers = NDArray[np.int32]

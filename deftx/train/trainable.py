@@ -19,8 +19,7 @@ from deftx.config import Training
 from deftx.kernels.embedding_rows import MaskedRows, Rows
 from deftx.kernels.sampled_linear import SampledLinear
 from deftx.masks.select import Indices
-from deftx.models.load import embeddings_of, head_of, maskable
-from deftx.sft.compose import base_of
+from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 
 
 class Trainable:

@@ -14,7 +14,8 @@ from deftx.config import Training, resolve_k
 from deftx.errors import DeftxError
 from deftx.sources.files import FileSource, read_bytes
 from deftx.sources.published import HubFolder, LocalFolder, Published
-from deftx.stages.stage import BackboneSettings, DenseSettings, SparseSettings, Stage, TextStageSettings
+from deftx.stages.settings import BackboneSettings, DenseSettings, SparseSettings, TextStageSettings
+from deftx.stages.stage import Stage
 
 SUSTAINED_TFLOPS = {"float32": 12.0, "tf32": 60.0, "bf16": 120.0}
 """Assumed of an A100 at these batch sizes, by precision."""

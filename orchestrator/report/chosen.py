@@ -1,4 +1,4 @@
-"""What a sweep chose, as compositions that `deftx.sft.export` makes into models: `sweeps/<name>/chosen.json`, by language.
+"""What a sweep chose, as compositions that `deftx export` makes into models: `sweeps/<name>/chosen.json`, by language.
 
 Written once the search has ended and gone as soon as it goes on; test scores are read then and not before.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from deftx.sft.composition import CHOSEN, Composition, Part, Score, Stored
 from deftx.sources.published import Published
-from deftx.stages.stage import GradeSettings, Stage
+from deftx.stages.settings import GradeSettings
+from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow
 from orchestrator.record.sweep import State, SweepFolder
 from orchestrator.report.results import Results, read_results

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deftx.evaluate.metrics import AVERAGE, Estimate
+from deftx.evaluate.bootstrap import AVERAGE, Estimate
 from orchestrator.record.sweep import State, SweepInfo
 from orchestrator.report.results import Results, RowResult
 from orchestrator.wording import METRIC_WORDS, by_few_labels, counted, listed, points, selection_words, signed_points

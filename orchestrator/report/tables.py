@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from deftx.evaluate.metrics import AVERAGE
-from orchestrator.cautions import ALIKE
+from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import Failure, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import METRIC_WORDS, NOTHING, by_few_labels, counted, listed, points, signed_points
+from orchestrator.wording import ALIKE, METRIC_WORDS, NOTHING, by_few_labels, counted, listed, points, signed_points
 
 if TYPE_CHECKING:
     from deftx.data.text_check import TextCheck

@@ -5,7 +5,6 @@ It knows neither Ray nor how jobs are run: `searcher` and `serial` call the same
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -13,7 +12,8 @@ from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder
-from orchestrator.run.trial import Workplace
+from orchestrator.run.machine import Workplace
+from orchestrator.search.choice import Choice
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import Job, Schedule
 from orchestrator.space.schema import Parameters, Space
@@ -52,12 +52,13 @@ class Driver:
         self.interrupted = False
         """Set by Ctrl-C: no further job is handed out."""
         self._asks = Replay(space)
+        self._choice = Choice(space, self.metrics)
         self.schedule = Schedule(
             self._asks,
             planner.combination,
             planner.baselines(),
-            lambda: planner.controls(self._chosen_cell()),
-            self._score,
+            lambda: planner.controls(self._asks.asked[self.chosen() or 0]),
+            self._choice.score,
             folder.store.has,
             {address: failure.reason for address, failure in folder.final_failures().items()},
             planner.checks(),
@@ -116,22 +117,21 @@ class Driver:
         self.folder.write_state(state)
         return state
 
-    def best(self) -> tuple[int, float] | None:
+    def best(self) -> tuple[PlannedRow, float] | None:
         """The best combination so far and its score."""
+        row = self.chosen_row
+        score = None if row is None or row.number is None else self.schedule.scores[row.number]
+        return None if row is None or score is None else (row, score)
+
+    @property
+    def chosen_row(self) -> PlannedRow | None:
+        """The row of the combination that is chosen so far."""
         number = self.chosen()
-        score = self.schedule.scores[number] if number is not None else None
-        return (number, score) if number is not None and score is not None else None
+        return None if number is None else self.schedule.combinations[number]
 
     def chosen(self) -> int | None:
-        """The combination with the best score; ties go to the smaller ranks, then to the earlier one."""
-        scores = {number: score for number, score in self.schedule.scores.items() if score is not None}
-        if not scores:
-            return None
-        return min(scores, key=lambda number: (-scores[number], *self._mean_ranks(number), number))
-
-    def _chosen_cell(self) -> Parameters:
-        """The chosen combination; the first one when none has a score."""
-        return self._asks.asked[self.chosen() or 0]
+        """The number of the combination that is chosen so far."""
+        return self._choice.chosen(self.schedule.combinations, self.schedule.scores)
 
     def _done(self, stage: Stage, failed_before: bool) -> None:
         if failed_before:
@@ -173,19 +173,6 @@ class Driver:
         return record.model_copy(
             update={"status": "failed" if reason else "complete", "reason": reason, "score": score}
         )
-
-    def _score(self, row: PlannedRow) -> float | None:
-        if self.space.selection == "target-valid":
-            metric = f"valid_{self.space.of.metric}"
-            return statistics.fmean(self.metrics(grade)[metric] for grade in row.grades.values())
-        # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
-        losses = [self.metrics(stage)["valid_loss"] for stage in row.languages.values()]
-        return self.metrics(row.task)["valid_score"] - statistics.fmean(losses)
-
-    def _mean_ranks(self, number: int) -> tuple[float, float]:
-        row = self.schedule.combinations[number]
-        languages = [self.metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
-        return statistics.fmean(languages or [0.0]), self.metrics(row.task).get("mean_rank", 0.0)
 
     def seconds(self, stage: Stage) -> float:
         """How long a published stage took."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deftx.sources.files import UNRESOLVED
+from deftx.sources.pins import UNRESOLVED
 from deftx.stages.stage import Stage, walk
 from orchestrator.plan.rows import PlannedRow
 from orchestrator.run.session import Prepared

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deftx.config import PresetName, TaskKind, preset
-from deftx.data.examples import BENCHMARKS
+from deftx.data.catalogue import BENCHMARKS
 from deftx.errors import ConfigError
 from orchestrator.space.schema import Space, nearest
 

@@ -27,9 +27,9 @@ from deftx.config import (
     TaskRecipe,
     rank_text,
 )
-from deftx.data.examples import Benchmark, OwnBenchmark, benchmark
+from deftx.data.catalogue import Benchmark, OwnBenchmark, benchmark
 from deftx.errors import ConfigError
-from deftx.stages.stage import BackboneShape
+from deftx.stages.settings import BackboneShape
 
 Parameters = dict[str, str | float]
 Selection = Literal["target-valid", "unlabelled"]

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from deftx.config import Training
-from deftx.stages.stage import KINDS, DenseSettings, SparseSettings, Stage
+from deftx.stages.settings import DenseSettings, SparseSettings
+from deftx.stages.stage import KINDS, Stage
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.run.driver import Driver
 from orchestrator.search.schedule import Job, unmade
 from orchestrator.space.schema import Parameters
+from orchestrator.wording import score_words
 
 Subject = str
 Tallies = dict[tuple[Subject, str], Counter[str]]
@@ -153,7 +155,7 @@ class Outlook:
         best = self.driver.best()
         if best is None:
             return ""
-        title = self.driver.schedule.combinations[best[0]].record().title
+        title = best[0].record().title
         return f"{title}, {score_words(best[1], self.driver.space.selection)}"
 
     # -- what is left -------------------------------------------------------------------------------------------------
@@ -275,13 +277,6 @@ def _alike(stage: Stage) -> list[tuple[object, ...]]:
     retrain = getattr(stage.settings, "retrain", True)
     group = "language" if stage.subject == stage.language else stage.subject
     return [(stage.kind, stage.subject, retrain), (stage.kind, group, retrain), (stage.kind,)]
-
-
-def score_words(score: float, selection: str) -> str:
-    """A combination's score under the proper name of the selection."""
-    if selection == "target-valid":
-        return f"{score * 100:.2f} on validation (few-label selection)"
-    return f"{score:+.3f}, source validation less held-out loss (selection without target labels)"
 
 
 def duration(seconds: float) -> str:

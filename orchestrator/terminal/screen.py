@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.markup import escape
 
 from deftx.stages.stage import Stage
-from orchestrator.cautions import cautions
 from orchestrator.record.sweep import Failure
 from orchestrator.terminal.progress import Outlook, View, duration
 from orchestrator.terminal.table import board, counts_words, left_words, step_words
+from orchestrator.wording import cautions
 
 PROGRESS_SECONDS = 30.0
 """Between two progress lines where there is no terminal, at the least."""

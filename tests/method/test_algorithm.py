@@ -22,7 +22,9 @@ from torch import Tensor
 
 import deftx
 from deftx.config import Denoise, Execution, TextSettings, Training
-from deftx.data.examples import benchmark, corpus_source, evaluation_source, read_examples, training_sources
+from deftx.data.catalogue import benchmark
+from deftx.data.corpora import corpus_source
+from deftx.data.examples import evaluation_source, read_examples, training_sources
 from deftx.data.leaks import texts_digest
 from deftx.errors import DataError, StoreError, TrainingError
 from deftx.masks.denoise import denoise, is_matrix
@@ -30,19 +32,19 @@ from deftx.masks.select import non_zero, select
 from deftx.method import make as algorithm
 from deftx.method import phases
 from deftx.method.make import make
-from deftx.models.load import embeddings_of, head_of, load_classifier, load_masked_lm, maskable
-from deftx.sft.compose import base_of
+from deftx.models.load import load_classifier, load_masked_lm
+from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import resolve_folder
-from deftx.stages.stage import (
+from deftx.stages.settings import (
     BackboneSettings,
     DenseSettings,
     GradeSettings,
     SparseSettings,
-    Stage,
     TaskData,
     TextStageSettings,
 )
+from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
 
 NUSAX = benchmark("nusax")

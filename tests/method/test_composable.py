@@ -14,8 +14,9 @@ from support.tiny import MASK, make_tokenizer
 
 from deftx.errors import DataError
 from deftx.models.load import load_masked_lm
+from deftx.models.parameters import base_of
 from deftx.sft.composable import FILE
-from deftx.sft.compose import apply, base_of
+from deftx.sft.compose import apply
 from deftx.sft.vector import SparseFineTuning
 
 

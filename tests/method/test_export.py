@@ -18,9 +18,11 @@ from support.islands import folder_of, run, write_data, write_space
 from support.tiny import LABELS, make_sft, same_bits
 from typer.testing import CliRunner, Result
 
-from deftx.data.examples import BENCHMARKS, read_examples
+from deftx.data.catalogue import BENCHMARKS
+from deftx.data.examples import read_examples
 from deftx.errors import ConfigError
-from deftx.models.load import head_of, load_classifier, load_masked_lm, load_tokenizer
+from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
+from deftx.models.parameters import head_of
 from deftx.sft.compose import compose
 from deftx.sft.composition import Composition, Stored, read_chosen
 from deftx.sft.export import app, export

@@ -16,8 +16,8 @@ from deftx.masks import mask as masks
 from deftx.masks.denoise import Factorisation, denoise
 from deftx.masks.mask import choose, denoise_all, save_factors
 from deftx.masks.select import jaccard, select
-from deftx.method.context import SPECTRA, VECTORS
-from deftx.stages.stage import SparseSettings
+from deftx.stages.files import SPECTRA, VECTORS
+from deftx.stages.settings import SparseSettings
 
 SETTINGS = [Denoise(rank=rank, retention=kept) for rank in ("2", "90%") for kept in (0.05, 0.2)]
 

@@ -22,7 +22,8 @@ import pytest
 from support.tiny import WORDS, make_sft
 
 from deftx.data.archipelago import Sizes, write_family
-from deftx.models.load import head_of, load_classifier
+from deftx.models.load import load_classifier
+from deftx.models.parameters import head_of
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
 

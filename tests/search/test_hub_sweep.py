@@ -17,7 +17,7 @@ from support.tiny import LABELS, WORDS, make_sft
 from test_hub import NUSAX, TINY, VECTOR, WIKIPEDIA, dataset, parquet
 
 from deftx.data import catalogue
-from deftx.data.examples import BENCHMARKS
+from deftx.data.catalogue import BENCHMARKS
 from deftx.models.load import load_masked_lm
 
 TRAINING = "{epochs: null, max_steps: 2, min_steps: 0, batch_size: 4, learning_rate: 1e-3, validate_every: 1}"

@@ -8,7 +8,7 @@ import pytest
 
 from deftx.config import Execution
 from deftx.errors import ConfigError
-from orchestrator.run.trial import Machine, Workplace
+from orchestrator.run.machine import Machine, Workplace
 from orchestrator.space.load import load_space, shipped_spaces
 from orchestrator.space.schema import Resources
 

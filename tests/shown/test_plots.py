@@ -18,13 +18,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from deftx.evaluate.metrics import AVERAGE, Bootstrap, Estimate, Predictions
+from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions
 from orchestrator.record.sweep import BASELINE_TITLES, Row
 from orchestrator.report.plots.page import COLOURS, PAGE
 from orchestrator.report.plots.scores import heatmap, language_bars
+from orchestrator.report.plots.time import time_plot
 from orchestrator.report.plots.vectors import overlap_plot, spectra_plot
 from orchestrator.report.results import Results, RowResult
-from orchestrator.report.times import TIME_COLUMNS, time_plot, time_words
+from orchestrator.report.times import TIME_COLUMNS, time_words
 from orchestrator.report.vectors import MATRICES, Mask, Spectrum, chance_overlap, overlap
 
 CODES = ("ace", "ban", "bjn", "mad", "min", "ind", "jav", "sun", "bug", "bbc", "nij", "eng")

@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 from deftx.config import TextSettings, Training
 from deftx.data.text_check import Lines, TextCheck
 from deftx.errors import DataError, StoreError
-from deftx.evaluate.metrics import Estimate
+from deftx.evaluate.bootstrap import Estimate
 from deftx.sft.composition import CHOSEN
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
-from deftx.stages.stage import CheckSettings, Stage
+from deftx.stages.settings import CheckSettings
+from deftx.stages.stage import Stage
 from orchestrator.record.sweep import Failure, StageEntry, State
-from orchestrator.report.markdown import app
+from orchestrator.report.__main__ import app
 from orchestrator.report.results import read_results
 from orchestrator.report.times import read_times
 from orchestrator.report.vectors import Overlap, chosen_masks, chosen_spectra, overlap

@@ -22,13 +22,13 @@ from support.plans import World, make_planner, make_schedule, make_space
 
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
-from orchestrator.cautions import cautions
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
 from orchestrator.search.schedule import Job
-from orchestrator.terminal.progress import Left, Outlook, duration, score_words
+from orchestrator.terminal.progress import Left, Outlook, duration
 from orchestrator.terminal.screen import Screen, console
 from orchestrator.terminal.table import board, left_words
+from orchestrator.wording import cautions, score_words
 
 TARGETS = ("ace", "ban", "bbc", "bjn", "bug", "en", "jv", "mad", "min", "nij", "su")
 LINES = re.compile(

@@ -22,15 +22,8 @@ from deftx.config import Denoise, TextSettings, Training
 from deftx.errors import ConfigError
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
-from deftx.stages.stage import (
-    DenseSettings,
-    GradeSettings,
-    SparseSettings,
-    Stage,
-    TaskData,
-    TextStageSettings,
-    walk,
-)
+from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TaskData, TextStageSettings
+from deftx.stages.stage import Stage, walk
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.tracking import background

@@ -16,7 +16,8 @@ from deftx.config import TextSettings
 from deftx.errors import StoreError
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
-from deftx.stages.stage import Stage, TextStageSettings
+from deftx.stages.settings import TextStageSettings
+from deftx.stages.stage import Stage
 from deftx.stages.store import MANIFEST, Attempt, Checkpoint, Manifest, Store
 
 FILES = {"model/weights.bin": b"w" * 1000, "model/config.json": b"{}", "scores.json": b"[1]"}

@@ -11,7 +11,8 @@ from typing import Any
 from deftx.config import Training
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
-from orchestrator.plan.rows import Materials, PlannedRow, Planner
+from orchestrator.plan.inputs import Materials
+from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import Job, Schedule
 from orchestrator.space.schema import Space

@@ -12,22 +12,13 @@ from typing import Any
 import pytest
 
 from deftx.data import examples as benchmarks
-from deftx.data.examples import (
-    BENCHMARKS,
-    Benchmark,
-    Examples,
-    Split,
-    benchmark,
-    corpus_source,
-    evaluation_source,
-    read_examples,
-    read_lines,
-    read_training,
-    training_sources,
-)
+from deftx.data.catalogue import BENCHMARKS, Benchmark, Split, benchmark
+from deftx.data.corpora import corpus_source, read_lines
+from deftx.data.examples import Examples, evaluation_source, read_examples, read_training, training_sources
 from deftx.errors import ConfigError, DataError, HubError
 from deftx.sources import files as sources
-from deftx.sources.files import FileSource, HubSource
+from deftx.sources.files import FileSource
+from deftx.sources.hub import HubSource
 
 NUSAX, AMERICASNLI, ARCHIPELAGO = (BENCHMARKS[name] for name in ("nusax", "americasnli", "archipelago"))
 COMMIT = "0123456789" * 4

@@ -27,13 +27,16 @@ from typer.testing import CliRunner
 from deftx.cli.check import main
 from deftx.config import TextSettings, Training
 from deftx.data.blocks import token_blocks
-from deftx.data.examples import benchmark, evaluation_source, every_line, read_examples, read_lines
+from deftx.data.catalogue import benchmark
+from deftx.data.corpora import every_line, read_lines
+from deftx.data.examples import evaluation_source, read_examples
 from deftx.data.text_check import Lines, TextCheck, check_text
 from deftx.errors import DataError
 from deftx.method.make import make
 from deftx.sources.files import file_source, read_text
 from deftx.sources.published import resolve_folder
-from deftx.stages.stage import CheckSettings, Stage, TextStageSettings, checked_text
+from deftx.stages.settings import CheckSettings, TextStageSettings
+from deftx.stages.stage import Stage, checked_text
 from deftx.stages.store import Store
 from orchestrator.plan.cost import estimate
 

@@ -22,12 +22,17 @@ from support.islands import sweep, write_data, write_space
 from support.tiny import make_sft, make_tokenizer
 from test_composable import encode
 
-from deftx.data.examples import BENCHMARKS, Examples, corpus_source, evaluation_source, read_examples, read_lines
+from deftx.data.catalogue import BENCHMARKS
+from deftx.data.corpora import corpus_source, read_lines
+from deftx.data.examples import Examples, evaluation_source, read_examples
 from deftx.errors import DataError, HubError
-from deftx.models.load import fingerprint, load_masked_lm, load_tokenizer
+from deftx.models.load import load_masked_lm, load_tokenizer
+from deftx.models.parameters import fingerprint
 from deftx.sft.composable import FILE
 from deftx.sft.vector import SparseFineTuning
-from deftx.sources.files import HubSource, Pins, hub_commit, hub_table, online_file, pinned, read_text
+from deftx.sources.files import online_file, read_text
+from deftx.sources.hub import HubSource, hub_commit, hub_table
+from deftx.sources.pins import Pins, pinned
 from deftx.sources.published import HubFolder, local_folder, resolve_folder
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder

@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deftx.data.examples import (
-    BENCHMARKS,
-    Examples,
-    Split,
-    evaluation_source,
-    read_examples,
-    read_training,
-    training_sources,
-)
+from deftx.data.catalogue import BENCHMARKS, Split
+from deftx.data.examples import Examples, evaluation_source, read_examples, read_training, training_sources
 from deftx.data.leaks import Cleaned, Dropped, Leak, Mode, clean_training, find_leaks, texts_digest
 
 NUSAX = BENCHMARKS["nusax"]

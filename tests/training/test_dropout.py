@@ -13,7 +13,8 @@ from test_training import HARD, Always, both, half_mask, run
 from torch import Tensor, nn
 
 from deftx.config import Execution
-from deftx.kernels.dropout import Draws, ExampleDropout, attention, drop_by_example
+from deftx.kernels.attention import attention, drop_by_example
+from deftx.kernels.dropout import Draws, ExampleDropout
 
 CPU = torch.device("cpu")
 

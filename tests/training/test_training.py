@@ -16,8 +16,8 @@ from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
 from deftx.kernels import sampled_linear as sampled
 from deftx.masks.select import Indices
-from deftx.models.load import head_of, load_classifier, load_masked_lm, maskable
-from deftx.sft.compose import base_of
+from deftx.models.load import load_classifier, load_masked_lm
+from deftx.models.parameters import base_of, head_of, maskable
 from deftx.train.loop import Outcome, Run, schedule, train
 from deftx.train.objectives import Batch, Objective
 from deftx.train.trainable import Trainable, body_of, phase

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from deftx.evaluate.metrics import AVERAGE
+from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import BASELINE_TITLES, RowKind
 from orchestrator.report.plots.page import (
     COLOURS,

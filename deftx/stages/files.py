@@ -1,0 +1,9 @@
+"""The names of the files that stages publish: the one place that knows them."""
+
+from __future__ import annotations
+
+DELTA, HEAD, BLOCKS = "delta.safetensors", "head.safetensors", "blocks.safetensors"
+
+SPECTRA, VECTORS = "spectra.safetensors", "vectors.safetensors"
+
+SCORES, SEALED, DROPPED, CHECK = "scores.json", "sealed_test.json", "dropped_rows.json", "check.json"
