@@ -11,10 +11,9 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from support.hub_stand_in import Client, HubStandIn
+from support.hub_stand_in import NUSAX, TINY, VECTOR, WIKIPEDIA, Client, HubStandIn, dataset, parquet
 from support.islands import published, sweep
 from support.tiny import LABELS, WORDS, make_sft
-from test_hub import NUSAX, TINY, VECTOR, WIKIPEDIA, dataset, parquet
 
 from deftx.data import catalogue
 from deftx.data.catalogue import BENCHMARKS

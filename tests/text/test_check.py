@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.plans import World as Workers
 from support.plans import make_planner, make_schedule, make_space, simulate
 from support.tiny import make_tokenizer, write_backbone
-from test_algorithm import World, write_files
+from support.world import World, write_files
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
