@@ -5,23 +5,16 @@ Only arguments, messages and exit codes here; what a call does is in `session`.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from deftx.errors import DeftxError
+from deftx.cli.command import HELP, Command, console, example
 from deftx.stages.stage import KINDS
 from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
@@ -30,7 +23,7 @@ from orchestrator.run import session
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
 from orchestrator.terminal.progress import Outlook
-from orchestrator.terminal.screen import Screen, console
+from orchestrator.terminal.screen import Screen
 from orchestrator.wording import score_words
 
 
@@ -45,7 +38,7 @@ class _RunByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_RunByDefault, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": False},
+    context_settings=HELP,
     help="Search the denoising ranks and retention of DEFT-X: learn sparse language and task vectors, compose them, "
     "and grade every combination. [bold]sweep SPACE[/bold] is short for [bold]sweep run SPACE[/bold].",
 )  # fmt: skip
@@ -54,23 +47,13 @@ out, err = console(), console(stderr=True)
 Storage = Annotated[str, typer.Option(help="Where results go: a folder, s3://..., gs://...", envvar="DEFTX_STORAGE")]
 
 
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """A user's mistake is a message and exit code 2, never a traceback; nor does a character that cannot be shown."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        yield
-    except DeftxError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
-        raise typer.Exit(130) from None
-
-
-@app.command(name="run")
+@app.command(
+    "run", cls=Command, epilog=example(
+        "python -m orchestrator.sweep demo",
+        "python -m orchestrator.sweep nusax --plan",
+        "python -m orchestrator.sweep my-space.yaml --data-root data --set 'rank_l=[100,90%]'",
+    ),
+)  # fmt: skip
 def run_sweep(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="A name in search_spaces/, or a YAML file.")],
     plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and run nothing.")] = False,
@@ -91,53 +74,50 @@ def run_sweep(
 
     A setting's key is dotted: --set language.training.max_steps=100 --set 'rank_l=[100,90%]'
     """
-    with _user_errors():
-        options = {"combinations": combinations, "seed": seed, "backbone": backbone}
-        title, loaded = load_space(space, set_ or [], **options)
-        store = Store(_absolute(storage))
-        folder = SweepFolder(store, name or title)
-        root = _absolute(data_root) if data_root else None
-        if plan:
-            _print_plan(session.prepare(title, loaded, folder, root, lenient=True))
-            return
-        uri = _tracking(store, tracking_uri)
-        prepared = session.prepare(title, loaded, folder, root)
-        code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed, quiet=quiet)
+    options = {"combinations": combinations, "seed": seed, "backbone": backbone}
+    title, loaded = load_space(space, set_ or [], **options)
+    store = Store(_absolute(storage))
+    folder = SweepFolder(store, name or title)
+    root = _absolute(data_root) if data_root else None
+    if plan:
+        _print_plan(session.prepare(title, loaded, folder, root, lenient=True))
+        return
+    uri = _tracking(store, tracking_uri)
+    prepared = session.prepare(title, loaded, folder, root)
+    code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed, quiet=quiet)
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=Command, epilog=example("python -m orchestrator.sweep status nusax"))
 def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
     """How far a sweep is."""
-    with _user_errors():
-        folder, info = known_sweep(Store(_absolute(storage)), name)
-        state = folder.state()
-        out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
-        table = Table("kind", "done", "reused", "failed", "waiting")
-        for kind in KINDS:
-            found = [entry.status for entry in state.stages.values() if entry.kind == kind]
-            if found:
-                table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
-        out.print(table)
-        for row in state.combinations:
-            selection = str(info.space["selection"])
-            score = row.reason or "waiting" if row.score is None else score_words(row.score, selection)
-            chosen = "  (chosen)" if row.number == state.chosen else ""
-            out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
+    folder, info = known_sweep(Store(_absolute(storage)), name)
+    state = folder.state()
+    out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
+    table = Table("kind", "done", "reused", "failed", "waiting")
+    for kind in KINDS:
+        found = [entry.status for entry in state.stages.values() if entry.kind == kind]
+        if found:
+            table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
+    out.print(table)
+    for row in state.combinations:
+        selection = str(info.space["selection"])
+        score = row.reason or "waiting" if row.score is None else score_words(row.score, selection)
+        chosen = "  (chosen)" if row.number == state.chosen else ""
+        out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command, epilog=example("python -m orchestrator.sweep failed nusax"))
 def failed(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
     """Which stages of a sweep failed for good, why, and where their logs lie."""
-    with _user_errors():
-        folder, _ = known_sweep(Store(_absolute(storage)), name)
-        failures = folder.final_failures()
-        for failure in failures.values():
-            out.print(escape(f"{failure.label}: {failure.reason}\n  log: {failure.log}"), soft_wrap=True)
-        out.print(f"{len(failures)} failed; try again with --retry-failed" if failures else "nothing failed")
+    folder, _ = known_sweep(Store(_absolute(storage)), name)
+    failures = folder.final_failures()
+    for failure in failures.values():
+        out.print(escape(f"{failure.label}: {failure.reason}\n  log: {failure.log}"), soft_wrap=True)
+    out.print(f"{len(failures)} failed; try again with --retry-failed" if failures else "nothing failed")
 
 
-@app.command()
+@app.command(cls=Command, epilog=example("python -m orchestrator.sweep gc --storage results --yes"))
 def gc(
     storage: Storage = "results",
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would be.")] = False,
@@ -145,11 +125,10 @@ def gc(
     """Remove dense deltas of ended sweeps, losing attempts, and stages that no sweep has."""
     from orchestrator.record.gc import collect
 
-    with _user_errors():
-        removed = collect(Store(_absolute(storage)), remove=yes)
-        word = "removed" if yes else "would remove (with --yes)"
-        out.print(f"{word}: {removed.stages} stages, {removed.attempts} attempts, {removed.deltas} deltas, "
-                  f"{removed.bytes / 2**20:.1f} MiB")  # fmt: skip
+    removed = collect(Store(_absolute(storage)), remove=yes)
+    word = "removed" if yes else "would remove (with --yes)"
+    out.print(f"{word}: {removed.stages} stages, {removed.attempts} attempts, {removed.deltas} deltas, "
+              f"{removed.bytes / 2**20:.1f} MiB")  # fmt: skip
 
 
 def _run(

@@ -25,7 +25,7 @@ def model_card(composition: Composition, task: SparseFineTuning, language: Spars
         f"---\n{data.to_yaml()}\n---",
         f"# {composition.benchmark or 'Text'} classifier{f' for {target}' if target else ''}",
         "The sum of pretrained weights and sparse difference vectors, learnt by DEFT-X "
-        "([arXiv 2505.15090](https://arxiv.org/abs/2505.15090)) and written by `python -m deftx.export`. "
+        "([arXiv 2505.15090](https://arxiv.org/abs/2505.15090)) and written by `deftx export`. "
         f"Labels: {', '.join(composition.labels)}.{' ' * bool(composition.origin)}{composition.origin}",
         _parts(composition, task, language),
         *_scores(composition.scores),

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from deftx.errors import ConfigError, DeftxError
+from deftx.cli.command import HELP, Command, console, example
+from deftx.errors import ConfigError
 from deftx.stages.store import Store
 from orchestrator.record.sweep import known_sweep
 from orchestrator.report.markdown import write_report
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
 
 
 def _locate(directory: str) -> tuple[Store, str]:
@@ -24,17 +25,13 @@ def _locate(directory: str) -> tuple[Store, str]:
     return Store(storage), name
 
 
-@app.command()
+@app.command(cls=Command, epilog=example("python -m orchestrator.report results/sweeps/nusax"))
 def main(directory: Annotated[str, typer.Argument(metavar="DIR", help="of a sweep: STORAGE/sweeps/NAME")]) -> None:
     """Write report.md, its tables and its plots for a sweep, from what its storage holds."""
-    try:
-        store, name = _locate(directory)
-        folder, _ = known_sweep(store, name)
-        write_report(store, folder)
-    except DeftxError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    typer.echo(f"{store.url}/sweeps/{name}/report.md")
+    store, name = _locate(directory)
+    folder, _ = known_sweep(store, name)
+    write_report(store, folder)
+    console().print(folder.url("report.md"), soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def write_choice(folder: SweepFolder, space: Space, backbone: Published | Stage,
 
 def export_command(folder: SweepFolder, space: Space) -> str:
     """What to type next: the model of the first target language."""
-    words = ["python", "-m", "deftx.sft.export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
+    words = ["deftx", "export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
     local = isinstance(space.backbone, str) and Path(space.backbone).expanduser().is_dir()
     return shlex.join([*words, *(["--backbone", str(space.backbone)] if local else [])])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny import weights_of
-from test_training import Always, batch_at, both, half_mask, run
+from support.trainings import Always, batch_at, both, half_mask, run
 
 from benchmarks import memory
 from benchmarks.models import BASE, LARGE, Shape, masked_lm, random_mask

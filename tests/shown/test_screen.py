@@ -20,13 +20,14 @@ from rich.console import Console
 from support.islands import folder_of, run, write_data, write_space
 from support.plans import World, make_planner, make_schedule, make_space
 
+from deftx.cli.command import console
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
 from orchestrator.search.schedule import Job
 from orchestrator.terminal.progress import Left, Outlook, duration
-from orchestrator.terminal.screen import Screen, console
+from orchestrator.terminal.screen import Screen
 from orchestrator.terminal.table import board, left_words
 from orchestrator.wording import cautions, score_words
 

@@ -20,7 +20,7 @@ from deftx.sft.vector import SparseFineTuning
 from deftx.stages.stage import KINDS
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
-from orchestrator.report import markdown as report
+from orchestrator.report.__main__ import app
 from orchestrator.tracking import __main__ as tracking
 
 _numbers = itertools.count(1)
@@ -139,7 +139,7 @@ def test_the_report_command_writes_it_again(finished: Remote) -> None:
     there = finished.copy()
     before = there.store.read("sweeps", "tiny", "report.md")
     there.store.remove("sweeps", "tiny", "report.md")
-    result = CliRunner().invoke(report.app, [f"{there.url}/sweeps/tiny"])
+    result = CliRunner().invoke(app, [f"{there.url}/sweeps/tiny"])
     assert result.exit_code == 0, result.output
     fs, path = whole(result.output.strip())
     assert fs.cat_file(path) == before

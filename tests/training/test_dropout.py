@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import binom
 from support.tiny import weights_of
-from test_training import HARD, Always, both, half_mask, run
+from support.trainings import HARD, Always, both, half_mask, run
 from torch import Tensor, nn
 
 from deftx.config import Execution
