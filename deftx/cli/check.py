@@ -15,7 +15,6 @@ from deftx.data.corpora import every_line
 from deftx.data.findings import TextCheck
 from deftx.data.tables import Layout, read_rows
 from deftx.data.text_check import check_text
-from deftx.models.load import load_tokenizer
 from deftx.sources.files import file_source
 from deftx.sources.published import local_folder, resolve_folder
 
@@ -40,6 +39,8 @@ def check_command(
 
 
 def _check(file: str, backbone: str, evaluation: list[str] | None, column: str, steps: int | None) -> TextCheck:
+    from deftx.models.load import load_tokenizer  # torch takes seconds to import, and --help needs none
+
     recipe: dict[str, Any] = preset("paper", "sentiment")["language"]["training"]
     if steps is not None:
         recipe |= {"epochs": None, "min_steps": 0, "max_steps": steps}

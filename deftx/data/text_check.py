@@ -1,7 +1,7 @@
 """A look at a text before hours are spent on it: encoding, repeats, leaks, tokens, and the steps it is good for.
 
 It only counts; the text stays as it is, and whether to go on is the reader's to decide (`findings` puts it in words).
-Line numbers are the file's, from 1. A file that is not UTF-8 never gets here (`sources.read_text`). Words are what
+Line numbers are the file's, from 1. A file that is not UTF-8 never gets here (`files.read_text`). Words are what
 spaces divide: of a script without spaces the tokens a word mean nothing.
 
 From the shell: `deftx check FILE --backbone FOLDER [--evaluation FILE.csv]`.

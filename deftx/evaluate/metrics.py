@@ -1,10 +1,4 @@
-"""How good, and how sure: the metrics, bootstrap intervals for them, and paired differences of two systems.
-
-Test sets of several languages are parallel, so what is resampled is the item: it is drawn once and brings its rows in
-every language that has it (several rows where one premise has several hypotheses). Percentile intervals (Efron and
-Tibshirani, 1993) show how the score depends on the items drawn; what another training seed would do is not in them.
-No torch here.
-"""
+"""How good: the metric of one language. How sure a score is, is in `bootstrap`. No torch here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What each stage runs. `make` runs one in this process and publishes it, first making whatever it needs.
 
-A notebook needs nothing else. Stages as data are in `stages`, Algorithm 1 of the paper is in `phases`, composition is
-graded in `grading`; nothing is scheduled here.
+A notebook needs nothing else. Stages as data are in the room `stages`, Algorithm 1 of the paper is in `phases`,
+composition is graded in `grading`; nothing is scheduled here.
 """
 
 from __future__ import annotations

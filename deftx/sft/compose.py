@@ -71,7 +71,7 @@ def apply(model: nn.Module, sft: SparseFineTuning, weight: float = 1.0) -> None:
 def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
     """Check that a vector was made for this backbone.
 
-    Names and shapes must be there; fingerprints must agree where both are known (`backbones` notes the model's).
+    Names and shapes must be there; fingerprints must agree where both are known (`models.load` notes the model's).
 
     Raises:
         DataError: naming the first parameter, or both fingerprints.

@@ -1,4 +1,4 @@
-"""The stages as data: what each computes, what it needs, and its address. What they run is in `algorithm`.
+"""The stages as data: what each computes, what it needs, and its address. What they run is in `method`.
 
     backbone  a small model and its tokenizer trained here; a published model needs no stage
     check     (text as the stage `text` has it, evaluation sentences) -> what the text is good for; nothing needs it

@@ -2,7 +2,7 @@
 
 An objective turns a batch of example numbers into tensors, a batch into its summed loss, and a model into its
 validation metrics. Losses are computed only where there are labels: the LM head sees masked positions only. How weights
-are stepped is in `training`; every random choice is a function of (seed, step).
+are stepped is in `loop`; every random choice is a function of (seed, step).
 """
 
 from __future__ import annotations

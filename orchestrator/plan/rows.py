@@ -1,6 +1,6 @@
-"""From a space to stages: what is read is resolved once, then every combination and baseline is a row of stages.
+"""From a space and its resolved inputs to stages: every combination and every baseline is a row of them.
 
-Resolving touches files and the hub; everything after it is pure. In what order stages run is in `schedule`.
+Pure: nothing is opened here. What a space reads is resolved in `inputs`; in what order stages run is in `schedule`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from deftx.cli.command import HELP, Command, console, example
 from deftx.errors import ConfigError
 from deftx.stages.store import Store
 from orchestrator.record.sweep import known_sweep
-from orchestrator.report.markdown import write_report
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
 
@@ -28,6 +27,8 @@ def _locate(directory: str) -> tuple[Store, str]:
 @app.command(cls=Command, epilog=example("python -m orchestrator.report results/sweeps/nusax"))
 def main(directory: Annotated[str, typer.Argument(metavar="DIR", help="of a sweep: STORAGE/sweeps/NAME")]) -> None:
     """Write report.md, its tables and its plots for a sweep, from what its storage holds."""
+    from orchestrator.report.markdown import write_report  # pandas and matplotlib take seconds to import
+
     store, name = _locate(directory)
     folder, _ = known_sweep(store, name)
     write_report(store, folder)

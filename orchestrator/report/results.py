@@ -1,7 +1,7 @@
 """The grades of a sweep as numbers: every row on every target, with joint intervals and differences to LT-SFT.
 
-The one place where a report opens the sealed test scores, refused before the search has ended. Words and pictures are
-made from these numbers in `words`, `plots` and `report`.
+The predictions are read in `record.grades`; words and pictures are made from these numbers in `tables`, `summary` and
+`plots`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The driver of a sweep: hands out the schedule's jobs, takes their outcomes, and keeps state, tracker and screen true.
 
-It knows neither Ray nor how jobs are run: `searcher` and `serial` call the same four methods.
+It knows neither Ray nor how jobs are run: `tune` and `serial` call the same four methods.
 """
 
 from __future__ import annotations

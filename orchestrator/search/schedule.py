@@ -19,7 +19,7 @@ Scorer = Callable[[PlannedRow], float | None]
 
 
 class Asks(Protocol):
-    """The search, as the schedule needs it (see `study.Replay`)."""
+    """The search, as the schedule needs it (see `replay.Replay`)."""
 
     def may_ask(self, finished: Sequence[bool]) -> bool:
         """Whether the next ask can be made now."""

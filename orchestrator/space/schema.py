@@ -1,6 +1,6 @@
 """The schema of search_spaces/: what is learnt, what is searched, where it runs. Data only.
 
-How a file becomes a space is in `loading`; which stages a space means is in `plan`.
+How a file becomes a space is in `load`; which stages a space means is in `plan`.
 """
 
 from __future__ import annotations

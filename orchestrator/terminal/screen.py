@@ -1,7 +1,7 @@
 """What a running sweep shows: a live table on a terminal, plain lines elsewhere, with `--quiet` failures alone.
 
-The live table is drawn by another thread, so that its clock goes on, from what `outlook` saw at the latest event; what
-is drawn is in `board`. Lines of finished stages stay above it.
+The live table is drawn by another thread, so that its clock goes on, from what `progress` saw at the latest event; what
+is drawn is in `table`. Lines of finished stages stay above it.
 """
 
 from __future__ import annotations

@@ -45,6 +45,8 @@ def imported_by(code: str) -> set[str]:
     [
         ("deftx", (*HEAVY, "numpy", "pydantic")),
         ("deftx.errors", (*HEAVY, "numpy", "pydantic")),
+        ("deftx.cli.app, orchestrator.report.__main__", tuple(name for name in HEAVY if name != "orchestrator")),
+        ("orchestrator.sweep", ("torch", "transformers", "ray", "mlflow", "pandas", "matplotlib", "rapidfuzz")),
         ("deftx.config, deftx.stages.stage, deftx.sources.published", (*HEAVY, "numpy")),
         ("deftx.evaluate.metrics, deftx.data.examples", HEAVY),
         (

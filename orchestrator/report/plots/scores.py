@@ -1,6 +1,6 @@
 """The scores of a sweep as pictures, from the same numbers as its tables: by rank and by language.
 
-Vectors are drawn in `vector_plots`, times in `times`; what is common to all is in `drawing`.
+Vectors are drawn in `vectors`, times in `time`; what is common to all is in `page`.
 """
 
 from __future__ import annotations
