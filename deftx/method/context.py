@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from deftx.config import Execution, Settings
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import HubFolder, Published, local_folder, name_of
+from deftx.stages.checkpoint import Checkpoint
 from deftx.stages.settings import DenseSettings, TextStageSettings
 from deftx.stages.stage import Stage
-from deftx.stages.store import Checkpoint, Store
+from deftx.stages.store import Store
 from deftx.train.loop import Report
 
 S = TypeVar("S", bound=Settings)

@@ -7,7 +7,6 @@ are any fsspec URL, so a data root may be a folder, s3:// or gs://. What the row
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from typing import Literal
 import fsspec
 from pydantic import Field
 
+from deftx.atomic import replacing
 from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
 from deftx.sources.pins import resolve_once
@@ -115,11 +115,8 @@ def _place(url: str) -> Path:
 
 def keep(content: bytes, path: Path) -> None:
     """Write a file of a cache, whole or not at all."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with suppress(OSError):  # a cache that cannot be written is no reason to stop
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError), replacing(path) as beside:  # a cache that cannot be written is no reason to stop
         beside.write_bytes(content)
-        beside.replace(path)
 
 
 def read_text(source: FileSource) -> str:

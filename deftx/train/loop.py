@@ -37,7 +37,7 @@ State = dict[str, Any]
 
 
 class Checkpoints(Protocol):
-    """Where a running stage keeps its latest checkpoint (see `deftx.stages.store.Checkpoint`)."""
+    """Where a running stage keeps its latest checkpoint (see `deftx.stages.checkpoint.Checkpoint`)."""
 
     def save(self, file: Path) -> None:
         """Keep a copy of it."""
