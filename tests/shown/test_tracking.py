@@ -387,6 +387,21 @@ def test_a_stage_of_another_sweep_points_to_its_sft(sweep: Sweep) -> None:
     assert sweep.history(run, "curve/training loss") == [(10, 2.0), (20, 1.0)]
 
 
+def test_points_are_sent_together_every_few_seconds(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.mirror.FLUSH_SECONDS", 3600.0)
+    mirror = sweep.mirror()
+    sent: list[dict[str, list[int]]] = []
+    monkeypatch.setattr(
+        mirror._sweep.runs, "add", lambda grown: sent.append({a: [p.step for p in grown[a]] for a in grown})
+    )
+    for step, address in enumerate(["one", "one", "two", "one"]):
+        if step == 3:
+            mirror._flush_at = 0.0
+        mirror.progress(address, step, {"train_loss": 2.0})
+        mirror._calls.apply(int)  # all calls before it have been made
+    assert sent == [{"one": [0]}, {"one": [1, 3], "two": [2]}]
+
+
 def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
     stage, other = sweep.stages[1], sweep.stages[0]
     dead = sweep.mirror()
@@ -401,6 +416,8 @@ def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
 
     mirror = sweep.mirror()
     mirror.start()
+    mirror._calls.apply(int)  # all calls before it have been made
+    assert {run.info.status for address, run in sweep.runs().items() if address != PARENT} == {"KILLED"}
     mirror.stage_started(stage)
     mirror.progress(stage.address, 10, {"train_loss": 2.0})  # again, from a checkpoint
     sweep.make([stage])
