@@ -1,4 +1,4 @@
-"""What a sweep chose, as compositions that `deftx.sft.export` makes into models: `sweeps/<name>/chosen.json`, by language.
+"""What a sweep chose: `sweeps/<name>/chosen.json`, compositions by language that `deftx.sft.export` makes into models.
 
 Written once the search has ended and gone as soon as it goes on; test scores are read then and not before.
 """
