@@ -139,8 +139,8 @@ def _run(
     from orchestrator.run.driver import Driver
     from orchestrator.run.logs import DRIVER, kept
     from orchestrator.run.machine import Machine, Workplace
-    from orchestrator.tracking.__main__ import Mirror
     from orchestrator.tracking.content import sweep_status
+    from orchestrator.tracking.mirror import Mirror
 
     folder = prepared.folder
     with session.held(prepared) as info:
@@ -233,7 +233,7 @@ def _print_plan(prepared: session.Prepared) -> None:
 
 
 def _tracking(store: Store, uri: str | None) -> str:
-    from orchestrator.tracking.__main__ import check_tracking_uri, default_tracking_uri
+    from orchestrator.tracking.client import check_tracking_uri, default_tracking_uri
 
     return check_tracking_uri(uri) if uri else default_tracking_uri(store)
 
