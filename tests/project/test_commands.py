@@ -19,7 +19,11 @@ from orchestrator.sweep import app as sweep
 from orchestrator.tracking.__main__ import app as tracking
 
 APPS = {"deftx": deftx, "sweep": sweep, "report": report, "tracking": tracking}
-COMMANDS = [(name, command.name or "") for name, app in APPS.items() for command in app.registered_commands]
+COMMANDS = [
+    (name, command.name or getattr(command.callback, "__name__", ""))
+    for name, app in APPS.items()
+    for command in app.registered_commands
+]
 
 
 def told(app: typer.Typer, *arguments: str) -> str:

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from deftx.config import Denoise, TextSettings, Training
@@ -27,7 +26,7 @@ from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, 
 from deftx.stages.stage import Stage, walk
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
-from orchestrator.tracking.__main__ import main
+from orchestrator.tracking.__main__ import app
 from orchestrator.tracking.client import artifact_place, check_tracking_uri, default_tracking_uri
 from orchestrator.tracking.content import PARENT, sweep_status
 from orchestrator.tracking.mirror import Mirror, MirrorError, mirror_sweep
@@ -771,8 +770,6 @@ def test_artifacts_go_to_the_server_the_storage_or_beside_the_database(tmp_path:
 
 
 def run_cli(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.command()(main)
     return CliRunner().invoke(app, arguments)
 
 

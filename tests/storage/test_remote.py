@@ -196,6 +196,7 @@ def test_a_plan_writes_nothing_and_what_is_there_is_found(finished: Remote) -> N
 
 
 def test_mirroring_again_from_the_storage_changes_nothing(finished: Remote) -> None:
+    before = {run.info.run_id: run.data.tags["mirrored"] for run in finished.runs()}
     result = CliRunner().invoke(tracking.app, [finished.url, "--tracking-uri", finished.uri])
     assert (result.exit_code, result.output) == (0, f"tiny: 40 runs in {finished.uri}\n")
     assert {run.info.run_id: run.data.tags["mirrored"] for run in finished.runs()} == before
