@@ -25,7 +25,7 @@ from deftx.stages.settings import (
     BackboneShape,
 )
 from deftx.stages.stage import Stage
-from orchestrator.plan.cost import shape_of_backbone
+from orchestrator.plan.cost import size_of_backbone
 from orchestrator.space.schema import Space
 
 T = TypeVar("T")
@@ -151,7 +151,7 @@ def _backbone(space: Space, data_root: str | None) -> Published | Stage:
 
 def _k_problems(space: Space, backbone: Published | Stage) -> list[str]:
     """Where k exceeds the backbone, as far as its size can be told before it is loaded."""
-    size = shape_of_backbone(backbone)
+    size = size_of_backbone(backbone)
     if size is None:
         return []
     problems = []
