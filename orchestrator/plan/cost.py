@@ -1,6 +1,6 @@
 """What a plan would cost, before anything runs: bytes in the store, and arithmetic as GPU hours. Estimates only.
 
-Of a backbone's size it knows what `deftx.models.sizes` does.
+Pure: the sizes of files were noted when they were resolved, and those of backbones are in `deftx.models.sizes`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from deftx.config import Training, resolve_k
-from deftx.errors import DeftxError
 from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
-from deftx.sources.files import FileSource, read_bytes
+from deftx.sources.files import FileSource, file_size
 from deftx.sources.published import HubFolder, LocalFolder, Published
 from deftx.stages.settings import BackboneSettings, DenseSettings, SparseSettings, TextStageSettings
 from deftx.stages.stage import Stage
@@ -111,15 +110,12 @@ def _block(dense: Stage) -> int:
 
 
 def _examples(dense: Stage, length: int) -> int:
-    """Examples of a data set that has not been read: from a local file's size, else as many as reach max_steps."""
-    sources = _sources(dense)
-    if not sources or not all(isinstance(source, FileSource) for source in sources):
+    """Examples of a data set that has not been read: by its files' sizes, else as many as reach max_steps."""
+    sizes = [file_size(source) if isinstance(source, FileSource) else None for source in _sources(dense)]
+    known = [size for size in sizes if size is not None]
+    if not sizes or len(known) < len(sizes):
         return 10**9
-    try:
-        size = sum(len(read_bytes(source.url)) for source in sources if isinstance(source, FileSource))
-    except DeftxError:
-        return 10**9
-    return max(int(size / BYTES_PER_TOKEN / length), 1)
+    return max(int(sum(known) / BYTES_PER_TOKEN / length), 1)
 
 
 def _sources(dense: Stage) -> list[object]:
