@@ -20,15 +20,14 @@ def corpus_source(benchmark: Benchmark, language: str, data_root: str | None = N
 
     Raises:
         ConfigError: for a language that is none of the benchmark's.
-        DataError: when the file is missing or empty, or there is no data root and no Wikipedia.
+        DataError: when the file is missing, empty or not UTF-8, or there is no data root and no Wikipedia.
         HubError: when there is no data root and no network.
     """
     languages = benchmark.languages
     name_in_files(benchmark, language, None if languages is None else (*languages, benchmark.source_language))
     if data_root is not None:
-        return file_source(
-            f"{data_root.rstrip('/')}/corpora/{language}.txt", "corpora/<code>.txt: one passage a line, UTF-8"
-        )
+        file = f"{data_root.rstrip('/')}/corpora/{language}.txt"
+        return file_source(file, "corpora/<code>.txt: one passage a line, UTF-8", text=True)
     if language not in _WIKIPEDIA:
         raise DataError(f"{language}: no Wikipedia is known to be in it; give a data root with corpora/{language}.txt")
     repo = "wikimedia/wikipedia"

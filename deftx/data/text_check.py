@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deftx.config import TextSettings, Training
-from deftx.data.blocks import token_blocks
+from deftx.data.blocks import count_blocks
 from deftx.data.findings import Lines, Sign, TextCheck
 from deftx.data.leaks import find_shared
 from deftx.errors import DataError
@@ -89,10 +89,9 @@ def _count_blocks(
 ) -> tuple[int, int, str | None]:
     """Training and held-out blocks as the text stage cuts them, or why it cannot."""
     try:
-        blocks = token_blocks(passages, tokenizer, text, seed)
+        return *count_blocks(passages, tokenizer, text, seed), None
     except DataError as error:
         return 0, 0, str(error)
-    return len(blocks.train), len(blocks.valid), None
 
 
 def _repeated(numbered: Numbered) -> Iterator[int]:

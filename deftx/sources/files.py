@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 from pydantic import Field
@@ -26,6 +27,7 @@ class FileSource(Settings):
     kind: Literal["file"] = "file"
     sha256: str
     url: str = Field(exclude=True)
+    size: int | None = Field(None, exclude=True, description="bytes; None: not noted when it was resolved")
 
     @property
     def where(self) -> str:
@@ -43,13 +45,11 @@ def read_bytes(url: str) -> bytes:
         DataError: when there is no such file, or it cannot be read.
         HubError: when a web address does not answer.
     """
-    remote = url.startswith(_WEB)
-    options = {"client_kwargs": {"trust_env": True}} if remote else {}  # else a proxy in the environment is ignored
     try:
-        with fsspec.open(url, "rb", **options) as file:
+        with fsspec.open(url, "rb", **_options(url)) as file:
             content: bytes = file.read()
     except Exception as error:
-        if remote:  # fsspec calls an unreachable host, too, a missing file
+        if url.startswith(_WEB):  # fsspec calls an unreachable host, too, a missing file
             raise HubError(
                 f"{url}: could not be fetched ({reason(error)}); give a data root, or run where there is a network"
             ) from None
@@ -61,14 +61,20 @@ def read_bytes(url: str) -> bytes:
     return content
 
 
-def file_source(url: str, expected: str = "") -> FileSource:
-    """A file, resolved to its content.
+def _options(url: str) -> dict[str, Any]:
+    # else a proxy in the environment is ignored
+    return {"client_kwargs": {"trust_env": True}} if url.startswith(_WEB) else {}
+
+
+def file_source(url: str, expected: str = "", *, text: bool = False) -> FileSource:
+    """A file, resolved to its content, for which it is opened once.
 
     Args:
         expected: what a data root holds there, for the error.
+        text: whether it is to be UTF-8.
 
     Raises:
-        DataError: when it is missing or empty.
+        DataError: when it is missing or empty, or not UTF-8 although it is to be (as `read_text`).
     """
     try:
         content = read_bytes(url)
@@ -76,7 +82,25 @@ def file_source(url: str, expected: str = "") -> FileSource:
             raise DataError(f"{url}: the file is empty")
     except DataError as error:
         raise DataError(f"{error}; a data root holds {expected}") from None if expected else error
-    return FileSource(sha256=hashlib.sha256(content).hexdigest(), url=url)
+    if text:
+        _decoded(content, url)
+    return FileSource(sha256=hashlib.sha256(content).hexdigest(), url=url, size=len(content))
+
+
+def file_size(source: FileSource) -> int | None:
+    """The bytes of a file, as noted when it was resolved; else as its place tells them, None where it does not."""
+    return _size_at(source.url) if source.size is None else source.size
+
+
+@cache
+def _size_at(url: str) -> int | None:
+    try:
+        kept = _place(url)
+        fs, path = fsspec.url_to_fs(str(kept) if kept.is_file() else url, **_options(url))
+        size: int | None = fs.size(path)
+    except Exception:  # each file system has its own; what a size is asked for is an estimate
+        return None
+    return size
 
 
 def online_file(url: str) -> FileSource:
@@ -133,9 +157,13 @@ def read_text(source: FileSource) -> str:
         raise DataError(
             f"{source.url}: changed since the sweep was planned (SHA-256 {digest[:12]}, was {source.sha256[:12]})"
         )
+    return _decoded(content, source.url)
+
+
+def _decoded(content: bytes, url: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = f"byte 0x{content[error.start]:02x}), at byte {error.start:,} of the file"
-        raise DataError(f"{source.url}, line {line}: not UTF-8 ({byte}: save it as UTF-8") from None
+        raise DataError(f"{url}, line {line}: not UTF-8 ({byte}: save it as UTF-8") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,15 @@ class BackboneShape(Settings):
     def positions(self) -> int:
         """The longest sequence it can read, in tokens: longer ones than it was trained on may be tried."""
         return self.block + 128
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What its config.json says of its size; a tokenizer with too little text has fewer entries."""
+        return {
+            "vocab_size": self.vocabulary, "max_position_embeddings": self.positions + 2, "type_vocab_size": 1,
+            "num_hidden_layers": self.layers, "hidden_size": self.hidden, "num_attention_heads": self.heads,
+            "intermediate_size": self.feed_forward,
+        }  # fmt: skip
 
 
 class BackboneSettings(BackboneShape):

@@ -16,7 +16,7 @@ from deftx.data.corpora import corpus_source
 from deftx.data.examples import evaluation_source, read_examples, read_training, training_sources
 from deftx.data.leaks import texts_digest
 from deftx.errors import ConfigError, DataError, DeftxError
-from deftx.sources.files import FileSource, file_source, read_text
+from deftx.sources.files import FileSource, file_source
 from deftx.sources.hub import Source
 from deftx.sources.pins import resolve_once
 from deftx.sources.published import Published, resolve_folder
@@ -25,7 +25,7 @@ from deftx.stages.settings import (
     BackboneShape,
 )
 from deftx.stages.stage import Stage
-from orchestrator.plan.cost import shape_of_backbone
+from orchestrator.plan.cost import size_of_backbone
 from orchestrator.space.schema import Space
 
 T = TypeVar("T")
@@ -81,12 +81,12 @@ def resolve(space: Space, data_root: str | None) -> Materials:
         for lang in wanted
         for split in _SPLITS
     }
-    backbone = look.get(lambda: _backbone(space, data_root))
+    backbone = look.get(lambda: _backbone(space, data_root, corpora))
     own = space.lm_head in ("own", "random")
     lm_head = space.lm_head if own else look.get(lambda: resolve_folder(space.lm_head))
     published = space.source.sft
     sft = look.get(lambda: resolve_folder(published)) if published else None
-    for read in _reads(space, corpora, training, evaluation) if data_root is not None else ():
+    for read in _reads(space, training, evaluation) if data_root is not None else ():
         look.get(read)
     if not look.errors:
         texts = look.get(lambda: _texts(space, evaluation))  # type: ignore[arg-type]
@@ -99,15 +99,11 @@ def resolve(space: Space, data_root: str | None) -> Materials:
 
 def _reads(
     space: Space,
-    corpora: Mapping[str, Source | None],
     training: Mapping[Split, tuple[Source, ...]] | None,
     evaluation: Mapping[tuple[str, EvaluationSplit], Source | None],
 ) -> Iterator[Callable[[], object]]:
-    """Reads of every file under a data root: a wrong column, label or byte is told now, not after days of training."""
+    """Reads of every table under a data root: a wrong column or label is told now, not after days of training."""
     known = space.of
-    for source in corpora.values():
-        if isinstance(source, FileSource):
-            yield partial(read_text, source)
     for split, sources in (training or {}).items():
         if sources:
             yield partial(read_training, known, sources, split)
@@ -136,13 +132,15 @@ def _texts(space: Space, evaluation: dict[tuple[str, EvaluationSplit], Source]) 
     return resolve_once(f"evaluation sentences of {known.name}", digest)
 
 
-def _backbone(space: Space, data_root: str | None) -> Published | Stage:
+def _backbone(space: Space, data_root: str | None, corpora: Mapping[str, Source | None]) -> Published | Stage:
     if isinstance(space.backbone, str):
         return resolve_folder(space.backbone, space.backbone_revision)
     recipe = space.backbone
+    languages = dict.fromkeys((*recipe.languages, *recipe.tokenizer_languages))
+    texts = {language: _pretraining_text(language, data_root, corpora.get(language)) for language in languages}
     settings = BackboneSettings(
-        texts=tuple((language, _pretraining_text(language, data_root)) for language in recipe.languages),
-        tokenizer_texts=tuple((lang, _pretraining_text(lang, data_root)) for lang in recipe.tokenizer_languages),
+        texts=tuple((language, texts[language]) for language in recipe.languages),
+        tokenizer_texts=tuple((language, texts[language]) for language in recipe.tokenizer_languages),
         seed=space.seed,
         **{name: getattr(recipe, name) for name in BackboneShape.model_fields},
     )
@@ -151,7 +149,7 @@ def _backbone(space: Space, data_root: str | None) -> Published | Stage:
 
 def _k_problems(space: Space, backbone: Published | Stage) -> list[str]:
     """Where k exceeds the backbone, as far as its size can be told before it is loaded."""
-    size = shape_of_backbone(backbone)
+    size = size_of_backbone(backbone)
     if size is None:
         return []
     problems = []
@@ -165,10 +163,10 @@ def _k_problems(space: Space, backbone: Published | Stage) -> list[str]:
     return problems
 
 
-def _pretraining_text(language: str, data_root: str | None) -> Source:
+def _pretraining_text(language: str, data_root: str | None, corpus: Source | None) -> Source:
     if data_root is None:
         raise ConfigError("a backbone that is pre-trained here reads its text under --data-root; none was given")
     try:
         return file_source(f"{data_root}/pretraining/{language}.txt")
     except DataError:
-        return file_source(f"{data_root}/corpora/{language}.txt")
+        return corpus or file_source(f"{data_root}/corpora/{language}.txt")
