@@ -25,6 +25,7 @@ from deftx.stages.settings import CheckSettings
 from deftx.stages.stage import Stage
 from orchestrator.record.sweep import Failure, StageEntry, State
 from orchestrator.report.__main__ import app
+from orchestrator.report.chosen import forget_choice
 from orchestrator.report.results import read_results
 from orchestrator.report.times import read_times
 from orchestrator.report.vectors import Overlap, chosen_masks, chosen_spectra, overlap
@@ -237,11 +238,12 @@ def test_the_status_of_unlabelled_selection_shows_no_percent_points(tmp_path: Pa
 def test_a_search_that_goes_on_has_chosen_nothing(sweep: HandMade) -> None:
     sweep.save()
     sweep.folder.write_file(b"{}", CHOSEN)
+    forget_choice(sweep.folder)
     driver = SimpleNamespace(
         folder=sweep.folder, space=make_space(), asked=[], schedule=SimpleNamespace(scores={}), interrupted=True,
         finished=lambda: False, write_state=lambda ended=False: State(),
     )  # fmt: skip
-    assert session.run(SimpleNamespace(), driver, lambda _: None) == 130  # type: ignore[arg-type]
+    assert session.run(driver, lambda _: None) == 130  # type: ignore[arg-type]
     assert sweep.store.read("sweeps", "demo", CHOSEN) is None
 
 
