@@ -16,7 +16,7 @@ from deftx.models.load import load_classifier, load_tokenizer
 from deftx.sft.compose import compose
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.hub import Source
-from deftx.stages.files import DELTA, HEAD, SCORES, SEALED
+from deftx.stages.files import DELTA, HEAD, SCORES, SEALED, SFT
 from deftx.stages.settings import GradeSettings
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
@@ -60,7 +60,7 @@ def _evaluated(settings: GradeSettings) -> list[tuple[Split, Source, str]]:
 
 def _task_vector(store: Store, stage: Stage) -> SparseFineTuning:
     if stage.kind == "sparse":
-        return SparseFineTuning.from_pretrained(store.fetch_folder(stage.address, "sft"))
+        return SparseFineTuning.from_pretrained(store.fetch_folder(stage.address, SFT))
     delta, head = LazyTensors(store.fetch(stage.address, DELTA)), LazyTensors(store.fetch(stage.address, HEAD))
     mask = non_zero(delta)
     metadata = SFTMetadata(backbone="dense phase", k=sum(index.numel() for index in mask.values()))

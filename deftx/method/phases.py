@@ -27,7 +27,7 @@ from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.published import HubFolder, local_folder, name_of
-from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD
+from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD, SFT
 from deftx.stages.settings import DenseSettings, SparseSettings, TaskData
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
@@ -78,7 +78,7 @@ def sparse(context: Context) -> Facts:
     else:
         head = LazyTensors(context.store.fetch(before.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
-    sft.save_pretrained(context.folder / "sft")
+    sft.save_pretrained(context.folder / SFT)
     return facts
 
 
