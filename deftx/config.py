@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -18,6 +18,15 @@ from deftx.errors import ConfigError
 PresetName = Literal["paper", "paper-l1", "lt-sft"]
 TaskKind = Literal["sentiment", "nli"]
 Precision = Literal["float32", "tf32", "bf16"]
+Metric = Literal["macro_f1", "accuracy"]
+RetentionOf = Literal["numel", "nonzero"]
+LeakRule = Literal["strict", "lt-sft", "none"]
+"""Which training rows go for being in the evaluation sets."""
+Split = Literal["train", "valid", "test"]
+EvaluationSplit = Literal["test", "valid"]
+EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = get_args(EvaluationSplit)
+SPLIT_WORDS: dict[EvaluationSplit, str] = {"valid": "validation", "test": "test"}
+"""What readers are shown."""
 
 PAPER_K_LANGUAGE = 7_667_712
 PAPER_K_TASK = 14_155_776
@@ -112,7 +121,7 @@ class Denoise(Settings):
 
     rank: Rank = Field(description="rank kept of each matrix: 100, or 90% of the squared singular values")
     retention: Retention = Field(0.05, description="share of the higher-order entries kept, the largest ones")
-    retention_of: Literal["numel", "nonzero"] = Field(
+    retention_of: RetentionOf = Field(
         "numel", description="share of all entries of the matrix, or of the non-zero residual entries"
     )
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deftx.config import Training
+from deftx.config import Metric, Training
 from deftx.evaluate.bootstrap import Estimate
-from deftx.evaluate.metrics import Metric
 from deftx.stages.store import Manifest
 from orchestrator.record.sweep import SweepInfo
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from deftx.data.catalogue import Split, benchmark
+from deftx.config import EvaluationSplit, Metric
+from deftx.data.catalogue import benchmark
 from deftx.data.examples import read_examples
-from deftx.evaluate.metrics import Metric, score
+from deftx.evaluate.metrics import score
 from deftx.masks.select import non_zero
 from deftx.method.context import Context, Facts, backbone_folder, dense_of, settings_of, vector_of
 from deftx.models.load import load_classifier, load_tokenizer
@@ -23,7 +24,7 @@ from deftx.stages.store import Store
 from deftx.tensor_files import LazyTensors
 from deftx.train.objectives import encode, predict
 
-METRICS: tuple[Metric, ...] = ("macro_f1", "accuracy")
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def grade(context: Context) -> Facts:
@@ -54,7 +55,7 @@ def grade(context: Context) -> Facts:
     return facts
 
 
-def _evaluated(settings: GradeSettings) -> list[tuple[Split, Source, str]]:
+def _evaluated(settings: GradeSettings) -> list[tuple[EvaluationSplit, Source, str]]:
     return [("valid", settings.valid, SCORES), ("test", settings.test, SEALED)]
 
 

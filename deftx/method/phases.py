@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deftx.data.blocks import Blocks
-from deftx.data.catalogue import Benchmark, Split, benchmark
-from deftx.data.examples import Examples, read_examples, read_training
+from deftx.data.catalogue import Benchmark, benchmark
+from deftx.data.examples import read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.errors import DataError
 from deftx.masks.mask import choose, denoise_all, factors_of, save_factors
@@ -143,10 +143,8 @@ def _labelled(known: Benchmark, task: TaskData) -> Cleaned:
     """The labelled data of the source language without its leaks."""
     training = {split: read_training(known, sources, split) for split, sources in task.training.items()}
     language = known.source_language
-    evaluation: dict[Split, Examples] = {
-        split: read_examples(known, source, language, split) for split, source in task.evaluation.items()
-    }
-    if evaluation and texts_digest(*(evaluation[split] for split in sorted(evaluation))) != task.evaluation_texts:
+    evaluation = {split: read_examples(known, source, language, split) for split, source in task.evaluation.items()}
+    if evaluation and texts_digest(evaluation) != task.evaluation_texts:
         raise DataError(f"{known.name}: the evaluation sentences changed since the sweep was planned")
     return clean_training(known, training, evaluation, task.leaks)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from deftx.config import Denoise, LanguageRecipe, TaskRecipe
+from deftx.config import EVALUATION_SPLITS, Denoise, LanguageRecipe, TaskRecipe
 from deftx.sources.published import Published
 from deftx.stages.settings import (
     CheckSettings,
@@ -20,7 +20,7 @@ from deftx.stages.settings import (
     TextStageSettings,
 )
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.inputs import _SPLITS, Materials, _leaks
+from orchestrator.plan.inputs import Materials, leak_rule
 from orchestrator.record.sweep import Row, RowKind
 from orchestrator.space.schema import Parameters, Space
 
@@ -117,12 +117,12 @@ class Planner:
         return targets[(targets.index(target) + 1) % len(targets)]
 
     def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
-        test, valid = (self._given.evaluation[target, split] for split in _SPLITS)
         inputs: list[tuple[str, Stage]] = [("task", task)]
         if isinstance(vector, Stage):
             inputs.append(("language", vector))
         settings = GradeSettings(
-            language=target, benchmark=self._space.benchmark, valid=valid, test=test,
+            language=target, benchmark=self._space.benchmark,
+            valid=self._given.evaluation[target, "valid"], test=self._given.evaluation[target, "test"],
             vector=None if isinstance(vector, Stage) else vector, max_length=self._space.task.max_length,
         )  # fmt: skip
         return Stage("grade", settings, tuple(inputs))
@@ -171,19 +171,20 @@ class Planner:
         settings = CheckSettings(
             **{name: getattr(text.settings, name) for name in TextStageSettings.model_fields},
             training=self._space.language.training, benchmark=self._space.benchmark,
-            evaluation={split: known[language, split] for split in _SPLITS if (language, split) in known},
+            evaluation={split: known[language, split] for split in EVALUATION_SPLITS if (language, split) in known},
         )  # fmt: skip
         return Stage("check", settings, text.inputs)
 
     @cached_property
     def _task_data(self) -> TaskData:
-        leaks, given, source = _leaks(self._space), self._given, self._space.of.source_language
+        leaks, given, source = leak_rule(self._space), self._given, self._space.of.source_language
         # only LT-SFT's rule looks at the training data's own test split
         splits = [split for split in given.training if split != "test" or leaks == "lt-sft"]
+        compared = EVALUATION_SPLITS if leaks != "none" else ()
         return TaskData(
             benchmark=self._space.benchmark, training={split: given.training[split] for split in splits}, leaks=leaks,
             evaluation_texts=given.evaluation_texts,
-            evaluation={split: given.evaluation[source, split] for split in _SPLITS} if leaks != "none" else {},
+            evaluation={split: given.evaluation[source, split] for split in compared},
             max_length=self._space.task.max_length, max_rows=self._space.task.max_rows,
         )  # fmt: skip
 

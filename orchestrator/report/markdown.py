@@ -74,7 +74,7 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         info=info,
         state=state,
         failures=folder.failures(),
-        validation=read_results(store, state, targets, "validation"),
+        validation=read_results(store, state, targets, "valid"),
         test=read_results(store, state, targets, "test") if state.ended else None,
         vectors=read_vectors(store, state),
         spectra=chosen_spectra(store, state),

@@ -20,9 +20,11 @@ from pydantic import (
 from deftx.config import (
     Denoise,
     LanguageRecipe,
+    LeakRule,
     PresetName,
     Rank,
     Retention,
+    RetentionOf,
     Settings,
     TaskRecipe,
     rank_text,
@@ -131,7 +133,7 @@ class Space(Settings):
     preset: PresetName = Field("paper", description="what `language` and `task` are unless given")
     language: LanguageRecipe = Field(description="how language vectors are learnt, over the preset")
     task: TaskRecipe = Field(description="how the task vector is learnt, over the preset")
-    leaks: Literal["strict", "lt-sft", "none"] = Field(
+    leaks: LeakRule = Field(
         "strict", description="which training rows go for being in the evaluation; only `nusax` has any"
     )
 
@@ -140,7 +142,7 @@ class Space(Settings):
     retention: Retentions = Field((0.05,), description="share of higher-order entries kept, both kinds of vector alike")
     retention_l: Retentions | None = Field(None, description="of the language vectors alone")
     retention_t: Retentions | None = Field(None, description="of the task vector alone")
-    retention_of: Literal["numel", "nonzero"] = Field(
+    retention_of: RetentionOf = Field(
         "numel", description="a share of all entries of a matrix, or of its non-zero residual entries"
     )
     search: Literal["grid", "tpe"] = Field("grid", description="every cell, or Optuna's TPE, which repeats none")

@@ -178,6 +178,14 @@ def test_the_table_has_all_rows_in_order_with_intervals(sweep: HandMade) -> None
     assert table_line(report, "| LT-SFT |")[5] == "-"
 
 
+def test_the_sizes_of_both_splits_are_tabled_under_their_names(sweep: HandMade) -> None:
+    report = sweep.report()
+    assert table_line(report, "| language |", "## Data") == [
+        "language", "validation items", "validation rows", "test items", "test rows",
+    ]  # fmt: skip
+    assert table_line(report, "| ban |", "## Data") == ["ban", "50", "50", "200", "200"]
+
+
 def test_test_scores_stay_sealed_until_the_search_has_ended(sweep: HandMade) -> None:
     sweep.state.ended, chosen = False, sweep.state.chosen
     sweep.state.chosen = None

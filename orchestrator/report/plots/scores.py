@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from deftx.config import SPLIT_WORDS
 from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import BASELINE_TITLES, RowKind
 from orchestrator.report.plots.page import (
@@ -82,7 +83,7 @@ def heatmap(results: Results) -> Figure | None:
     )
     bar.set_label(_unit(results), fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
-    heading(figure, f"Mean {results.split} score by r_l (language vectors) and r_t (task vector)", *lines)
+    heading(figure, f"Mean {SPLIT_WORDS[results.split]} score by r_l (language vectors) and r_t (task vector)", *lines)
     return figure
 
 
@@ -189,7 +190,7 @@ def language_bars(results: Results) -> Figure | None:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
     )
-    heading(figure, f"{results.split.capitalize()} scores with joint 95 % intervals", *lines)
+    heading(figure, f"{SPLIT_WORDS[results.split].capitalize()} scores with joint 95 % intervals", *lines)
     return figure
 
 
