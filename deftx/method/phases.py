@@ -162,7 +162,7 @@ def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: In
         task=known.name if known else None,
         labels=list(known.labels) if known else None,
         k=sum(index.numel() for index in mask.values()),
-        rank=settings.denoise.rank if settings.denoise else None,
+        rank=str(settings.denoise.rank) if settings.denoise else None,
         retention=settings.denoise.retention if settings.denoise else None,
         versions=environment.versions(),
     )
