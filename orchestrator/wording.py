@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deftx.config import Training
+from deftx.config import Metric, Training
 from deftx.evaluate.bootstrap import Estimate
-from deftx.evaluate.metrics import Metric
+from deftx.rank import Rank
 from deftx.stages.store import Manifest
 from orchestrator.record.sweep import SweepInfo
 
@@ -120,11 +120,10 @@ def cautions(manifest: Manifest) -> list[str]:
 
 def _clamped(manifest: Manifest) -> str:
     """A uniform rank beyond min(m, n): such matrices are left as they are."""
-    asked = (manifest.identity["settings"].get("denoise") or {}).get("rank", "%")
+    denoise = manifest.identity["settings"].get("denoise")
+    asked = Rank.parse(denoise["rank"]).uniform if denoise else None
     matrices = manifest.details.get("matrices", [])
-    if asked.endswith("%"):
-        return ""
-    clamped = [matrix["rank"] for matrix in matrices if matrix["rank"] < int(asked)]
+    clamped = [matrix["rank"] for matrix in matrices if asked is not None and matrix["rank"] < asked]
     if not clamped:
         return ""
     number = "every matrix" if len(clamped) == len(matrices) else f"{len(clamped)} of {len(matrices)} matrices"

@@ -10,16 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from deftx.config import Settings, TaskKind
+from deftx.config import Metric, Settings, Split, TaskKind
 from deftx.data.tables import Layout
 from deftx.errors import ConfigError, hint
-
-Split = Literal["train", "valid", "test"]
-Metric = Literal["macro_f1", "accuracy"]
 
 
 @dataclass(frozen=True)

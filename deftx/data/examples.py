@@ -9,14 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deftx.data.catalogue import (
-    Benchmark,
-    Files,
-    Labelled,
-    Parquet,
-    Split,
-    name_in_files,
-)
+from deftx.config import Split
+from deftx.data.catalogue import Benchmark, Files, Labelled, Parquet, name_in_files
 from deftx.data.tables import Row, read_rows
 from deftx.errors import ConfigError, DataError, hint
 from deftx.sources.files import file_source, online_file

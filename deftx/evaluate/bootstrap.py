@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deftx.config import Metric
 from deftx.errors import DataError
-from deftx.evaluate.metrics import Metric, _check_lengths
+from deftx.evaluate.metrics import _check_lengths
 
 AVERAGE = "average"
 

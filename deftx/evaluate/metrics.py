@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from deftx.config import Metric
 from deftx.errors import DataError
-
-Metric = Literal["macro_f1", "accuracy"]
 
 
 def score(gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], metric: Metric) -> float:

@@ -27,7 +27,7 @@ from deftx.method.grading import grade
 from deftx.method.phases import dense, sparse
 from deftx.method.pretrain import pretrain
 from deftx.models.load import load_tokenizer
-from deftx.stages.files import BLOCKS, CHECK
+from deftx.stages.files import BLOCKS, CHECK, MODEL
 from deftx.stages.settings import BackboneSettings, CheckSettings, TextStageSettings
 from deftx.stages.stage import Stage, checked_text
 from deftx.stages.store import Attempt, Manifest, Store
@@ -95,7 +95,7 @@ def _backbone(context: Context) -> Facts:
     texts = {language: read_lines(source) for language, source in settings.texts}
     others = {language: read_lines(source) for language, source in settings.tokenizer_texts}
     outcome = pretrain(
-        context.folder / "model", settings, texts, others, seed=context.stage.seed, execution=context.execution,
+        context.folder / MODEL, settings, texts, others, seed=context.stage.seed, execution=context.execution,
         checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
     return Facts({**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps}, outcome.curve)

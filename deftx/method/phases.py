@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deftx.data.blocks import Blocks
-from deftx.data.catalogue import Benchmark, Split, benchmark
-from deftx.data.examples import Examples, read_examples, read_training
+from deftx.data.catalogue import Benchmark, benchmark
+from deftx.data.examples import read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.errors import DataError
 from deftx.masks.mask import choose, denoise_all, factors_of, save_factors
@@ -27,7 +27,7 @@ from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.published import HubFolder, local_folder, name_of
-from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD
+from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD, SFT
 from deftx.stages.settings import DenseSettings, SparseSettings, TaskData
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
@@ -78,7 +78,7 @@ def sparse(context: Context) -> Facts:
     else:
         head = LazyTensors(context.store.fetch(before.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
-    sft.save_pretrained(context.folder / "sft")
+    sft.save_pretrained(context.folder / SFT)
     return facts
 
 
@@ -143,10 +143,8 @@ def _labelled(known: Benchmark, task: TaskData) -> Cleaned:
     """The labelled data of the source language without its leaks."""
     training = {split: read_training(known, sources, split) for split, sources in task.training.items()}
     language = known.source_language
-    evaluation: dict[Split, Examples] = {
-        split: read_examples(known, source, language, split) for split, source in task.evaluation.items()
-    }
-    if evaluation and texts_digest(*(evaluation[split] for split in sorted(evaluation))) != task.evaluation_texts:
+    evaluation = {split: read_examples(known, source, language, split) for split, source in task.evaluation.items()}
+    if evaluation and texts_digest(evaluation) != task.evaluation_texts:
         raise DataError(f"{known.name}: the evaluation sentences changed since the sweep was planned")
     return clean_training(known, training, evaluation, task.leaks)
 
@@ -164,7 +162,7 @@ def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: In
         task=known.name if known else None,
         labels=list(known.labels) if known else None,
         k=sum(index.numel() for index in mask.values()),
-        rank=settings.denoise.rank if settings.denoise else None,
+        rank=str(settings.denoise.rank) if settings.denoise else None,
         retention=settings.denoise.retention if settings.denoise else None,
         versions=environment.versions(),
     )

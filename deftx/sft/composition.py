@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from deftx.config import Settings, TaskKind
-from deftx.data.catalogue import Metric
+from deftx.config import EvaluationSplit, Metric, Settings, TaskKind
 from deftx.errors import ConfigError, DataError, StoreError, hint
 from deftx.sources.published import HubFolder, LocalFolder, resolve_folder
 from deftx.stages.store import Store
@@ -34,12 +33,17 @@ class Stored(Settings):
 class Score(Settings):
     """A score on the target language with its 95 % interval, as shares, and how many items it was measured on."""
 
-    split: Literal["validation", "test"]
+    split: EvaluationSplit
     metric: Metric
     value: float
     low: float
     high: float
     items: int
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _as_earlier_versions_wrote_it(cls, split: object) -> object:
+        return "valid" if split == "validation" else split
 
 
 Part = Annotated[Stored | LocalFolder | HubFolder, Field(discriminator="kind")]

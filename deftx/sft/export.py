@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from deftx.errors import ConfigError, DataError, StoreError
 from deftx.sft.composition import Composition, Part, Stored
 from deftx.sources.published import local_folder
+from deftx.stages.files import MODEL, SFT
 from deftx.stages.store import Store
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     from deftx.sft.card import model_card
     from deftx.sft.compose import compose
 
-    backbone = _folder("backbone", composition.backbone, store, "model")
+    backbone = _folder("backbone", composition.backbone, store, MODEL)
     task, language = load_vector("task", composition.task, store), load_vector("language", composition.language, store)
     assert task is not None
     model = load_classifier(backbone, composition.labels, seed=0).eval()
@@ -77,7 +78,7 @@ def load_vector(role: str, part: Part | None, store: Store | None) -> SparseFine
     """
     from deftx.sft.vector import SparseFineTuning
 
-    return SparseFineTuning.from_pretrained(_folder(f"{role} vector", part, store, "sft")) if part else None
+    return SparseFineTuning.from_pretrained(_folder(f"{role} vector", part, store, SFT)) if part else None
 
 
 def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:

@@ -23,8 +23,7 @@ from deftx.masks.select import Indices
 from deftx.sft import composable
 from deftx.sft.entries import check_entries
 from deftx.sources.published import HubFolder, local_folder, resolve_folder
-
-TENSORS, METADATA = "sft.safetensors", "sft.json"
+from deftx.stages.files import METADATA, TENSORS
 
 
 class SFTMetadata(BaseModel):

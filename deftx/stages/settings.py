@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from deftx.config import Count, Denoise, Settings, TextSettings, Training
+from deftx.config import Count, Denoise, EvaluationSplit, LeakRule, Settings, Split, TextSettings, Training
 from deftx.data.catalogue import OwnBenchmark
 from deftx.sources.hub import Source
 from deftx.sources.published import Published
@@ -70,7 +70,7 @@ class CheckSettings(TextStageSettings):
 
     training: Training = Field(description="for the batch size and the planned steps")
     benchmark: str | OwnBenchmark
-    evaluation: dict[Literal["valid", "test"], Source] = Field(
+    evaluation: dict[EvaluationSplit, Source] = Field(
         description="the language's evaluation sentences, whose labels are not looked at; none: nothing to compare with"
     )
 
@@ -79,10 +79,10 @@ class TaskData(Settings):
     """The labelled data of the source language, and the evaluation sentences that must not leak into it."""
 
     benchmark: str | OwnBenchmark
-    training: dict[Literal["train", "valid", "test"], tuple[Source, ...]]
-    leaks: Literal["strict", "lt-sft", "none"]
+    training: dict[Split, tuple[Source, ...]]
+    leaks: LeakRule
     evaluation_texts: str | None = Field(description="digest of the evaluation sentences; their labels do not count")
-    evaluation: dict[Literal["valid", "test"], Source] = Field(exclude=True, description="where those sentences lie")
+    evaluation: dict[EvaluationSplit, Source] = Field(exclude=True, description="where those sentences lie")
     max_length: int
     max_rows: int | None = None
 

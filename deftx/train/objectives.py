@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from deftx.config import Metric
 from deftx.data.blocks import Blocks
-from deftx.evaluate.metrics import Metric, score
+from deftx.evaluate.metrics import score
 from deftx.kernels.linear_cross_entropy import head_loss
 from deftx.models.parameters import base_of
 

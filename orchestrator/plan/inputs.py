@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
-from deftx.config import LanguageRecipe, TaskRecipe, resolve_k
-from deftx.data.catalogue import Split
+from deftx.config import (
+    EVALUATION_SPLITS,
+    EvaluationSplit,
+    LanguageRecipe,
+    LeakRule,
+    Split,
+    TaskRecipe,
+    resolve_k,
+)
 from deftx.data.corpora import corpus_source
 from deftx.data.examples import evaluation_source, read_examples, read_training, training_sources
 from deftx.data.leaks import texts_digest
@@ -29,10 +36,6 @@ from orchestrator.plan.cost import size_of_backbone
 from orchestrator.space.schema import Space
 
 T = TypeVar("T")
-
-EvaluationSplit = Literal["valid", "test"]
-
-_SPLITS: tuple[EvaluationSplit, ...] = ("test", "valid")
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,11 @@ def resolve(space: Space, data_root: str | None) -> Materials:
     languages = [*space.targets] + ([known.source_language] if space.source.learn else [])
     corpora = {lang: look.get(lambda lang=lang: corpus_source(known, lang, data_root)) for lang in languages}  # type: ignore[misc]
     training = look.get(lambda: training_sources(known, data_root))
-    wanted = [*space.targets] + ([known.source_language] if _leaks(space) != "none" else [])
+    wanted = [*space.targets] + ([known.source_language] if leak_rule(space) != "none" else [])
     evaluation = {
         (lang, split): look.get(lambda lang=lang, split=split: evaluation_source(known, lang, split, data_root))  # type: ignore[misc]
         for lang in wanted
-        for split in _SPLITS
+        for split in EVALUATION_SPLITS
     }
     backbone = look.get(lambda: _backbone(space, data_root, corpora))
     own = space.lm_head in ("own", "random")
@@ -112,22 +115,22 @@ def _reads(
             yield partial(read_examples, known, table, language, part)
 
 
-def _leaks(space: Space) -> Literal["strict", "lt-sft", "none"]:
+def leak_rule(space: Space) -> LeakRule:
+    """The space's rule for leaks, where its benchmark has any."""
     return space.leaks if space.of.leaks else "none"
 
 
 def _texts(space: Space, evaluation: dict[tuple[str, EvaluationSplit], Source]) -> str | None:
     """Digest of the source language's evaluation sentences, labels apart, that training rows are compared with."""
-    if _leaks(space) == "none":
+    if leak_rule(space) == "none":
         return None
     known, source = space.of, space.of.source_language
-    tables = [evaluation[source, split] for split in _SPLITS]
+    tables = {split: evaluation[source, split] for split in EVALUATION_SPLITS}
 
     def digest() -> str:
-        splits = zip(tables, _SPLITS, strict=True)
-        return texts_digest(*(read_examples(known, table, source, split) for table, split in splits))
+        return texts_digest({split: read_examples(known, table, source, split) for split, table in tables.items()})
 
-    if any(isinstance(table, FileSource) for table in tables):
+    if any(isinstance(table, FileSource) for table in tables.values()):
         return digest()
     return resolve_once(f"evaluation sentences of {known.name}", digest)
 

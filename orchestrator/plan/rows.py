@@ -6,10 +6,10 @@ Pure: nothing is opened here. What a space reads is resolved in `inputs`; in wha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
-from deftx.config import Denoise, LanguageRecipe, TaskRecipe
+from deftx.config import EVALUATION_SPLITS, Denoise, LanguageRecipe, TaskRecipe
 from deftx.sources.published import Published
 from deftx.stages.settings import (
     CheckSettings,
@@ -20,9 +20,10 @@ from deftx.stages.settings import (
     TextStageSettings,
 )
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.inputs import _SPLITS, Materials, _leaks
+from orchestrator.plan.inputs import Materials, leak_rule
 from orchestrator.record.sweep import Row, RowKind
-from orchestrator.space.schema import Parameters, Space
+from orchestrator.space.combination import Combination
+from orchestrator.space.schema import Space
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PlannedRow:
     kind: RowKind
     grades: dict[str, Stage]
     number: int | None = None
-    parameters: Parameters = field(default_factory=dict)
+    combination: Combination | None = None
 
     @property
     def task(self) -> Stage:
@@ -53,7 +54,8 @@ class PlannedRow:
     def record(self) -> Row:
         """The row as the sweep's state keeps it."""
         return Row(
-            kind=self.kind, number=self.number, parameters=dict(self.parameters), task_sft=self.task.address,
+            kind=self.kind, number=self.number, task_sft=self.task.address,
+            parameters=self.combination.record() if self.combination else {},
             grades={target: grade.address for target, grade in self.grades.items()},
             language_sfts={target: stage.address for target, stage in self.languages.items()},
         )  # fmt: skip
@@ -70,15 +72,11 @@ class Planner:
     def __init__(self, space: Space, materials: Materials) -> None:
         self._space, self._given = space, materials
 
-    def combination(self, number: int, cell: Parameters) -> PlannedRow:
+    def combination(self, number: int, asked: Combination) -> PlannedRow:
         """What combination `number` of the search needs."""
-        by_language, by_task = self._space.denoising(cell, "l"), self._space.denoising(cell, "t")
-        grades = {t: self._grade(t, self._task(by_task), self._language(t, by_language)) for t in self._space.targets}
-        parameters: Parameters = {
-            "rank_l": by_language.rank, "rank_t": by_task.rank,
-            "retention_l": by_language.retention, "retention_t": by_task.retention,
-        }  # fmt: skip
-        return PlannedRow("combination", grades, number, parameters)
+        task = self._task(asked.task)
+        grades = {t: self._grade(t, task, self._language(t, asked.language)) for t in self._space.targets}
+        return PlannedRow("combination", grades, number, asked)
 
     def baselines(self) -> list[PlannedRow]:
         """The rows that no combination changes. LT-SFT shares the dense stages, the training settings and k."""
@@ -94,17 +92,17 @@ class Planner:
         source = [self._space.of.source_language] if self._space.source.learn else []
         return [self._check(language) for language in [*self._space.targets, *source]]
 
-    def controls(self, cell: Parameters) -> list[PlannedRow]:
+    def controls(self, chosen: Combination) -> list[PlannedRow]:
         """The rows without the right language vector, with the vectors of the combination that was chosen.
 
         What they lack is then the language vector alone, and not another setting of the task vector.
         """
-        task, by_language = self._task(self._space.denoising(cell, "t")), self._space.denoising(cell, "l")
+        task = self._task(chosen.task)
         rows: dict[RowKind, Callable[[str], Stage]] = {"task": lambda target: self._grade(target, task, None)}
         if self._space.source.given:
             rows["task+source"] = lambda target: self._grade(target, task, self._source_vector)
         rows["other-language"] = lambda target: self._grade(
-            target, task, self._language(self._next(target), by_language)
+            target, task, self._language(self._next(target), chosen.language)
         )
         return self._rows(rows)
 
@@ -117,12 +115,12 @@ class Planner:
         return targets[(targets.index(target) + 1) % len(targets)]
 
     def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
-        test, valid = (self._given.evaluation[target, split] for split in _SPLITS)
         inputs: list[tuple[str, Stage]] = [("task", task)]
         if isinstance(vector, Stage):
             inputs.append(("language", vector))
         settings = GradeSettings(
-            language=target, benchmark=self._space.benchmark, valid=valid, test=test,
+            language=target, benchmark=self._space.benchmark,
+            valid=self._given.evaluation[target, "valid"], test=self._given.evaluation[target, "test"],
             vector=None if isinstance(vector, Stage) else vector, max_length=self._space.task.max_length,
         )  # fmt: skip
         return Stage("grade", settings, tuple(inputs))
@@ -171,19 +169,20 @@ class Planner:
         settings = CheckSettings(
             **{name: getattr(text.settings, name) for name in TextStageSettings.model_fields},
             training=self._space.language.training, benchmark=self._space.benchmark,
-            evaluation={split: known[language, split] for split in _SPLITS if (language, split) in known},
+            evaluation={split: known[language, split] for split in EVALUATION_SPLITS if (language, split) in known},
         )  # fmt: skip
         return Stage("check", settings, text.inputs)
 
     @cached_property
     def _task_data(self) -> TaskData:
-        leaks, given, source = _leaks(self._space), self._given, self._space.of.source_language
+        leaks, given, source = leak_rule(self._space), self._given, self._space.of.source_language
         # only LT-SFT's rule looks at the training data's own test split
         splits = [split for split in given.training if split != "test" or leaks == "lt-sft"]
+        compared = EVALUATION_SPLITS if leaks != "none" else ()
         return TaskData(
             benchmark=self._space.benchmark, training={split: given.training[split] for split in splits}, leaks=leaks,
             evaluation_texts=given.evaluation_texts,
-            evaluation={split: given.evaluation[source, split] for split in _SPLITS} if leaks != "none" else {},
+            evaluation={split: given.evaluation[source, split] for split in compared},
             max_length=self._space.task.max_length, max_rows=self._space.task.max_rows,
         )  # fmt: skip
 

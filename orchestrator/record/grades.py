@@ -6,19 +6,17 @@ No words and no intervals: what is made of the predictions is in the report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deftx.config import EvaluationSplit, Metric
 from deftx.errors import StoreError
 from deftx.evaluate.bootstrap import Predictions
-from deftx.evaluate.metrics import Metric
+from deftx.stages.files import SCORES, SEALED
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Row, State
 
-Split = Literal["validation", "test"]
-
-_FILES: dict[Split, str] = {"validation": "scores.json", "test": "sealed_test.json"}
+_FILES: dict[EvaluationSplit, str] = {"valid": SCORES, "test": SEALED}
 
 
 class Grade(BaseModel):
@@ -38,7 +36,9 @@ class Grade(BaseModel):
         return Predictions(self.ids, self.gold, self.predicted)
 
 
-def read_grades(store: Store, state: State, targets: Sequence[str], split: Split) -> list[tuple[Row, dict[str, Grade]]]:
+def read_grades(
+    store: Store, state: State, targets: Sequence[str], split: EvaluationSplit
+) -> list[tuple[Row, dict[str, Grade]]]:
     """Each row with its grades on one split, in the order of the targets; a row that is complete must have them all.
 
     Raises:
@@ -49,13 +49,13 @@ def read_grades(store: Store, state: State, targets: Sequence[str], split: Split
     return [(row, _read_row(store, row, targets, split)) for row in state.rows]
 
 
-def _read_row(store: Store, row: Row, targets: Sequence[str], split: Split) -> dict[str, Grade]:
+def _read_row(store: Store, row: Row, targets: Sequence[str], split: EvaluationSplit) -> dict[str, Grade]:
     wanted = {name: row.grades[name] for name in targets if name in row.grades}
     there = {n: a for n, a in wanted.items() if row.status == "complete" or store.manifest(a) is not None}
     return {name: _read_grade(store, address, split) for name, address in there.items()}
 
 
-def _read_grade(store: Store, address: str, split: Split) -> Grade:
+def _read_grade(store: Store, address: str, split: EvaluationSplit) -> Grade:
     path = store.fetch(address, _FILES[split])
     try:
         return Grade.model_validate_json(path.read_bytes())

@@ -75,8 +75,8 @@ def _origin(folder: SweepFolder, space: Space) -> str:
 
 def _scores(folder: SweepFolder, row: PlannedRow) -> Mapping[str, tuple[Score, ...]]:
     alone = State(rows=[row.record().model_copy(update={"status": "complete"})], chosen=row.number, ended=True)
-    validation, test = (read_results(folder.store, alone, [*row.grades], split) for split in ("validation", "test"))
-    splits = [results for results in (validation, test) if results]
+    found = (read_results(folder.store, alone, [*row.grades], split) for split in ("valid", "test"))
+    splits = [results for results in found if results]
     return {target: tuple(_score(results, target) for results in splits) for target in row.grades}
 
 

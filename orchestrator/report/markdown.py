@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from deftx.errors import StoreError
+from deftx.stages.files import CHECK
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, State, SweepFolder, SweepInfo, known_sweep
 from orchestrator.report import tables as sections
@@ -73,7 +74,7 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         info=info,
         state=state,
         failures=folder.failures(),
-        validation=read_results(store, state, targets, "validation"),
+        validation=read_results(store, state, targets, "valid"),
         test=read_results(store, state, targets, "test") if state.ended else None,
         vectors=read_vectors(store, state),
         spectra=chosen_spectra(store, state),
@@ -92,7 +93,6 @@ def _text_check(store: Store, address: str) -> TextCheck | None:
     """What a check found; none where its file is damaged, for no stage would make it again for the report's sake."""
     # torch takes seconds to import, and many sweeps have no check
     from deftx.data.text_check import TextCheck
-    from deftx.stages.files import CHECK
 
     try:
         return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from deftx.config import SPLIT_WORDS, EvaluationSplit, Metric
 from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions, System
-from deftx.evaluate.metrics import Metric
 from deftx.stages.store import Store
-from orchestrator.record.grades import Split, read_grades
+from orchestrator.record.grades import read_grades
 from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, State
 
 RESULT_COLUMNS = [
@@ -39,7 +39,7 @@ class RowResult:
 class Results:
     """All rows on one split."""
 
-    split: Split
+    split: EvaluationSplit
     targets: tuple[str, ...]
     labels: tuple[str, ...]
     metric: Metric
@@ -78,13 +78,14 @@ class Results:
         row = one.row
         return {
             "row": row.title, "kind": row.kind, "number": row.number, "chosen": one is self.chosen,
-            **row.parameters, "status": row.status, "language": name, "split": self.split, "metric": self.metric,
+            **row.parameters, "status": row.status, "language": name,
+            "split": SPLIT_WORDS[self.split], "metric": self.metric,
             **_points(one.scores.get(name), "value", "low", "high"),
             **_points(one.to_lt_sft.get(name), "difference", "difference_low", "difference_high"),
         }  # fmt: skip
 
 
-def read_results(store: Store, state: State, targets: Sequence[str], split: Split) -> Results | None:
+def read_results(store: Store, state: State, targets: Sequence[str], split: EvaluationSplit) -> Results | None:
     """All rows on one split, or none while nothing was graded.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from deftx.config import SPLIT_WORDS
 from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import Failure, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
@@ -181,7 +182,7 @@ def sizes(splits: Sequence[Results]) -> list[str]:
     """How many items and rows each language has on each split."""
     if not splits:
         return []
-    header = ["language", *(f"{one.split} {what}" for one in splits for what in ("items", "rows"))]
+    header = ["language", *(f"{SPLIT_WORDS[one.split]} {what}" for one in splits for what in ("items", "rows"))]
     lines = [
         [name, *(f"{size:,}" for one in splits for size in (one.items(name), one.examples(name)))]
         for name in splits[0].targets

@@ -16,7 +16,8 @@ from orchestrator.run.machine import Workplace
 from orchestrator.search.choice import Choice
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import Job, Schedule
-from orchestrator.space.schema import Parameters, Space
+from orchestrator.space.combination import Combination
+from orchestrator.space.schema import Space
 
 Point = dict[str, float]
 
@@ -66,7 +67,7 @@ class Driver:
         self.schedule.begin()
 
     @property
-    def asked(self) -> list[Parameters]:
+    def asked(self) -> list[Combination]:
         """The combinations so far, in ask order."""
         return self._asks.asked
 

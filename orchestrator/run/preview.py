@@ -14,7 +14,8 @@ from orchestrator.plan.rows import PlannedRow
 from orchestrator.run.session import Prepared
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import unmade
-from orchestrator.space.schema import Parameters, Space
+from orchestrator.space.combination import Combination
+from orchestrator.space.schema import Space
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _rows(prepared: Prepared) -> list[PlannedRow]:
     return [prepared.planner.combination(number, cell) for number, cell in enumerate(cells)]
 
 
-def _first_asks(space: Space) -> list[Parameters]:
+def _first_asks(space: Space) -> list[Combination]:
     replay = Replay(space)
     while not replay.ended() and replay.may_ask([False] * len(replay.asked)):
         replay.ask([None] * len(replay.asked))

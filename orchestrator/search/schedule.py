@@ -13,7 +13,7 @@ from typing import Protocol
 
 from deftx.stages.stage import Stage, walk
 from orchestrator.plan.rows import PlannedRow
-from orchestrator.space.schema import Parameters
+from orchestrator.space.combination import Combination
 
 Scorer = Callable[[PlannedRow], float | None]
 
@@ -27,7 +27,7 @@ class Asks(Protocol):
     def ended(self) -> bool:
         """Whether there is nothing left to ask."""
 
-    def ask(self, scores: Sequence[float | None]) -> Parameters | None:
+    def ask(self, scores: Sequence[float | None]) -> Combination | None:
         """The next combination, or none at the end."""
 
 
@@ -50,7 +50,7 @@ class Schedule:
     def __init__(
         self,
         asks: Asks,
-        combination: Callable[[int, Parameters], PlannedRow],
+        combination: Callable[[int, Combination], PlannedRow],
         baselines: Sequence[PlannedRow],
         controls: Callable[[], Sequence[PlannedRow]],
         score: Scorer,

@@ -20,7 +20,6 @@ from deftx.stages.stage import KINDS, Stage
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.run.driver import Driver
 from orchestrator.search.schedule import Job, unmade
-from orchestrator.space.schema import Parameters
 from orchestrator.wording import score_words
 
 Subject = str
@@ -97,8 +96,9 @@ class Outlook:
 
     def __post_init__(self) -> None:
         self._start = self.clock()
-        self._row = lru_cache(maxsize=None)(self._plan_row)
-        self._controls = lru_cache(maxsize=8)(self._plan_controls)
+        self._cells = self.driver.space.cells()
+        self._row = lru_cache(maxsize=None)(self.planner.combination)
+        self._controls = lru_cache(maxsize=8)(self.planner.controls)
 
     def started(self, stage: Stage) -> None:
         """A trial was handed the stage."""
@@ -175,19 +175,13 @@ class Outlook:
         asked = driver.asked
         if space.search == "grid":
             for number in range(len(asked), len(asked) + self._not_asked()):
-                yield self._row(number)
+                yield self._row(number, self._cells[number])
         if not driver.schedule.complete:
-            yield from self._controls(tuple(asked[driver.chosen() or 0].items()))
-
-    def _plan_row(self, number: int) -> PlannedRow:
-        return self.planner.combination(number, self.driver.space.cells()[number])
-
-    def _plan_controls(self, cell: tuple[tuple[str, str | float], ...]) -> list[PlannedRow]:
-        return self.planner.controls(Parameters(cell))
+            yield from self._controls(asked[driver.chosen() or 0])
 
     def _not_asked(self) -> int:
-        space, cells = self.driver.space, len(self.driver.space.cells())
-        return min(space.combinations or cells, cells) - len(self.driver.asked)
+        cells = len(self._cells)
+        return min(self.driver.space.combinations or cells, cells) - len(self.driver.asked)
 
     def _unasked(self) -> int:
         """Combinations that the search has not asked yet: a grid's are known."""

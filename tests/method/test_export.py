@@ -13,6 +13,7 @@ import fsspec
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from support.islands import SPACE, folder_of, run, write_data, write_space
 from support.tiny import LABELS, make_sft, same_bits
@@ -25,7 +26,7 @@ from deftx.errors import ConfigError
 from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
 from deftx.models.parameters import head_of
 from deftx.sft.compose import compose
-from deftx.sft.composition import Composition, Stored, read_chosen
+from deftx.sft.composition import Composition, Score, Stored, read_chosen
 from deftx.sft.export import export
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.files import file_source
@@ -184,6 +185,19 @@ def test_the_weights_are_the_sum_of_the_files(exported: dict[str, Path], chosen:
     assert sum(key.startswith("values/") for key in parts[1]) > 0
 
 
+@pytest.mark.parametrize(("written", "split"), [("validation", "valid"), ("valid", "valid"), ("test", "test")])
+def test_a_score_is_read_as_this_and_earlier_versions_wrote_it(written: str, split: str) -> None:
+    numbers = {"metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "items": 10}
+    score = Score.model_validate({"split": written, **numbers})
+    assert score.split == split
+    assert Score.model_validate_json(score.model_dump_json()) == score
+
+
+def test_no_other_split_is_scored() -> None:
+    with pytest.raises(ValidationError):
+        Score(split="train", metric="accuracy", value=0.5, low=0.4, high=0.6, items=10)
+
+
 def test_config_tokenizer_and_card(exported: dict[str, Path], chosen: Path) -> None:
     folder = exported["ila"]
     files = {path.name for path in folder.iterdir()}
@@ -199,6 +213,7 @@ def test_config_tokenizer_and_card(exported: dict[str, Path], chosen: Path) -> N
     (test,) = [line for line in (chosen / "results.csv").read_text().splitlines() if ",ila,test,macro_f1,36," in line]
     value, low, high = (f"{float(cell):.1f}" for cell in test.split(",")[-6:-3])
     assert f"| test | macro F1 | {value} [{low}, {high}] | 36 |" in card.text
+    assert "| validation | macro F1 | " in card.text
     assert "DEFT-X r_l 2, r_t 90%, keep 5 %, of 1 combinations" in card.text and "few-label selection" in card.text
     assert "| language vector | ila | 1 | 2 | 5 % |" in card.text
     assert "Licences are not asserted" in card.text

@@ -23,6 +23,7 @@ from support.plans import World, make_planner, make_schedule, make_space
 from deftx.cli.command import console
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
+from orchestrator.plan.rows import PlannedRow
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
 from orchestrator.search.schedule import Job
@@ -54,12 +55,13 @@ class FakeDriver:
     def asked(self) -> Any:
         return self.replay.asked
 
-    def best(self) -> tuple[int, float] | None:
-        found = {n: score for n, score in self.schedule.scores.items() if score is not None}
-        return max(found.items(), key=lambda item: item[1], default=None)
+    def best(self) -> tuple[PlannedRow, float] | None:
+        number = self.chosen()
+        return None if number is None else (self.schedule.combinations[number], self.schedule.scores[number])
 
     def chosen(self) -> int | None:
-        return self.best()[0] if self.best() else None  # type: ignore[index]
+        found = {number: score for number, score in self.schedule.scores.items() if score is not None}
+        return max(found, key=found.__getitem__, default=None)
 
     def seconds(self, stage: Stage) -> float:
         return self.took[stage.address]

@@ -50,7 +50,8 @@ class World:
 
 def score_of(row: PlannedRow) -> float:
     """A made-up score that depends on the combination alone."""
-    return random.Random(str(sorted(row.parameters.items()))).random()
+    assert row.combination is not None
+    return random.Random(str(sorted(row.combination.record().items()))).random()
 
 
 def make_schedule(

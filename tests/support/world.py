@@ -79,10 +79,10 @@ class World:
 
     def task_data(self) -> TaskData:
         evaluation = {split: evaluation_source(NUSAX, "id", split, self.root) for split in ("valid", "test")}
-        read = [read_examples(NUSAX, evaluation[split], "id", split) for split in sorted(evaluation)]  # type: ignore[arg-type, index]
+        read = {split: read_examples(NUSAX, source, "id", split) for split, source in evaluation.items()}  # type: ignore[arg-type]
         return TaskData(
             benchmark="nusax", training=training_sources(NUSAX, self.root), leaks="lt-sft",
-            evaluation_texts=texts_digest(*read), evaluation=evaluation, max_length=16,
+            evaluation_texts=texts_digest(read), evaluation=evaluation, max_length=16,
         )  # type: ignore[arg-type]  # fmt: skip
 
     def task_dense(self, **changes: Any) -> Stage:

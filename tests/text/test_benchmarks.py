@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from deftx.config import Split
 from deftx.data import corpora, examples
-from deftx.data.catalogue import BENCHMARKS, Benchmark, Split, benchmark
+from deftx.data.catalogue import BENCHMARKS, Benchmark, benchmark
 from deftx.data.corpora import corpus_source, read_lines
 from deftx.data.examples import Examples, evaluation_source, read_examples, read_training, training_sources
 from deftx.errors import ConfigError, DataError, HubError

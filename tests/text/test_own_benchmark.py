@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from support.islands import SPACE, TRAINING, folder_of, run, sweep, write_data, write_space
 
-from deftx.data.catalogue import OwnBenchmark, Split, benchmark
+from deftx.config import Split
+from deftx.data.catalogue import OwnBenchmark, benchmark
 from deftx.data.examples import evaluation_source, read_examples
 from deftx.errors import ConfigError
 from deftx.stages.stage import Stage
