@@ -164,7 +164,7 @@ def _run(
                 forget_choice(folder)
                 code = session.run(driver, lambda d: _work(d, machine, address, serial=serial))
                 if code != 130:
-                    write_choice(folder, prepared.space, prepared.materials.backbone, driver.chosen_row)
+                    write_choice(folder, prepared.space, prepared.materials.backbone, driver.schedule.chosen)
                 write_report(folder.store, folder)
             finally:
                 screen.stop()

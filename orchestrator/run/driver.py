@@ -53,17 +53,8 @@ class Driver:
         self.interrupted = False
         """Set by Ctrl-C: no further job is handed out."""
         self._asks = Replay(space)
-        self._choice = Choice(space, self.metrics)
-        self.schedule = Schedule(
-            self._asks,
-            planner.combination,
-            planner.baselines(),
-            lambda: planner.controls(self._asks.asked[self.chosen() or 0]),
-            self._choice.score,
-            folder.store.has,
-            {address: failure.reason for address, failure in folder.final_failures().items()},
-            planner.checks(),
-        )
+        reasons = {address: failure.reason for address, failure in folder.final_failures().items()}
+        self.schedule = Schedule(self._asks, planner, Choice(space, self.metrics), folder.store.has, reasons)
         self.schedule.begin()
 
     @property
@@ -109,30 +100,15 @@ class Driver:
 
     def write_state(self, *, ended: bool = False) -> State:
         """Record how far the sweep is; the chosen combination once it has ended."""
+        chosen = self.schedule.chosen if ended else None
         state = State(
             stages={stage.address: self._entry(stage) for stage in self.schedule.stages.values()},
             rows=[self._row(row) for row in self.schedule.rows],
-            chosen=self.chosen() if ended else None,
+            chosen=chosen.number if chosen else None,
             ended=ended,
         )
         self.folder.write_state(state)
         return state
-
-    def best(self) -> tuple[PlannedRow, float] | None:
-        """The best combination so far and its score."""
-        row = self.chosen_row
-        score = None if row is None or row.number is None else self.schedule.scores[row.number]
-        return None if row is None or score is None else (row, score)
-
-    @property
-    def chosen_row(self) -> PlannedRow | None:
-        """The row of the combination that is chosen so far."""
-        number = self.chosen()
-        return None if number is None else self.schedule.combinations[number]
-
-    def chosen(self) -> int | None:
-        """The number of the combination that is chosen so far."""
-        return self._choice.chosen(self.schedule.combinations, self.schedule.scores)
 
     def _done(self, stage: Stage, failed_before: bool) -> None:
         if failed_before:

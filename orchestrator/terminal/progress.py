@@ -152,7 +152,7 @@ class Outlook:
                 yield Running(stage, began, pace.last[0] if pace else 0, self._steps(stage))
 
     def _best(self) -> str:
-        best = self.driver.best()
+        best = self.driver.schedule.best
         if best is None:
             return ""
         title = best[0].record().title
@@ -177,7 +177,8 @@ class Outlook:
             for number in range(len(asked), len(asked) + self._not_asked()):
                 yield self._row(number, self._cells[number])
         if not driver.schedule.complete:
-            yield from self._controls(asked[driver.chosen() or 0])
+            chosen = driver.schedule.chosen
+            yield from self._controls(chosen.combination if chosen and chosen.combination else asked[0])
 
     def _not_asked(self) -> int:
         cells = len(self._cells)

@@ -23,7 +23,6 @@ from support.plans import World, make_planner, make_schedule, make_space
 from deftx.cli.command import console
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
-from orchestrator.plan.rows import PlannedRow
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
 from orchestrator.search.schedule import Job
@@ -54,14 +53,6 @@ class FakeDriver:
     @property
     def asked(self) -> Any:
         return self.replay.asked
-
-    def best(self) -> tuple[PlannedRow, float] | None:
-        number = self.chosen()
-        return None if number is None else (self.schedule.combinations[number], self.schedule.scores[number])
-
-    def chosen(self) -> int | None:
-        found = {number: score for number, score in self.schedule.scores.items() if score is not None}
-        return max(found, key=found.__getitem__, default=None)
 
     def seconds(self, stage: Stage) -> float:
         return self.took[stage.address]
