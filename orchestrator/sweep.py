@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from humanize import naturalsize
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
@@ -128,7 +129,7 @@ def gc(
     removed = collect(Store(_absolute(storage)), remove=yes)
     word = "removed" if yes else "would remove (with --yes)"
     out.print(f"{word}: {removed.stages} stages, {removed.attempts} attempts, {removed.deltas} deltas, "
-              f"{removed.bytes / 2**20:.1f} MiB")  # fmt: skip
+              f"{naturalsize(removed.bytes, binary=True)}")  # fmt: skip
 
 
 def _run(
@@ -223,7 +224,7 @@ def _print_plan(prepared: session.Prepared) -> None:
     for title, stages in (("these combinations", preview.search), ("baselines", preview.baselines)):
         cost = estimate(stages)
         words = "size of the backbone unknown" if cost is None else (
-            f"about {cost.bytes / 2**30:.2f} GiB in the store and {cost.gpu_hours:.2f} GPU hours of training"
+            f"about {naturalsize(cost.bytes, binary=True)} in the store and {cost.gpu_hours:.2f} GPU hours of training"
         )  # fmt: skip
         out.print(f"{title}: {words}", soft_wrap=True)
     rates = ", ".join(f"{rate:g} TFLOP/s {name}" for name, rate in SUSTAINED_TFLOPS.items())

@@ -5,7 +5,7 @@ Numbers are percent points, intervals 95 %. `target-valid` is called few-label s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from deftx.config import Metric, Training
@@ -59,11 +59,6 @@ def _not_zero(number: float, form: str) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 language`, `1,200 languages`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def by_few_labels(info: SweepInfo) -> bool:
