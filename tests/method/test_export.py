@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support.islands import folder_of, run, write_data, write_space
+from support.patience import PATIENCE
 from support.tiny import LABELS, make_sft, same_bits
 from typer.testing import CliRunner, Result
 
@@ -73,8 +74,8 @@ def plain(exported: dict[str, Path], data: Path) -> dict[str, Any]:
     """What transformers makes of the exported folders and the test sets, in a process that imports no deftx."""
     texts = {str(folder): sentences(data, language) for language, folder in exported.items()}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", PLAIN], input=json.dumps(texts), capture_output=True, text=True, timeout=180,
-        check=False,
+        [sys.executable, "-I", "-c", PLAIN], input=json.dumps(texts), capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

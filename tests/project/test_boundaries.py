@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 
 import deftx
 
@@ -34,7 +35,7 @@ def imported_by(code: str) -> set[str]:
     """The top-level packages that are loaded after some code has run."""
     report = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=120, check=True,
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=PATIENCE, check=True,
         cwd=Path(deftx.__file__).parent.parent,
     )  # fmt: skip
     return set(done.stdout.split())

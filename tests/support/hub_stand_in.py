@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from support.patience import PATIENCE
+
 T = TypeVar("T")
 Files = Mapping[str, bytes]
 
@@ -79,7 +81,7 @@ class Client:
         self._pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(self.environment,))
 
     def __call__(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        return self._pool.submit(function, *arguments, **named).result(timeout=180)
+        return self._pool.submit(function, *arguments, **named).result(timeout=PATIENCE)
 
     def __enter__(self) -> Client:
         return self
