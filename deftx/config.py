@@ -26,6 +26,7 @@ Split = Literal["train", "valid", "test"]
 EvaluationSplit = Literal["test", "valid"]
 EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = get_args(EvaluationSplit)
 SPLIT_WORDS: dict[EvaluationSplit, str] = {"valid": "validation", "test": "test"}
+METRIC_WORDS: dict[Metric, str] = {"macro_f1": "macro F1", "accuracy": "accuracy"}
 """What readers are shown."""
 
 PAPER_K_LANGUAGE = 7_667_712

@@ -16,6 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from deftx.cli.command import HELP, Command, console, example
+from deftx.stages.files import SFT
 from deftx.stages.stage import KINDS
 from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
@@ -200,7 +201,7 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
         from orchestrator.report.chosen import export_command
 
         for name, address in {"task": row.task_sft, **row.language_sfts}.items():
-            out.print(f"  vector of {name}: {folder.store.url_of(str(address), 'sft')}", soft_wrap=True)
+            out.print(f"  vector of {name}: {folder.store.url_of(str(address), SFT)}", soft_wrap=True)
         out.print(f"export: {escape(export_command(folder, space))}", soft_wrap=True)
     if code == 3:
         out.print(f"[red]{session.summary(state)}[/red]; see: python -m orchestrator.sweep failed {folder.name} "

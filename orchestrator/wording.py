@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deftx.config import Metric, Training
+from deftx.config import METRIC_WORDS, Metric, Training
 from deftx.evaluate.bootstrap import Estimate
 from deftx.rank import Rank
 from deftx.stages.store import Manifest
 from orchestrator.record.sweep import SweepInfo
 
-METRIC_WORDS: dict[Metric, str] = {"macro_f1": "macro F1", "accuracy": "accuracy"}
 NOTHING = "-"
 _FEW_LABELS = (
     "few-label selection (the highest mean {metric} on the target languages' validation sets, so target labels chose "

@@ -6,10 +6,17 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test asks for two threads, none spins on a busy core
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves a worker next to nothing beside another test
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how long an example takes is the machine's affair
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

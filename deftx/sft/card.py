@@ -6,12 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from deftx.config import SPLIT_WORDS
+from deftx.config import METRIC_WORDS, SPLIT_WORDS
 from deftx.sft.composition import Composition, Part, Score, Stored
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import HubFolder
-
-_METRICS = {"macro_f1": "macro F1", "accuracy": "accuracy"}
 
 
 def model_card(composition: Composition, task: SparseFineTuning, language: SparseFineTuning | None) -> str:
@@ -64,7 +62,9 @@ def _scores(scores: tuple[Score, ...]) -> list[str]:
     lines = ["| split | metric | percent points [95 % interval] | items |", "|---|---|---|---|"]
     for one in scores:
         value, low, high = (f"{100 * number:.1f}" for number in (one.value, one.low, one.high))
-        lines.append(f"| {SPLIT_WORDS[one.split]} | {_METRICS[one.metric]} | {value} [{low}, {high}] | {one.items} |")
+        lines.append(
+            f"| {SPLIT_WORDS[one.split]} | {METRIC_WORDS[one.metric]} | {value} [{low}, {high}] | {one.items} |"
+        )
     return ["\n".join(lines), "One run: the intervals say what other items would change, not what another seed would."]
 
 

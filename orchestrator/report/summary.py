@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from humanize import natural_list
 
+from deftx.config import METRIC_WORDS
 from deftx.evaluate.bootstrap import AVERAGE, Estimate
 from orchestrator.record.sweep import State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import METRIC_WORDS, by_few_labels, counted, points, selection_words, signed_points
+from orchestrator.wording import by_few_labels, counted, points, selection_words, signed_points
 
 
 def summary(info: SweepInfo, state: State, validation: Results | None, test: Results | None) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from humanize import natural_list
 
-from deftx.config import SPLIT_WORDS
+from deftx.config import METRIC_WORDS, SPLIT_WORDS
 from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import Failure, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import ALIKE, METRIC_WORDS, NOTHING, by_few_labels, counted, points, signed_points
+from orchestrator.wording import ALIKE, NOTHING, by_few_labels, counted, points, signed_points
 
 if TYPE_CHECKING:
     from deftx.data.text_check import TextCheck

@@ -20,11 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deftx.config import METRIC_WORDS
 from deftx.errors import ConfigError
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepInfo
 from orchestrator.tracking.content import PARENT, Point, PublishedFile, RunContent, result, score_name
-from orchestrator.wording import METRIC_WORDS
 
 if TYPE_CHECKING:  # importing mlflow takes a second or two: it is left to the mirror's own thread
     from mlflow import MlflowClient

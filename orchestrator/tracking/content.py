@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from deftx.config import METRIC_WORDS
+from deftx.stages.files import SEALED, SFT
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
-from orchestrator.wording import METRIC_WORDS, by_few_labels, selection_words
+from orchestrator.wording import by_few_labels, selection_words
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 PARENT = "sweep"
@@ -188,9 +190,9 @@ class SweepContent:
     def _sealed_scores(self, address: str) -> dict[str, Any]:
         """The one place where test scores are read."""
         manifest = self.folder.store.manifest(address)
-        if manifest is None or "sealed_test.json" not in manifest.files:
+        if manifest is None or SEALED not in manifest.files:
             return {}
-        return dict(json.loads(self.folder.store.fetch(address, "sealed_test.json").read_bytes()))
+        return dict(json.loads(self.folder.store.fetch(address, SEALED).read_bytes()))
 
     def _tags(self, address: str, kind: str, commit: str | None) -> dict[str, str]:
         tags = {
@@ -218,7 +220,7 @@ class SweepContent:
         if reused:
             tags["reused"] = "true"
             if entry.kind == "sparse":
-                tags["sft"] = self.folder.store.url_of(manifest.address, "sft")
+                tags["sft"] = self.folder.store.url_of(manifest.address, SFT)
         return tags
 
     def _description(self, state: State) -> dict[str, str]:
@@ -389,7 +391,7 @@ def _details(manifest: Manifest) -> Files:
 
 def _published_files(manifest: Manifest) -> Files:
     """The SFT of a sparse stage, and what the check of a text found."""
-    folder = {"sparse": "sft/", "check": ""}.get(manifest.kind)
+    folder = {"sparse": f"{SFT}/", "check": ""}.get(manifest.kind)
     return {
         name: PublishedFile(manifest.address, name, entry.sha256)
         for name, entry in manifest.files.items()

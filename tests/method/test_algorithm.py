@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.patience import PATIENCE
 from support.tiny import LABELS, make_sft, make_tokenizer, same_bits, write_backbone
 from support.world import LANGUAGE_TRAINING, NUSAX, TASK_TRAINING, World, write_files
 from torch import Tensor
@@ -446,7 +447,7 @@ for stage in pickle.loads(Path({str(tmp_path / "stages.pickle")!r}).read_bytes()
     make(stage, Store({str(tmp_path / "store")!r}))
 """
     here = Path(deftx.__file__).parent.parent
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=here, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=here, timeout=PATIENCE)
     store = Store(str(tmp_path / "store"))
     for stage in four(world):
         manifest = store.manifest(stage.address)

@@ -128,7 +128,7 @@ def test_rows_that_share_an_item_are_drawn_together() -> None:
     assert _width(spread)["a"] < 0.7 * _width(bootstrap.interval({"a": one}))["a"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=25),
     metric=st.sampled_from(["macro_f1", "accuracy"]),
@@ -146,7 +146,7 @@ def test_whatever_the_rows(rows: list[tuple[int, int, int]], metric: Metric, see
 
 
 @given(seed=st.integers(0, 50))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_difference_turns_its_sign_with_the_systems(seed: int) -> None:
     a, b = random_system(seed), random_system(seed + 1000)
     bootstrap = Bootstrap(LABELS, "macro_f1", draws=99, seed=seed)

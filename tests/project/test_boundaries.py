@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.nusax_files import write_files
+from support.patience import PATIENCE
 
 import deftx
 from orchestrator.space.load import shipped_spaces
@@ -36,7 +37,7 @@ def imported_by(code: str) -> set[str]:
     """The top-level packages that are loaded after some code has run."""
     report = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=120, check=True,
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=PATIENCE, check=True,
         cwd=Path(deftx.__file__).parent.parent,
     )  # fmt: skip
     return set(done.stdout.split())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.islands import attempts, folder_of, published, run, shuffle_test_labels, sweep, write_data, write_space
+from support.patience import PATIENCE
 
 import deftx.method.make
 from deftx.errors import DataError
@@ -376,7 +377,7 @@ def command(space: Path, data: Path, storage: Path, *options: str) -> list[str]:
 
 def wait_for(storage: Path, number: int, process: subprocess.Popen[bytes]) -> None:
     """Until so many stages are published, or the driver has ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while len(published(storage)) < number and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
 
@@ -387,7 +388,7 @@ def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(space: Path, dat
     )
     wait_for(tmp_path, 4, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, (out, err)
     assert b"goes on from here" in out + err
     assert b"Traceback" not in out + err
@@ -426,7 +427,7 @@ def test_ray_gives_the_same_vectors_bit_for_bit_and_the_same_choice(
     finished: Path, space: Path, data: Path, tmp_path: Path, parallel: int
 ) -> None:
     words = command(space, data, tmp_path, "--set", f"parallel={parallel}")
-    result = subprocess.run(words, capture_output=True, text=True, timeout=400)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stdout + result.stderr
     assert sft_bytes(tmp_path) == sft_bytes(finished)
     one, other = (folder_of(storage, "tiny").state() for storage in (finished, tmp_path))
@@ -440,14 +441,14 @@ def test_ray_is_interrupted_cleanly_and_survives_its_drivers_death(space: Path, 
     process = subprocess.Popen(command(space, data, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(tmp_path, 5, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, (out, err)
     process = subprocess.Popen(command(space, data, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(tmp_path, 15, process)
     process.kill()
     process.wait()
     before = {address: attempts(tmp_path)[address] for address in published(tmp_path)}
-    result = subprocess.run(command(space, data, tmp_path), capture_output=True, text=True, timeout=400)
+    result = subprocess.run(command(space, data, tmp_path), capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stdout + result.stderr
     assert {address: attempts(tmp_path)[address][:1] for address in before} == {a: v[:1] for a, v in before.items()}
     assert all(folder_of(tmp_path, "tiny").store.manifest(address) for address in before)

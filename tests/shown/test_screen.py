@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.islands import folder_of, run, write_data, write_space
+from support.patience import PATIENCE
 from support.plans import World, make_planner, make_schedule, make_space
 
 from deftx.cli.command import console
@@ -432,7 +433,7 @@ def words(space: Path, data: Path, storage: Path, *options: str) -> list[str]:
     return [str(word) for word in start]
 
 
-def in_terminal(command: list[str], columns: int, rows: int, seconds: float = 400) -> tuple[int, str]:
+def in_terminal(command: list[str], columns: int, rows: int, seconds: float = PATIENCE) -> tuple[int, str]:
     """Run a command in a pseudo-terminal; its exit code and all it wrote."""
     kept_out = ("CI", "NO_COLOR", "FORCE_COLOR")
     environment = {name: value for name, value in os.environ.items() if name not in kept_out}
@@ -451,7 +452,7 @@ def in_terminal(command: list[str], columns: int, rows: int, seconds: float = 40
             if not part:
                 break
     os.close(main)
-    return process.wait(30), written.decode()
+    return process.wait(PATIENCE), written.decode()
 
 
 def plain(text: str) -> list[str]:
@@ -474,7 +475,7 @@ def test_quiet_prints_the_outcome_and_nothing_else(space: Path, data: Path, tmp_
 def test_nothing_foreign_in_a_pipe(space: Path, data: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     environment = {**os.environ, "FORCE_COLOR": "1", "PYTHONWARNINGS": "default"}
     result = subprocess.run(
-        words(space, data, tmp_path, *options), capture_output=True, text=True, timeout=400, env=environment
+        words(space, data, tmp_path, *options), capture_output=True, text=True, timeout=PATIENCE, env=environment
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "\x1b" not in result.stdout

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from support.islands import folder_of, published, write_data, write_space
+from support.patience import PATIENCE
 
 from deftx.sft.vector import SparseFineTuning
 from deftx.stages.store import Manifest
@@ -63,7 +64,7 @@ class Server:
 
     def wait(self) -> None:
         """Until it answers."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE
         while not self.answers():
             assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
             time.sleep(0.2)
@@ -82,7 +83,7 @@ class Server:
             return False
 
     def bytes(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.uri + path, timeout=20) as answer:
+        with urllib.request.urlopen(self.uri + path, timeout=60) as answer:
             return bytes(answer.read())
 
     def get(self, call: str, **query: object) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class Server:
         request = urllib.request.Request(
             f"{self.uri}/api/2.0/mlflow/runs/search", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return list(json.loads(answer.read())["runs"])
 
     def history(self, run: str, metric: str) -> list[tuple[int, float]]:
@@ -172,7 +173,7 @@ class Outage:
 
 def with_an_outage(server: Server, storage: Path, sweep: subprocess.Popen[str]) -> Outage:
     """Kill the server at the first finished stage, and bring it back after `OUTAGE_SECONDS`."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while not published(storage) and time.monotonic() < deadline:
         assert sweep.poll() is None, sweep.communicate()
         time.sleep(0.02)
@@ -191,7 +192,7 @@ def with_an_outage(server: Server, storage: Path, sweep: subprocess.Popen[str]) 
 
 def mirror_afterwards(storage: Path, server: Server) -> str:
     words = [sys.executable, "-m", "orchestrator.tracking", str(storage), "--tracking-uri", server.uri]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -207,7 +208,7 @@ def test_a_server_that_is_away_for_a_minute_misses_nothing(servers: tuple[Server
     sweep = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         outage = with_an_outage(server, storage, sweep)
-        out, err = sweep.communicate(timeout=240)
+        out, err = sweep.communicate(timeout=PATIENCE)
     finally:
         sweep.kill()
         sweep.wait()

@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow
 import pyarrow.parquet
+from support.patience import PATIENCE
 
 T = TypeVar("T")
 Files = Mapping[str, bytes]
@@ -83,7 +84,7 @@ class Client:
         self._pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(self.environment,))
 
     def __call__(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        return self._pool.submit(function, *arguments, **named).result(timeout=180)
+        return self._pool.submit(function, *arguments, **named).result(timeout=PATIENCE)
 
     def __enter__(self) -> Client:
         return self

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.patience import PATIENCE
 from support.plans import World as Workers
 from support.plans import make_planner, make_schedule, make_space, simulate
 from support.tiny import make_tokenizer, write_backbone
@@ -198,7 +199,7 @@ def test_without_evaluation_sentences_nothing_is_compared() -> None:
     st.lists(st.sampled_from(["w1", "w1 ", "w1  w2", "w1 w2", "W1", "", "w3 \ufffd", "a\u0301", SENTENCE]), min_size=1),
     st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_repeats_and_the_rest_are_all_lines_in_any_order(lines: list[str], seed: int) -> None:
     if not any(lines):
         return
@@ -307,7 +308,7 @@ def test_the_command_prints_counts_and_warnings(tmp_path: Path) -> None:
     options = ["--backbone", folder, *tables, "--steps", "100"]
     done = subprocess.run(
         [sys.executable, "-m", "deftx", "check", tmp_path / "ace.txt", *options], capture_output=True, text=True,
-        timeout=300, env={**os.environ, "COLUMNS": "100"}, cwd=Path(__file__).parents[2],
+        timeout=PATIENCE, env={**os.environ, "COLUMNS": "100"}, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines() if "│" in line]

@@ -17,7 +17,7 @@ from benchmarks.random_backbone import write
 
 STEPS = [
     word
-    for setting in ("language.training.max_steps=5", "task.training.max_steps=5", "language.k=10%", "task.k=10%")
+    for setting in ("language.training.max_steps=2", "task.training.max_steps=2", "language.k=10%", "task.k=10%")
     for word in ("--set", setting)
 ]
 

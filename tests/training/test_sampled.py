@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ def gradients(x: Tensor, layer: nn.Linear, index: list[int], above: Tensor) -> t
     return x.grad, values.grad, None if layer.bias is None else layer.bias.grad
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_the_gradient_of_the_chosen_entries_is_theirs_of_the_whole(data: st.DataObject) -> None:
     examples, tokens, into, out = (data.draw(st.integers(1, 7)) for _ in range(4))

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from deftx.config import SPLIT_WORDS
+from deftx.config import METRIC_WORDS, SPLIT_WORDS
 from deftx.evaluate.bootstrap import AVERAGE
 from deftx.rank import Rank
 from orchestrator.record.sweep import BASELINE_TITLES, RowKind
@@ -36,7 +36,7 @@ from orchestrator.report.plots.page import (
     page,
 )
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import METRIC_WORDS, counted
+from orchestrator.wording import counted
 
 _RANKS = ("rank_l", "rank_t")
 _SIGNS = {"chosen": "★", "failed": "×", "waiting": "…"}
