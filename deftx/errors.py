@@ -34,10 +34,10 @@ class TrainingError(DeftxError):
 
 def hint(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` with the known name that is nearest, or nothing where none is near."""
-    nearest = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    nearest = get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what an error says, or its name where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

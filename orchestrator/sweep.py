@@ -1,6 +1,6 @@
 """The command: `python -m orchestrator.sweep SPACE`, and `status`, `failed` and `gc`, which need no Ray.
 
-Only arguments, messages and exit codes here; what a call does is in `session`.
+Arguments, messages and exit codes; and in which order a call prepares, runs, chooses, reports and mirrors.
 """
 
 from __future__ import annotations

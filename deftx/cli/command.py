@@ -60,7 +60,7 @@ def user_errors() -> Iterator[None]:
         err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
+        err.print("interrupted; what was finished is kept")
         raise typer.Exit(130) from None
 
 

@@ -1,1 +1,1 @@
-"""Where text and labelled rows come from: sources, benchmarks, leak removal, token blocks, and the demo family."""
+"""Benchmarks, plain text and the rows of both, and what must not be in them; where bytes come from is in `sources`."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deftx.config import Metric
 from deftx.errors import DataError
-from deftx.evaluate.metrics import _check_lengths
+from deftx.evaluate.metrics import check_lengths
 
 AVERAGE = "average"
 
@@ -40,7 +40,7 @@ class Predictions:
 
     def __post_init__(self) -> None:
         """Refuse columns that do not fit together."""
-        _check_lengths(self.ids, self.gold, self.predicted)
+        check_lengths(self.ids, self.gold, self.predicted)
 
 
 System = Mapping[str, Predictions]

@@ -25,13 +25,18 @@ def score(gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], 
     """
     from sklearn.metrics import accuracy_score, f1_score
 
-    _check_lengths(gold, predicted)
+    check_lengths(gold, predicted)
     if metric == "accuracy":
         return float(accuracy_score(gold, predicted))
     return float(f1_score(gold, predicted, labels=np.arange(len(labels)), average="macro", zero_division=0.0))
 
 
-def _check_lengths(*columns: Sequence[Any]) -> None:
+def check_lengths(*columns: Sequence[Any]) -> None:
+    """Check that columns have one length.
+
+    Raises:
+        DataError: when they have not, or are empty.
+    """
     lengths = [len(column) for column in columns]
     if len(set(lengths)) != 1 or not lengths[0]:
         raise DataError(f"predictions need columns of one length of at least 1 row, not {lengths}")

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator
 
-from deftx.config import EvaluationSplit, Metric, Settings, TaskKind
+from deftx.config import SPLIT_WORDS, EvaluationSplit, Metric, Settings, TaskKind
 from deftx.errors import ConfigError, DataError, StoreError, hint
 from deftx.sources.published import HubFolder, LocalFolder, resolve_folder
 from deftx.stages.store import Store
@@ -40,9 +40,13 @@ class Score(Settings):
     high: float
     items: int
 
+    @field_serializer("split")
+    def _in_words(self, split: EvaluationSplit) -> str:
+        return SPLIT_WORDS[split]
+
     @field_validator("split", mode="before")
     @classmethod
-    def _as_earlier_versions_wrote_it(cls, split: object) -> object:
+    def _of_words(cls, split: object) -> object:
         return "valid" if split == "validation" else split
 
 

@@ -13,7 +13,7 @@ from deftx.masks.select import Indices
 
 @dataclass(frozen=True)
 class Entries:
-    """Attributes as those of `SparseFineTuning`, which adds its origin."""
+    """Chosen entries by parameter, their values and shapes, and a head: a `SparseFineTuning` without its origin."""
 
     indices: Indices
     values: dict[str, Tensor]

@@ -81,7 +81,9 @@ def file_source(url: str, expected: str = "", *, text: bool = False) -> FileSour
         if not content.strip():
             raise DataError(f"{url}: the file is empty")
     except DataError as error:
-        raise DataError(f"{error}; a data root holds {expected}") from None if expected else error
+        if not expected:
+            raise
+        raise DataError(f"{error}; a data root holds {expected}") from None
     if text:
         _decoded(content, url)
     return FileSource(sha256=hashlib.sha256(content).hexdigest(), url=url, size=len(content))

@@ -1,4 +1,4 @@
-"""What was found on the hub so far, by what was asked: a sweep resolves each revision once and keeps to it."""
+"""Revisions and files of the hub, each resolved once for a sweep: what it began with is what it goes on with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNRESOLVED = "unresolved"
 
 @dataclass
 class Pins:
-    """What was found on line so far, by what was asked: a sweep resolves each once and keeps to it."""
+    """The answers so far, by what was asked."""
 
     found: dict[str, str] = field(default_factory=dict)
     lenient: bool = False

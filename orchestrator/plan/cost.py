@@ -1,6 +1,6 @@
 """What a plan would cost, before anything runs: bytes in the store, and arithmetic as GPU hours. Estimates only.
 
-Pure: the sizes of files were noted when they were resolved, and those of backbones are in `deftx.models.sizes`.
+No text is opened: the sizes of files were noted when they were resolved; those of backbones are in `models.sizes`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
 
 @cache
 def _size_of_folder(backbone: LocalFolder) -> Size | None:
-    """Told once: the folder is known by its content."""
+    """The size of the backbone in a folder, told once: the folder is known by its content."""
     return size_of_folder(Path(backbone.path))
 
 

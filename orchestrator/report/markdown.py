@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from deftx.data.findings import TextCheck
 from deftx.errors import StoreError
 from deftx.stages.files import CHECK
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, State, SweepFolder, SweepInfo, known_sweep
-from orchestrator.report import tables as sections
+from orchestrator.report import tables
 from orchestrator.report.plots.page import png
 from orchestrator.report.plots.scores import heatmap, language_bars
 from orchestrator.report.plots.time import time_plot
@@ -27,9 +27,6 @@ from orchestrator.report.summary import summary
 from orchestrator.report.times import read_times, time_words
 from orchestrator.report.vectors import Mask, Spectrum, chosen_masks, chosen_spectra, read_vectors
 from orchestrator.wording import cautions, effective_l1, validation_words
-
-if TYPE_CHECKING:
-    from deftx.data.text_check import TextCheck
 
 
 @dataclass(frozen=True)
@@ -90,10 +87,7 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
 
 
 def _text_check(store: Store, address: str) -> TextCheck | None:
-    """What a check found; none where its file is damaged, for no stage would make it again for the report's sake."""
-    # torch takes seconds to import, and many sweeps have no check
-    from deftx.data.text_check import TextCheck
-
+    """What a check found; None where its file is damaged, for no stage would make it again for the report's sake."""
     try:
         return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
     except StoreError:
@@ -129,21 +123,21 @@ def _markdown(found: _Findings, drawn: Iterable[str]) -> str:
         f"# DEFT-X sweep {info.name}: {info.benchmark}",
         summary(info, found.state, found.validation, found.test),
         f"Effective L1: {effective_l1(info.space)}. Backbone: {info.backbone}.",
-        *sections.warnings(info, found.state, found.validation, found.failures, found.cautions),
-        *sections.scores(
+        *tables.warnings(info, found.state, found.validation, found.failures, found.cautions),
+        *tables.scores(
             found.test, "No row was chosen by this table, and no interval is adjusted for the number of rows."
         ),
-        *sections.picture(drawn, "languages.png", "Scores by language with 95 % intervals"),
-        *sections.scores(found.validation, f"Validation {validation_words(info)}."),
-        *sections.picture(drawn, "heatmap.png", "Mean validation score by rank"),
-        *sections.vectors(found.vectors),
-        *sections.picture(drawn, "spectra.png", "Singular-value spectra with the chosen ranks"),
-        *sections.picture(drawn, "overlap.png", "Overlap of the chosen masks beside chance"),
-        *sections.texts(found.checks),
-        *sections.failed(found.failures),
-        *sections.sizes(splits),
+        *tables.picture(drawn, "languages.png", "Scores by language with 95 % intervals"),
+        *tables.scores(found.validation, f"Validation {validation_words(info)}."),
+        *tables.picture(drawn, "heatmap.png", "Mean validation score by rank"),
+        *tables.vectors(found.vectors),
+        *tables.picture(drawn, "spectra.png", "Singular-value spectra with the chosen ranks"),
+        *tables.picture(drawn, "overlap.png", "Overlap of the chosen masks beside chance"),
+        *tables.texts(found.checks),
+        *tables.failed(found.failures),
+        *tables.sizes(splits),
         *_time(found.times, drawn),
-        *sections.provenance(info),
+        *tables.provenance(info),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -151,4 +145,4 @@ def _markdown(found: _Findings, drawn: Iterable[str]) -> str:
 def _time(times: pd.DataFrame, drawn: Iterable[str]) -> list[str]:
     if times.empty:
         return []
-    return ["## Time", time_words(times), *sections.picture(drawn, "time.png", "Time by language and stage")]
+    return ["## Time", time_words(times), *tables.picture(drawn, "time.png", "Time by language and stage")]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from humanize import natural_list
 
 from deftx.config import METRIC_WORDS, SPLIT_WORDS
+from deftx.data.findings import TextCheck
 from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import Failure, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
 from orchestrator.wording import ALIKE, NOTHING, by_few_labels, counted, points, signed_points
-
-if TYPE_CHECKING:
-    from deftx.data.text_check import TextCheck
 
 _PACKAGES = (
     "deftx-sweeps", "python", "torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray",

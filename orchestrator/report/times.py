@@ -40,7 +40,7 @@ def time_words(times: pd.DataFrame) -> str:
     return f"{counted(len(times), 'stage')}, {' and '.join(spent)}; reused stages are in it, lost attempts are not."
 
 
-def _unit(seconds: float) -> tuple[float, str]:
+def unit_of(seconds: float) -> tuple[float, str]:
     """Seconds in the unit that suits an amount of time, and that unit."""
     if seconds < 600:
         return 1.0, "seconds"
@@ -49,8 +49,9 @@ def _unit(seconds: float) -> tuple[float, str]:
 
 def _hours(seconds: float) -> str:
     hours = float(seconds) / 3600
-    return f"{hours:.2g}" if hours < 1 else _amount(hours)
+    return f"{hours:.2g}" if hours < 1 else amount(hours)
 
 
-def _amount(number: float) -> str:
+def amount(number: float) -> str:
+    """A number with one decimal, or none where it has three digits."""
     return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"

@@ -41,4 +41,5 @@ class Combination:
 
 @cache  # a grid of thousands of combinations has some hundred settings, and is made at every start
 def _denoise(rank: str, retention: float, retention_of: RetentionOf) -> Denoise:
+    """One object for equal settings."""
     return Denoise(rank=rank, retention=retention, retention_of=retention_of)

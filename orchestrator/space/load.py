@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from deftx.config import PresetName, TaskKind, preset
 from deftx.data.catalogue import BENCHMARKS
-from deftx.errors import ConfigError
-from orchestrator.space.schema import Space, nearest
+from deftx.errors import ConfigError, hint
+from orchestrator.space.schema import Space
 
 _NAME_OR_MAPPING = ("benchmark", "backbone")
 
@@ -71,7 +71,7 @@ def _read(name: str) -> tuple[str, str]:
             raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
     known = shipped_spaces()
     if name not in known:
-        raise ConfigError(f"unknown space {name!r}{nearest(name, known)}; there are {', '.join(known)}, or give a path")
+        raise ConfigError(f"unknown space {name!r}{hint(name, known)}; there are {', '.join(known)}, or give a path")
     return name, (files("search_spaces") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -139,7 +139,7 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _fields(location[:-1])
-        return f"{path}: unknown key{nearest(str(location[-1]), known)}"
+        return f"{path}: unknown key{hint(str(location[-1]), known)}"
     if problem["type"] == "missing":
         return f"{path}: missing"
     given = problem.get("input")

@@ -6,7 +6,7 @@ How a file becomes a space is in `load`; which stages a space means is in `plan`
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,7 +28,7 @@ from deftx.config import (
     TaskRecipe,
 )
 from deftx.data.catalogue import Benchmark, OwnBenchmark, benchmark
-from deftx.errors import ConfigError
+from deftx.errors import ConfigError, hint
 from deftx.rank import Rank
 from deftx.stages.settings import BackboneShape
 from orchestrator.space.combination import Combination
@@ -163,7 +163,7 @@ class Space(Settings):
             return targets
         known = benchmark(info.data["benchmark"])
         codes = targets if known.languages is None else known.languages
-        wrong = [f"unknown language {t!r}{nearest(t, codes)}" for t in targets if t not in codes]
+        wrong = [f"unknown language {t!r}{hint(t, codes)}" for t in targets if t not in codes]
         wrong += [f"{target!r} is named twice" for target in dict.fromkeys(targets) if targets.count(target) > 1]
         if known.source_language in targets:
             wrong.append(f"{known.source_language!r} is the source language and cannot be a target")
@@ -240,11 +240,3 @@ class Space(Settings):
     def resources_of(self, kind: str) -> Resources:
         """What a trial of a stage kind takes."""
         return dict(self.resources).get(kind, Resources())  # type: ignore[call-overload,no-any-return]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing when no known name is near."""
-    from rapidfuzz import process
-
-    found = process.extractOne(word, list(known), score_cutoff=60)
-    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -188,7 +188,7 @@ class SweepContent:
         return each | _means([self._test_scores(address) for address in grades.values()])
 
     def _sealed_scores(self, address: str) -> dict[str, Any]:
-        """The one place where test scores are read."""
+        """The test scores of a grade, for whoever has seen that the search has ended; a report has them of `grades`."""
         manifest = self.folder.store.manifest(address)
         if manifest is None or SEALED not in manifest.files:
             return {}
@@ -300,7 +300,7 @@ def point(key: str, value: float) -> tuple[str, float]:
     return name, factor * value
 
 
-def points(step: float, numbers: Mapping[str, float], milliseconds: int) -> Iterator[Point]:
+def curve_points(step: float, numbers: Mapping[str, float], milliseconds: int) -> Iterator[Point]:
     """The points of a stage's curves at one step."""
     for key, value in numbers.items():
         if key != "step":
@@ -367,7 +367,9 @@ def _curve(manifest: Manifest) -> tuple[Point, ...]:
     begin, end = _span(manifest) or [int(time.time() * 1000)] * 2
     last = max((row["step"] for row in manifest.curve), default=0) or 1
     times = [int(begin + (end - begin) * row["step"] / last) for row in manifest.curve]
-    return tuple(one for row, when in zip(manifest.curve, times, strict=True) for one in points(row["step"], row, when))
+    return tuple(
+        one for row, when in zip(manifest.curve, times, strict=True) for one in curve_points(row["step"], row, when)
+    )
 
 
 def _span(manifest: Manifest) -> tuple[int, int] | None:

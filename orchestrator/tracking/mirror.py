@@ -20,7 +20,7 @@ from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder, SweepInfo, known_sweep
 from orchestrator.tracking.client import MlflowRuns
-from orchestrator.tracking.content import PARENT, Point, RunContent, RunStatus, SweepContent, points, sweep_status
+from orchestrator.tracking.content import PARENT, Point, RunContent, RunStatus, SweepContent, curve_points, sweep_status
 
 FLUSH_SECONDS = 5.0
 PAUSE_SECONDS = 10.0
@@ -68,7 +68,7 @@ class Mirror:
 
     def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
         """Let a running stage's curve grow; points are sent together every few seconds."""
-        self._points.extend((address, point) for point in points(step, metrics, int(time.time() * 1000)))
+        self._points.extend((address, point) for point in curve_points(step, metrics, int(time.time() * 1000)))
         if time.monotonic() >= self._flush_at:
             self._flush_at = time.monotonic() + FLUSH_SECONDS
             self._submit(self._flush)
@@ -108,7 +108,7 @@ class Mirror:
     def _make(self, call: Call, again: str) -> None:
         try:
             call()
-        except Exception as error:  # whatever a tracker raises must not reach the sweep
+        except BaseException as error:  # whatever a tracker raises must not reach the sweep, which waits at its end
             self._quiet_until = time.monotonic() + PAUSE_SECONDS
             self._sweep.runs.forget()
             self.warning = (
@@ -235,6 +235,6 @@ def mirror_sweep(store: Store, folder: SweepFolder, tracking_uri: str) -> int:
     return SweepWriter(store, folder, info, tracking_uri).everything(sweep_status(folder.state()))
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """What an error says, short enough for a warning."""
     return textwrap.shorten(reason(error), 160, placeholder=" ...")

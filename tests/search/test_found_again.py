@@ -48,13 +48,14 @@ def test_a_plan_finds_every_stage(old: Path) -> None:
 
 def test_the_same_command_makes_nothing_again_and_reports_the_same(old: Path, tmp_path: Path) -> None:
     storage = old / "storage"
-    before, table = attempts(storage), (storage / "sweeps/tiny/results.csv").read_bytes()
+    before, sweep_folder = attempts(storage), storage / "sweeps/tiny"
+    written = {name: (sweep_folder / name).read_bytes() for name in ("results.csv", "vectors.csv", "chosen.json")}
     files = {path: path.read_bytes() for path in (storage / "stages").rglob("*") if path.is_file()}
     assert "nothing is left to do" in command(old)
     assert attempts(storage) == before
     assert published(storage) == set(folder_of(storage, "tiny").state().stages)
     assert {path: path.read_bytes() for path in (storage / "stages").rglob("*") if path.is_file()} == files
-    assert (storage / "sweeps/tiny/results.csv").read_bytes() == table
+    assert {name: (sweep_folder / name).read_bytes() for name in written} == written
     done = CliRunner().invoke(app, ["export", str(storage / "sweeps/tiny"), "ila", str(tmp_path / "model")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "model" / "model.safetensors").is_file()

@@ -285,6 +285,20 @@ def test_original_files_come_from_github_where_the_hub_lacks_them(monkeypatch: p
     ]
 
 
+def test_a_file_that_is_missing_or_empty_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    for name, problem in (("no.txt", "no such file"), ("empty.txt", "the file is empty")):
+        for expected, more in (("", ""), ("corpora/<code>.txt", "; a data root holds corpora/<code>.txt")):
+            with pytest.raises(DataError) as told:
+                sources.file_source(str(tmp_path / name), expected)
+            assert str(told.value) == f"{tmp_path / name}: {problem}{more}"
+
+
+def test_a_languages_name_leads_to_its_code() -> None:
+    with pytest.raises(ConfigError, match=r"no language 'minangkabau' \(did you mean 'min'\?\); valid: ace, ban"):
+        corpora.corpus_source(NUSAX, "minangkabau")
+
+
 def test_unreachable_addresses_are_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

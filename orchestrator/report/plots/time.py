@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from deftx.stages.stage import KINDS
 from orchestrator.report.plots.page import EDGE, RAMP, SMALL, TEXT, heading, heading_inches, page
-from orchestrator.report.times import _amount, _unit, time_words
+from orchestrator.report.times import amount, time_words, unit_of
 from orchestrator.wording import counted
 
 _STYLES = {
@@ -22,7 +22,7 @@ def time_plot(times: pd.DataFrame) -> Figure | None:
     if times.empty:
         return None
     subjects = list(dict.fromkeys(times["subject"]))
-    per_unit, unit = _unit(float(times.groupby("subject")["seconds"].sum().max()))
+    per_unit, unit = unit_of(float(times.groupby("subject")["seconds"].sum().max()))
     spent = times.pivot_table(index="subject", columns="kind", values="seconds", aggfunc="sum", fill_value=0.0)
     spent = spent.loc[subjects] / per_unit
     words = time_words(times)
@@ -36,7 +36,7 @@ def time_plot(times: pd.DataFrame) -> Figure | None:
     axis.set_ylim(len(subjects) - 0.5, -0.5)
     axis.set_xlim(0, 1.12 * left.max() or 1.0)
     for place, total in enumerate(left):
-        axis.text(total, place, f" {_amount(total)}", va="center", fontsize=SMALL)
+        axis.text(total, place, f" {amount(total)}", va="center", fontsize=SMALL)
     axis.set_xlabel(f"{unit}, one stage after another", fontsize=TEXT)
     figure.legend(loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False)
     heading(figure, "Time by language and stage", words)
@@ -45,5 +45,5 @@ def time_plot(times: pd.DataFrame) -> Figure | None:
 
 def _kind_words(times: pd.DataFrame, kind: str) -> str:
     seconds = times.loc[times["kind"] == kind, "seconds"]
-    per_unit, unit = _unit(float(seconds.sum()))
-    return f"{kind}: {_amount(seconds.sum() / per_unit)} {unit} in {counted(len(seconds), 'stage')}"
+    per_unit, unit = unit_of(float(seconds.sum()))
+    return f"{kind}: {amount(seconds.sum() / per_unit)} {unit} in {counted(len(seconds), 'stage')}"
