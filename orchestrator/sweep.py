@@ -43,9 +43,11 @@ app = typer.Typer(
     context_settings=HELP,
     help="Search the denoising ranks and retention of DEFT-X: learn sparse language and task vectors, compose them, "
     "and grade every combination. [bold]sweep SPACE[/bold] is short for [bold]sweep run SPACE[/bold].",
+    epilog=example("python -m orchestrator.sweep demo", "python -m orchestrator.sweep run --help"),
 )  # fmt: skip
 out, err = console(), console(stderr=True)
 
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Of a sweep: its space's, unless --name gave another.")]
 Storage = Annotated[str, typer.Option(help="Where results go: a folder, s3://..., gs://...", envvar="DEFTX_STORAGE")]
 
 
@@ -91,7 +93,7 @@ def run_sweep(
 
 
 @app.command(cls=Command, epilog=example("python -m orchestrator.sweep status nusax"))
-def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
+def status(name: Name, storage: Storage = "results") -> None:
     """How far a sweep is."""
     folder, info = known_sweep(Store(_absolute(storage)), name)
     state = folder.state()
@@ -110,7 +112,7 @@ def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storag
 
 
 @app.command(cls=Command, epilog=example("python -m orchestrator.sweep failed nusax"))
-def failed(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
+def failed(name: Name, storage: Storage = "results") -> None:
     """Which stages of a sweep failed for good, why, and where their logs lie."""
     folder, _ = known_sweep(Store(_absolute(storage)), name)
     failures = folder.final_failures()
@@ -119,7 +121,10 @@ def failed(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storag
     out.print(f"{len(failures)} failed; try again with --retry-failed" if failures else "nothing failed")
 
 
-@app.command(cls=Command, epilog=example("python -m orchestrator.sweep gc --storage results --yes"))
+@app.command(
+    cls=Command,
+    epilog=example("python -m orchestrator.sweep gc", "python -m orchestrator.sweep gc --storage results --yes"),
+)
 def gc(
     storage: Storage = "results",
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would be.")] = False,

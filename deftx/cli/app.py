@@ -12,6 +12,7 @@ app = typer.Typer(
     name="deftx", no_args_is_help=True, rich_markup_mode="rich", context_settings=HELP,
     help="Look a text over before training on it, and export what a sweep chose. The search itself is "
     "[bold]python -m orchestrator.sweep[/bold].",
+    epilog=example("deftx check --help", "deftx export results/sweeps/nusax ace model"),
 )  # fmt: skip
 app.command(
     "check", cls=Command, epilog=example("deftx check data/corpora/ace.txt --backbone FacebookAI/xlm-roberta-base")

@@ -46,6 +46,11 @@ def test_a_help_has_an_example(name: str, command: str) -> None:
     assert f"python -m orchestrator.{name}" in result.output or f"{name} {command}" in result.output
 
 
+@pytest.mark.parametrize("name", ["deftx", "sweep"])
+def test_the_help_of_a_group_has_one_too(name: str) -> None:
+    assert "Example" in CliRunner().invoke(APPS[name], ["-h"], env={"COLUMNS": "200"}).output
+
+
 def test_every_command_tells_mistakes_alike() -> None:
     for app in APPS.values():
         assert all(command.cls is Command for command in app.registered_commands)
