@@ -16,9 +16,10 @@ from benchmarks.models import Shape
 from benchmarks.reference import plain_masks
 from benchmarks.results import Row, above, at_least, below, command
 from deftx.config import PAPER_K_LANGUAGE, Denoise
-from deftx.masks.denoise import Factorisation, factorise, is_matrix, low_rank, rank_of
+from deftx.masks.denoise import Factorisation, factorise, is_matrix, low_rank
 from deftx.masks.mask import denoise_all
 from deftx.masks.select import Indices, select
+from deftx.rank import Rank
 
 RANKS, RETENTIONS = ("50", "100", "300", "90%"), (0.05, 0.1)
 SETTINGS = [Denoise(rank=rank, retention=retention) for rank in RANKS for retention in RETENTIONS]
@@ -89,7 +90,7 @@ def needed(options: Options, delta: Delta, factors: dict[str, Factorisation]) ->
         (m, n), s = delta[name].shape, factor.singular_values.numel()
         total += rate.seconds(2.0 * m * n * s, 4.0 * m * n, "float64")
         for setting in SETTINGS:
-            total += rate.seconds(4.0 * m * n * rank_of(setting.rank, factor.singular_values), 8.0 * m * n)
+            total += rate.seconds(4.0 * m * n * setting.rank.of(factor.singular_values), 8.0 * m * n)
     return total
 
 
@@ -103,9 +104,9 @@ def accuracy(shape: Shape) -> tuple[float, float]:
             continue
         left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
         factor = factorise(matrix)
-        for setting in ("50%", "90%", "99%"):
-            asked, agree = asked + 1, agree + (rank_of(setting, factor.singular_values) == rank_of(setting, values))
-        for rank in (rank_of(setting, values) for setting in (*RANKS, "99%")):
+        for setting in map(Rank.parse, ("50%", "90%", "99%")):
+            asked, agree = asked + 1, agree + (setting.of(factor.singular_values) == setting.of(values))
+        for rank in (Rank.parse(setting).of(values) for setting in (*RANKS, "99%")):
             exact = (left[:, :rank] * values[:rank]) @ right[:rank]
             worst = max(worst, float((low_rank(matrix, factor, rank) - exact).norm() / exact.norm()))
     return worst, agree / asked

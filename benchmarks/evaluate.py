@@ -65,7 +65,8 @@ def _lengths(options: Options) -> list[list[int]]:
 
 
 def _real_lengths(data_root: Path) -> list[list[int]]:
-    from deftx.data.examples import benchmark, evaluation_source, read_examples
+    from deftx.data.catalogue import benchmark
+    from deftx.data.examples import evaluation_source, read_examples
     from deftx.method.pretrain import train_tokenizer
 
     known = benchmark("nusax")

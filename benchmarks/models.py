@@ -10,7 +10,8 @@ import torch
 
 from deftx.data.blocks import Blocks
 from deftx.masks.select import Indices
-from deftx.models.load import head_of, maskable, untie
+from deftx.models.load import untie
+from deftx.models.parameters import head_of, maskable
 from deftx.train.objectives import Classification, Encoded, MaskedLanguageModelling, Masking
 
 LABELS = ("negative", "neutral", "positive")
@@ -44,7 +45,7 @@ TINY = Shape(2, 64, 4, 128, vocabulary=2000)
 
 
 def masked_lm(shape: Shape) -> Any:
-    """As `backbones.load_masked_lm` gives it: the output embedding a frozen copy, LayerNorms frozen."""
+    """As `models.load.load_masked_lm` gives it: the output embedding a frozen copy, LayerNorms frozen."""
     from transformers import XLMRobertaForMaskedLM
 
     model = _new(XLMRobertaForMaskedLM, shape)
@@ -53,7 +54,7 @@ def masked_lm(shape: Shape) -> Any:
 
 
 def classifier(shape: Shape) -> Any:
-    """As `backbones.load_classifier` gives it."""
+    """As `models.load.load_classifier` gives it."""
     from transformers import XLMRobertaForSequenceClassification
 
     return _new(XLMRobertaForSequenceClassification, shape, num_labels=len(LABELS))

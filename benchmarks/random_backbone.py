@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deftx.data.examples import read_lines
+from deftx.data.corpora import read_lines
 from deftx.method.pretrain import train_tokenizer
 from deftx.models.load import quiet
 from deftx.sources.files import file_source

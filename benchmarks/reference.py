@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.models import PAD
 from deftx.config import Denoise, share_of
-from deftx.masks.denoise import is_matrix, rank_of
+from deftx.masks.denoise import is_matrix
 from deftx.masks.select import Indices
-from deftx.models.load import head_of, maskable
+from deftx.models.parameters import head_of, maskable
 from deftx.train.objectives import IGNORED, Batch, Encoded, pad
 
 MICRO_BATCH = 4
@@ -89,7 +89,7 @@ def plain_masks(delta: dict[str, Tensor], settings: list[Denoise], k: int) -> It
 
 def _plain_denoise(matrix: Tensor, factors: tuple[Tensor, Tensor, Tensor], setting: Denoise) -> Tensor:
     left, values, right = factors
-    rank = rank_of(setting.rank, values.double())
+    rank = setting.rank.of(values.double())
     denoised = (left[:, :rank] * values[:rank]) @ right[:rank]
     number = share_of(setting.retention, matrix.numel())
     kept = (matrix - denoised).abs().view(-1).topk(number, sorted=False).indices

@@ -19,7 +19,8 @@ from benchmarks.measure import Options, interleaved, median, timed
 from benchmarks.models import classifier
 from benchmarks.results import Row, above, below, command
 from deftx.config import PAPER_K_LANGUAGE, PAPER_K_TASK
-from deftx.sft.compose import base_of, compose
+from deftx.models.parameters import base_of
+from deftx.sft.compose import compose
 from deftx.sft.vector import TENSORS, SparseFineTuning
 
 

@@ -7,17 +7,26 @@ Every field counts towards a stage's address unless it is marked `exclude=True`;
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from deftx.errors import ConfigError
+from deftx.rank import Rank, percentage
 
 PresetName = Literal["paper", "paper-l1", "lt-sft"]
 TaskKind = Literal["sentiment", "nli"]
 Precision = Literal["float32", "tf32", "bf16"]
+Metric = Literal["macro_f1", "accuracy"]
+RetentionOf = Literal["numel", "nonzero"]
+LeakRule = Literal["strict", "lt-sft", "none"]
+"""Which training rows go for being in the evaluation sets."""
+Split = Literal["train", "valid", "test"]
+EvaluationSplit = Literal["test", "valid"]
+EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = get_args(EvaluationSplit)
+SPLIT_WORDS: dict[EvaluationSplit, str] = {"valid": "validation", "test": "test"}
+"""What readers are shown."""
 
 PAPER_K_LANGUAGE = 7_667_712
 PAPER_K_TASK = 14_155_776
@@ -27,39 +36,6 @@ class Settings(BaseModel):
     """Base of all settings: immutable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def rank_text(value: object) -> str:
-    """Spell a rank setting: `100` (uniform rank) or `90%` (smallest rank that explains 90 % of the variance).
-
-    Args:
-        value: an int, or text of either form. A bare fraction is refused: 0.9 could mean either.
-
-    Raises:
-        ValueError: with the spelling that would be right.
-    """
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"a rank is a whole number such as 100 or a share of variance such as 90%, not {value!r}")
-    text = str(value).strip().replace(" ", "")
-    if re.fullmatch(r"[0-9]+", text):
-        if int(text) < 1:
-            raise ValueError("a rank is at least 1 (full rank is written 100%)")
-        return str(int(text))
-    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text):
-        share = float(match.group(1))
-        if not 0 < share <= 100:
-            raise ValueError(f"a share of variance lies above 0 % and up to 100 %, not {text}")
-        return _percent(match.group(1))
-    if re.fullmatch(r"[0-9]*\.[0-9]+(?:[eE][-+]?[0-9]+)?", text):
-        share = float(text)
-        hint = f"{share * 100:g}% for a share of variance" if 0 < share <= 1 else f"{round(share)} for a uniform rank"
-        raise ValueError(f"{text} is ambiguous as a rank: write {hint}")
-    raise ValueError(f"a rank is a whole number such as 100 or a share of variance such as 90%, not {value!r}")
-
-
-def _percent(digits: str) -> str:
-    """One spelling for each share, no digit lost and no exponent: `90.50` is `90.5%`."""
-    return f"{Decimal(digits).normalize():f}%"
 
 
 def count_text(value: object) -> int | str:
@@ -73,11 +49,10 @@ def count_text(value: object) -> int | str:
         if int(text) < 1:
             raise ValueError("k is at least 1 entry")
         return int(text)
-    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text):
-        share = float(match.group(1))
-        if not 0 < share <= 100:
+    if (share := percentage(text)) is not None:
+        if not 0 < float(share) <= 100:
             raise ValueError(f"a share of the maskable entries lies above 0 % and up to 100 %, not {text}")
-        return _percent(match.group(1))
+        return f"{share:f}%"
     raise ValueError(f"k is a number of entries such as 7667712 or a share of them such as 10%, not {value!r}")
 
 
@@ -102,7 +77,6 @@ def resolve_k(k: int | str, maskable: int) -> int:
     return number
 
 
-Rank = Annotated[str, BeforeValidator(rank_text)]
 Count = Annotated[int | str, BeforeValidator(count_text)]
 Retention = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -112,7 +86,7 @@ class Denoise(Settings):
 
     rank: Rank = Field(description="rank kept of each matrix: 100, or 90% of the squared singular values")
     retention: Retention = Field(0.05, description="share of the higher-order entries kept, the largest ones")
-    retention_of: Literal["numel", "nonzero"] = Field(
+    retention_of: RetentionOf = Field(
         "numel", description="share of all entries of the matrix, or of the non-zero residual entries"
     )
 

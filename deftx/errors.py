@@ -4,6 +4,9 @@ A `DeftxError` is an answer, not an accident: its message names the file, field 
 shown without a traceback, and a trial that meets one is not retried. Bugs stay ordinary Python exceptions.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class DeftxError(Exception):
     """Something that trying again will not mend; the message says what, where and what would be right."""
@@ -27,6 +30,12 @@ class StoreError(DeftxError):
 
 class TrainingError(DeftxError):
     """A loss or a weight stopped being a number. Names the step and the tensor."""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` with the known name that is nearest, or nothing where none is near."""
+    nearest = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def reason(error: Exception) -> str:

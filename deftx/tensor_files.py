@@ -14,6 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from deftx.atomic import replacing
+
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.int64: "I64"}
 Change = Callable[[str, Tensor], Tensor]
 
@@ -72,9 +74,9 @@ class Kept(Mapping[str, Tensor]):
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace what is kept; nothing is changed when writing fails."""
-        beside, path = (Path(self._folder.name) / name for name in ("new", "tensors"))
-        write(beside, tensors)
-        beside.replace(path)
+        path = Path(self._folder.name) / "tensors"
+        with replacing(path) as beside:
+            write(beside, tensors)
         self._tensors = LazyTensors(path)
 
     def __getitem__(self, name: str) -> Tensor:

@@ -5,23 +5,17 @@ Only arguments, messages and exit codes here; what a call does is in `session`.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import typer
+from humanize import naturalsize
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from deftx.errors import DeftxError
+from deftx.cli.command import HELP, Command, console, example
 from deftx.stages.stage import KINDS
 from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
@@ -29,8 +23,9 @@ from orchestrator.record.sweep import SweepFolder, known_sweep
 from orchestrator.run import session
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
-from orchestrator.terminal.progress import Outlook, score_words
-from orchestrator.terminal.screen import Screen, console
+from orchestrator.terminal.progress import Outlook
+from orchestrator.terminal.screen import Screen
+from orchestrator.wording import score_words
 
 
 class _RunByDefault(TyperGroup):
@@ -44,7 +39,7 @@ class _RunByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_RunByDefault, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": False},
+    context_settings=HELP,
     help="Search the denoising ranks and retention of DEFT-X: learn sparse language and task vectors, compose them, "
     "and grade every combination. [bold]sweep SPACE[/bold] is short for [bold]sweep run SPACE[/bold].",
 )  # fmt: skip
@@ -53,23 +48,13 @@ out, err = console(), console(stderr=True)
 Storage = Annotated[str, typer.Option(help="Where results go: a folder, s3://..., gs://...", envvar="DEFTX_STORAGE")]
 
 
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """A user's mistake is a message and exit code 2, never a traceback; nor does a character that cannot be shown."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        yield
-    except DeftxError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
-        raise typer.Exit(130) from None
-
-
-@app.command(name="run")
+@app.command(
+    "run", cls=Command, epilog=example(
+        "python -m orchestrator.sweep demo",
+        "python -m orchestrator.sweep nusax --plan",
+        "python -m orchestrator.sweep my-space.yaml --data-root data --set 'rank_l=[100,90%]'",
+    ),
+)  # fmt: skip
 def run_sweep(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="A name in search_spaces/, or a YAML file.")],
     plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and run nothing.")] = False,
@@ -90,53 +75,50 @@ def run_sweep(
 
     A setting's key is dotted: --set language.training.max_steps=100 --set 'rank_l=[100,90%]'
     """
-    with _user_errors():
-        options = {"combinations": combinations, "seed": seed, "backbone": backbone}
-        title, loaded = load_space(space, set_ or [], **options)
-        store = Store(_absolute(storage))
-        folder = SweepFolder(store, name or title)
-        root = _absolute(data_root) if data_root else None
-        if plan:
-            _print_plan(session.prepare(title, loaded, folder, root, lenient=True))
-            return
-        uri = _tracking(store, tracking_uri)
-        prepared = session.prepare(title, loaded, folder, root)
-        code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed, quiet=quiet)
+    options = {"combinations": combinations, "seed": seed, "backbone": backbone}
+    title, loaded = load_space(space, set_ or [], **options)
+    store = Store(_absolute(storage))
+    folder = SweepFolder(store, name or title)
+    root = _absolute(data_root) if data_root else None
+    if plan:
+        _print_plan(session.prepare(title, loaded, folder, root, lenient=True))
+        return
+    uri = _tracking(store, tracking_uri)
+    prepared = session.prepare(title, loaded, folder, root)
+    code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed, quiet=quiet)
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=Command, epilog=example("python -m orchestrator.sweep status nusax"))
 def status(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
     """How far a sweep is."""
-    with _user_errors():
-        folder, info = known_sweep(Store(_absolute(storage)), name)
-        state = folder.state()
-        out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
-        table = Table("kind", "done", "reused", "failed", "waiting")
-        for kind in KINDS:
-            found = [entry.status for entry in state.stages.values() if entry.kind == kind]
-            if found:
-                table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
-        out.print(table)
-        for row in state.combinations:
-            selection = str(info.space["selection"])
-            score = row.reason or "waiting" if row.score is None else score_words(row.score, selection)
-            chosen = "  (chosen)" if row.number == state.chosen else ""
-            out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
+    folder, info = known_sweep(Store(_absolute(storage)), name)
+    state = folder.state()
+    out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
+    table = Table("kind", "done", "reused", "failed", "waiting")
+    for kind in KINDS:
+        found = [entry.status for entry in state.stages.values() if entry.kind == kind]
+        if found:
+            table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
+    out.print(table)
+    for row in state.combinations:
+        selection = str(info.space["selection"])
+        score = row.reason or "waiting" if row.score is None else score_words(row.score, selection)
+        chosen = "  (chosen)" if row.number == state.chosen else ""
+        out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command, epilog=example("python -m orchestrator.sweep failed nusax"))
 def failed(name: Annotated[str, typer.Argument(metavar="NAME")], storage: Storage = "results") -> None:
     """Which stages of a sweep failed for good, why, and where their logs lie."""
-    with _user_errors():
-        folder, _ = known_sweep(Store(_absolute(storage)), name)
-        failures = folder.final_failures()
-        for failure in failures.values():
-            out.print(escape(f"{failure.label}: {failure.reason}\n  log: {failure.log}"), soft_wrap=True)
-        out.print(f"{len(failures)} failed; try again with --retry-failed" if failures else "nothing failed")
+    folder, _ = known_sweep(Store(_absolute(storage)), name)
+    failures = folder.final_failures()
+    for failure in failures.values():
+        out.print(escape(f"{failure.label}: {failure.reason}\n  log: {failure.log}"), soft_wrap=True)
+    out.print(f"{len(failures)} failed; try again with --retry-failed" if failures else "nothing failed")
 
 
-@app.command()
+@app.command(cls=Command, epilog=example("python -m orchestrator.sweep gc --storage results --yes"))
 def gc(
     storage: Storage = "results",
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would be.")] = False,
@@ -144,22 +126,22 @@ def gc(
     """Remove dense deltas of ended sweeps, losing attempts, and stages that no sweep has."""
     from orchestrator.record.gc import collect
 
-    with _user_errors():
-        removed = collect(Store(_absolute(storage)), remove=yes)
-        word = "removed" if yes else "would remove (with --yes)"
-        out.print(f"{word}: {removed.stages} stages, {removed.attempts} attempts, {removed.deltas} deltas, "
-                  f"{removed.bytes / 2**20:.1f} MiB")  # fmt: skip
+    removed = collect(Store(_absolute(storage)), remove=yes)
+    word = "removed" if yes else "would remove (with --yes)"
+    out.print(f"{word}: {removed.stages} stages, {removed.attempts} attempts, {removed.deltas} deltas, "
+              f"{naturalsize(removed.bytes, binary=True)}")  # fmt: skip
 
 
 def _run(
     prepared: session.Prepared, uri: str, address: str | None, *, serial: bool, retry_failed: bool, quiet: bool
 ) -> int:  # fmt: skip
+    from orchestrator.report.chosen import forget_choice, write_choice
     from orchestrator.report.markdown import write_report
     from orchestrator.run.driver import Driver
     from orchestrator.run.logs import DRIVER, kept
-    from orchestrator.run.trial import Machine, Workplace
-    from orchestrator.tracking.__main__ import Mirror
+    from orchestrator.run.machine import Machine, Workplace
     from orchestrator.tracking.content import sweep_status
+    from orchestrator.tracking.mirror import Mirror
 
     folder = prepared.folder
     with session.held(prepared) as info:
@@ -180,7 +162,10 @@ def _run(
             mirror.start()
             screen.start(Outlook(driver, prepared.planner, slots))
             try:
-                code = session.run(prepared, driver, lambda d: _work(d, machine, address, serial=serial))
+                forget_choice(folder)
+                code = session.run(driver, lambda d: _work(d, machine, address, serial=serial))
+                if code != 130:
+                    write_choice(folder, prepared.space, prepared.materials.backbone, driver.schedule.chosen)
                 write_report(folder.store, folder)
             finally:
                 screen.stop()
@@ -239,7 +224,7 @@ def _print_plan(prepared: session.Prepared) -> None:
     for title, stages in (("these combinations", preview.search), ("baselines", preview.baselines)):
         cost = estimate(stages)
         words = "size of the backbone unknown" if cost is None else (
-            f"about {cost.bytes / 2**30:.2f} GiB in the store and {cost.gpu_hours:.2f} GPU hours of training"
+            f"about {naturalsize(cost.bytes, binary=True)} in the store and {cost.gpu_hours:.2f} GPU hours of training"
         )  # fmt: skip
         out.print(f"{title}: {words}", soft_wrap=True)
     rates = ", ".join(f"{rate:g} TFLOP/s {name}" for name, rate in SUSTAINED_TFLOPS.items())
@@ -249,7 +234,7 @@ def _print_plan(prepared: session.Prepared) -> None:
 
 
 def _tracking(store: Store, uri: str | None) -> str:
-    from orchestrator.tracking.__main__ import check_tracking_uri, default_tracking_uri
+    from orchestrator.tracking.client import check_tracking_uri, default_tracking_uri
 
     return check_tracking_uri(uri) if uri else default_tracking_uri(store)
 

@@ -1,15 +1,17 @@
-"""The words and numbers that tables, pictures and the summary of a report share.
+"""Words that more than one room says: scores, metrics, the rule of selection, and what is doubtful about a stage.
 
 Numbers are percent points, intervals 95 %. `target-valid` is called few-label selection, since target labels chose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from deftx.config import Training
-from deftx.evaluate.metrics import Estimate, Metric
+from deftx.config import Metric, Training
+from deftx.evaluate.bootstrap import Estimate
+from deftx.rank import Rank
+from deftx.stages.store import Manifest
 from orchestrator.record.sweep import SweepInfo
 
 METRIC_WORDS: dict[Metric, str] = {"macro_f1": "macro F1", "accuracy": "accuracy"}
@@ -59,11 +61,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
-
-
 def by_few_labels(info: SweepInfo) -> bool:
     """Whether labels of the target languages choose the settings."""
     return info.space.get("selection") != "unlabelled"
@@ -91,3 +88,53 @@ def _l1(recipe: Mapping[str, Any]) -> str:
     training = Training.model_validate(recipe.get("training", {}))
     coded = f" ({training.l1:g} as coded upstream, where the term has no gradient)" if training.l1 else ""
     return f"{training.effective_l1:g}{coded if not training.effective_l1 else ''}"
+
+
+def score_words(score: float, selection: str) -> str:
+    """A combination's score under the proper name of the selection."""
+    if selection == "target-valid":
+        return f"{score * 100:.2f} on validation (few-label selection)"
+    return f"{score:+.3f}, source validation less held-out loss (selection without target labels)"
+
+
+ALIKE = 0.95
+"""From this Jaccard overlap on a denoised mask is nearly LT-SFT's: denoising chose hardly anything."""
+
+_FEW_VALIDATIONS = 3
+
+
+def cautions(manifest: Manifest) -> list[str]:
+    """What to be careful about with a published stage: one line each, which does not name the stage (its label does).
+
+    The lines of a `check` stage are those of its text, and name the language themselves.
+    """
+    of_text = manifest.details.get("warnings", []) if manifest.kind == "check" else []
+    by_manifest = (_clamped(manifest), _alike(manifest), _never_improved(manifest))
+    return [*of_text, *(words for words in by_manifest if words)]
+
+
+def _clamped(manifest: Manifest) -> str:
+    """A uniform rank beyond min(m, n): such matrices are left as they are."""
+    denoise = manifest.identity["settings"].get("denoise")
+    asked = Rank.parse(denoise["rank"]).uniform if denoise else None
+    matrices = manifest.details.get("matrices", [])
+    clamped = [matrix["rank"] for matrix in matrices if asked is not None and matrix["rank"] < asked]
+    if not clamped:
+        return ""
+    number = "every matrix" if len(clamped) == len(matrices) else f"{len(clamped)} of {len(matrices)} matrices"
+    return f"rank {asked} is more than {number} can have (the smallest {min(clamped)}): clamped, so not denoised there"
+
+
+def _alike(manifest: Manifest) -> str:
+    overlap = manifest.metrics.get("jaccard_lt_sft", 0.0)
+    if overlap < ALIKE or not manifest.identity["settings"].get("denoise"):
+        return ""
+    return f"its mask is nearly LT-SFT's (Jaccard overlap {overlap:.2f}): denoising changed little"
+
+
+def _never_improved(manifest: Manifest) -> str:
+    """The best checkpoint is the first one that was validated."""
+    steps = [point["step"] for point in manifest.curve]
+    if len(steps) < _FEW_VALIDATIONS or manifest.metrics.get("best_step") != steps[0]:
+        return ""
+    return f"validation never improved after step {steps[0]:,.0f} of {steps[-1]:,.0f}, the first time it was measured"

@@ -1,4 +1,4 @@
-"""`deftx check FILE --backbone FOLDER`: the check without a sweep. Apart, as it alone needs typer."""
+"""`deftx check FILE --backbone FOLDER`: the check of a text without a sweep."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deftx.cli.command import console
 from deftx.config import TextSettings, Training, preset
-from deftx.data.examples import every_line
+from deftx.data.corpora import every_line
 from deftx.data.findings import TextCheck
 from deftx.data.tables import Layout, read_rows
 from deftx.data.text_check import check_text
-from deftx.errors import DeftxError
-from deftx.models.load import load_tokenizer
 from deftx.sources.files import file_source
 from deftx.sources.published import local_folder, resolve_folder
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 File = Annotated[str, typer.Argument(metavar="FILE", help="Plain text in UTF-8, one passage a line.")]
 Backbone = Annotated[str, typer.Option(metavar="NAME_OR_PATH", help="Hub id or folder: its tokenizer is used.")]
 Tables = Annotated[
@@ -30,15 +27,11 @@ Column = Annotated[str, typer.Option(help="Of the evaluation files: where the se
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps planned; else as the paper trains.")]
 
 
-def main(
+def check_command(
     file: File, backbone: Backbone, evaluation: Tables = None, column: Column = "text", steps: Steps = None
 ) -> None:
     """Look a text over as language training would read it: blocks of 256 tokens, batches of 8."""
-    try:
-        found = _check(file, backbone, evaluation, column, steps)
-    except DeftxError as error:
-        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(2) from None
+    found, out = _check(file, backbone, evaluation, column, steps), console()
     out.print(_table(found))
     out.print(escape(found.summary), soft_wrap=True)
     for warning in found.warnings:
@@ -46,6 +39,8 @@ def main(
 
 
 def _check(file: str, backbone: str, evaluation: list[str] | None, column: str, steps: int | None) -> TextCheck:
+    from deftx.models.load import load_tokenizer  # torch takes seconds to import, and --help needs none
+
     recipe: dict[str, Any] = preset("paper", "sentiment")["language"]["training"]
     if steps is not None:
         recipe |= {"epochs": None, "min_steps": 0, "max_steps": steps}

@@ -47,15 +47,39 @@ def token_blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, setti
     Raises:
         DataError: when a side has too little text for one block, or there is no token to pad passages with.
     """
+    sides = _sides(lines, tokenizer, settings, seed)
+    cut = _packed if settings.pack else _padded
+    blocks = {side: cut(passages, tokenizer, settings, side) for side, passages in sides.items()}
+    return Blocks(train=blocks["training"], valid=blocks["validation"])
+
+
+def count_blocks(
+    lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, seed: int
+) -> tuple[int, int]:
+    """How many blocks `token_blocks` cuts to train and to validate on, for the same arguments and with its errors.
+
+    Packed, the passages are tokenised but no block is made; unpacked, they are counted alone.
+    """
+    numbers = []
+    for side, passages in _sides(lines, tokenizer, settings, seed).items():
+        tokens = sum(map(len, _tokenised(passages, tokenizer))) if settings.pack else 0
+        numbers.append(_number(len(passages), tokens, settings, side))
+    train, valid = numbers
+    return train, valid
+
+
+def _sides(
+    lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, seed: int
+) -> dict[str, list[str]]:
+    """The passages to train on and those that are held out, both in the order of the text."""
+    if not settings.pack and tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has no padding token, which one passage a block needs; use `pack: true`")
     lines = lines[: settings.max_lines]
     held_out = _held_out(len(lines), settings.valid_fraction, seed)
-    sides = {
+    return {
         "training": [line for line, held in zip(lines, held_out, strict=True) if not held],
         "validation": [line for line, held in zip(lines, held_out, strict=True) if held],
     }
-    cut = _packed if settings.pack else _padded
-    blocks = {side: cut(passages, tokenizer, settings.block, side) for side, passages in sides.items()}
-    return Blocks(train=blocks["training"], valid=blocks["validation"])
 
 
 def _held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -66,23 +90,26 @@ def _held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
     return held
 
 
-def _packed(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, block: int, side: str) -> Tokens:
+def _number(passages: int, tokens: int, settings: TextSettings, side: str) -> int:
+    """The blocks that a side gives: as many as its tokens fill where it is packed, else one a passage."""
+    number = tokens // settings.block if settings.pack else passages
+    if not number:
+        had = f"{tokens} tokens in {passages} passages" if settings.pack else "0 passages and 0 tokens"
+        needed = f"{settings.block} tokens are" if settings.pack else "at least 1 passage is"
+        raise DataError(f"too little text for one {side} block: {had}, {needed} needed")
+    return number
+
+
+def _packed(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, side: str) -> Tokens:
     stream = np.fromiter(chain.from_iterable(_tokenised(passages, tokenizer)), dtype=np.int32)
-    if len(stream) < block:
-        raise DataError(
-            f"too little text for one {side} block: "
-            f"{len(stream)} tokens in {len(passages)} passages, {block} tokens are needed"
-        )
-    return stream[: len(stream) // block * block].reshape(-1, block)
+    number = _number(len(passages), len(stream), settings, side)
+    return stream[: number * settings.block].reshape(number, settings.block)
 
 
-def _padded(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, block: int, side: str) -> Tokens:
-    if tokenizer.pad_token_id is None:
-        raise DataError("the tokenizer has no padding token, which one passage a block needs; use `pack: true`")
-    if not passages:
-        raise DataError(f"too little text for one {side} block: 0 passages and 0 tokens, at least 1 passage is needed")
-    blocks = np.full((len(passages), block), tokenizer.pad_token_id, dtype=np.int32)
-    for row, tokens in zip(blocks, _tokenised(passages, tokenizer, longest=block), strict=True):
+def _padded(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, side: str) -> Tokens:
+    number = _number(len(passages), 0, settings, side)
+    blocks = np.full((number, settings.block), tokenizer.pad_token_id, dtype=np.int32)
+    for row, tokens in zip(blocks, _tokenised(passages, tokenizer, longest=settings.block), strict=True):
         row[: len(tokens)] = tokens
     return blocks
 
@@ -90,7 +117,7 @@ def _padded(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, block: 
 def _tokenised(
     passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int | None = None
 ) -> Iterator[list[int]]:
-    """Token ids of each passage, special tokens included; cut to `longest` tokens unless none."""
+    """Token ids of each passage, special tokens included; cut to `longest` tokens unless None."""
     for start in range(0, len(passages), _CHUNK):
         encoded = tokenizer(
             list(passages[start : start + _CHUNK]),

@@ -8,17 +8,15 @@ original files on GitHub where the hub has a script only (SmSA) or no ids (Ameri
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from deftx.config import Settings, TaskKind
+from deftx.config import Metric, Settings, Split, TaskKind
 from deftx.data.tables import Layout
-
-Split = Literal["train", "valid", "test"]
-Metric = Literal["macro_f1", "accuracy"]
+from deftx.errors import ConfigError, hint
 
 
 @dataclass(frozen=True)
@@ -256,3 +254,32 @@ def from_own(given: OwnBenchmark) -> Benchmark:
         name=given.name, kind=given.kind, labels=given.labels, metric=given.metric, targets=(), languages=None,
         source_language=given.source_language, evaluation=tables, training=tables,
     )  # fmt: skip
+
+
+def benchmark(given: str | OwnBenchmark) -> Benchmark:
+    """A built-in benchmark by name, or the one that a definition describes.
+
+    Raises:
+        ConfigError: with the nearest name, for one that does not exist.
+    """
+    if isinstance(given, OwnBenchmark):
+        return from_own(given)
+    if given not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {given!r}{hint(given, BENCHMARKS)}; valid: {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[given]
+
+
+def name_in_files(benchmark: Benchmark, language: str, languages: Iterable[str] | None) -> str:
+    """The language's name in the files.
+
+    Args:
+        languages: those it may be; none: any.
+
+    Raises:
+        ConfigError: with the nearest code.
+    """
+    if languages is not None and language not in set(languages):
+        raise ConfigError(
+            f"{benchmark.name} has no language {language!r}{hint(language, languages)}; valid: {', '.join(languages)}"
+        )
+    return benchmark.folder(language)

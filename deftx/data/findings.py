@@ -1,4 +1,4 @@
-"""What was found in a text: counts, a summary in one line, and warnings in words. How it is counted is in `check`."""
+"""What was found in a text: counts, a summary in one line, warnings in words. How it is counted is in `text_check`."""
 
 from __future__ import annotations
 

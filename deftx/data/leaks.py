@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal
 
-from deftx.data.examples import Benchmark, Examples, Split
+from deftx.config import EvaluationSplit, LeakRule, Split
+from deftx.data.catalogue import Benchmark
+from deftx.data.examples import Examples
 
-Mode = Literal["strict", "lt-sft", "none"]
 Rule = Literal["equal", "similar", "contained", "nearest"]
 Shared = Literal["equal", "contained", "phrases"]
 RULES: Mapping[Rule, str] = {
@@ -54,7 +55,7 @@ class Dropped:
     """Number of the row in its split, from 0."""
     rule: Rule
     text: str
-    evaluation_split: Split
+    evaluation_split: EvaluationSplit
     evaluation_text: str
 
 
@@ -68,7 +69,10 @@ class Cleaned:
 
 
 def clean_training(
-    benchmark: Benchmark, training: Mapping[Split, Examples], evaluation: Mapping[Split, Examples], mode: Mode
+    benchmark: Benchmark,
+    training: Mapping[Split, Examples],
+    evaluation: Mapping[EvaluationSplit, Examples],
+    mode: LeakRule,
 ) -> Cleaned:
     """Training and validation examples of the source language minus leaks, and the rows dropped.
 
@@ -78,7 +82,7 @@ def clean_training(
         mode: nothing is dropped for `none`, nor for a benchmark whose training data hold no evaluation sentence.
     """
     rows = [(split, row) for split, examples in training.items() for row in range(len(examples))]
-    splits: tuple[Split, ...] = ("test",) if mode == "lt-sft" else ("valid", "test")
+    splits: tuple[EvaluationSplit, ...] = ("test",) if mode == "lt-sft" else ("valid", "test")
     compared = splits if benchmark.leaks and mode != "none" else ()
     sentences = [(split, text) for split in compared for text in evaluation[split].texts]
     texts = [training[split].texts[row] for split, row in rows]
@@ -92,7 +96,7 @@ def clean_training(
     return Cleaned(kept["train"], kept["valid"], tuple(dropped))
 
 
-def find_leaks(rows: Sequence[str], evaluation: Sequence[str], mode: Mode) -> list[Leak]:
+def find_leaks(rows: Sequence[str], evaluation: Sequence[str], mode: LeakRule) -> list[Leak]:
     """The rows found for any evaluation sentence, each once, in row order.
 
     `strict` asks the rules equal, similar and contained in this order; `lt-sft` takes the nearest row of each sentence.
@@ -125,9 +129,10 @@ def find_shared(passages: Sequence[str], sentences: Sequence[str]) -> dict[Share
     return found
 
 
-def texts_digest(*examples: Examples) -> str:
+def texts_digest(evaluation: Mapping[EvaluationSplit, Examples]) -> str:
     """SHA-256 of the texts (and hypotheses) in order: what leak removal depends on, and no label."""
-    texts = [[part.texts, part.pairs] for part in examples]
+    # the order of the splits is part of the addresses of task vectors
+    texts = [[evaluation[split].texts, evaluation[split].pairs] for split in sorted(evaluation)]
     return hashlib.sha256(json.dumps(texts, ensure_ascii=True).encode()).hexdigest()
 
 

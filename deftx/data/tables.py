@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from deftx.errors import DataError
-from deftx.sources.files import FileSource, HubSource, Source, describe, hub_table, read_text
+from deftx.sources.files import FileSource, read_text
+from deftx.sources.hub import HubSource, Source, hub_table
 
 Cells = tuple[str, Mapping[str, str]]
 """Where a row stands (file and line), and its stripped cells by column."""
@@ -70,7 +71,7 @@ def read_rows(source: Source, layout: Layout) -> list[Row]:
     file = f"{source.sha256[:12]}-" if isinstance(source, FileSource) and layout.id_optional else ""
     rows = [_row(f"{file}{number}", where, values, layout) for number, (where, values) in enumerate(cells)]
     if not rows:
-        raise DataError(f"{describe(source)}: the table has no rows")
+        raise DataError(f"{source.where}: the table has no rows")
     return rows
 
 
@@ -139,7 +140,7 @@ def _hub_cells(source: HubSource, layout: Layout) -> Iterator[Cells]:
     names = getattr(table.features[layout.label], "names", None) or layout.codes
     columns = table[:]
     for number, values in enumerate(zip(*(columns[column] for column in layout.columns), strict=True)):
-        where = f"{describe(source)}, row {number}"
+        where = f"{source.where}, row {number}"
         cells = dict(zip(layout.columns, values, strict=True))
         cells[layout.label] = _label_name(where, cells[layout.label], names)
         yield where, {column: "" if cell is None else str(cell).strip() for column, cell in cells.items()}

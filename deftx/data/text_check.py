@@ -1,7 +1,7 @@
 """A look at a text before hours are spent on it: encoding, repeats, leaks, tokens, and the steps it is good for.
 
 It only counts; the text stays as it is, and whether to go on is the reader's to decide (`findings` puts it in words).
-Line numbers are the file's, from 1. A file that is not UTF-8 never gets here (`sources.read_text`). Words are what
+Line numbers are the file's, from 1. A file that is not UTF-8 never gets here (`files.read_text`). Words are what
 spaces divide: of a script without spaces the tokens a word mean nothing.
 
 From the shell: `deftx check FILE --backbone FOLDER [--evaluation FILE.csv]`.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deftx.config import TextSettings, Training
-from deftx.data.blocks import token_blocks
+from deftx.data.blocks import count_blocks
 from deftx.data.findings import Lines, Sign, TextCheck
 from deftx.data.leaks import find_shared
 from deftx.errors import DataError
@@ -89,10 +89,9 @@ def _count_blocks(
 ) -> tuple[int, int, str | None]:
     """Training and held-out blocks as the text stage cuts them, or why it cannot."""
     try:
-        blocks = token_blocks(passages, tokenizer, text, seed)
+        return *count_blocks(passages, tokenizer, text, seed), None
     except DataError as error:
         return 0, 0, str(error)
-    return len(blocks.train), len(blocks.valid), None
 
 
 def _repeated(numbered: Numbered) -> Iterator[int]:
@@ -124,11 +123,3 @@ def _in_tokens(numbered: Numbered, tokenizer: PreTrainedTokenizerBase, text: Tex
         "long_words": sum(count for word, count in counts.items() if len(pieces[word]) > _LONG_WORD),
         "cut": Lines() if text.pack else Lines.of(n for n, length in lengths if length > text.block),
     }
-
-
-if __name__ == "__main__":
-    import typer
-
-    from deftx.cli.check import main
-
-    typer.run(main)

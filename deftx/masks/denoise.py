@@ -74,24 +74,6 @@ def factorise(matrix: Tensor, name: str = "") -> Factorisation:
     return Factorisation(values.clamp(min=0).sqrt().flip(0), vectors.flip(1).float().contiguous())
 
 
-def rank_of(setting: str, singular_values: Tensor) -> int:
-    """The rank that a setting stands for in one matrix.
-
-    Args:
-        setting: `100`, clamped to min(m, n), or `90%`: the smallest rank whose squared singular values sum to at least
-            90 % of the total; `100%` is full rank.
-        singular_values: (s,) float64, descending.
-    """
-    full = singular_values.numel()
-    if not setting.endswith("%"):
-        return min(int(setting), full)
-    share = float(setting[:-1]) / 100
-    if share >= 1:
-        return full
-    energy = singular_values.square().cumsum(0)
-    return min(int(torch.searchsorted(energy, share * energy[-1])) + 1, full)
-
-
 def low_rank(matrix: Tensor, factorisation: Factorisation, rank: int) -> Tensor:
     """L: the best approximation of `matrix` of a rank (Eckart-Young).
 
@@ -122,7 +104,7 @@ def denoise(matrix: Tensor, settings: Denoise, factorisation: Factorisation | No
         factorisation: of this very matrix, where several settings are tried.
     """
     factorisation = factorisation or factorise(matrix)
-    rank = rank_of(settings.rank, factorisation.singular_values)
+    rank = settings.rank.of(factorisation.singular_values)
     number = share_of(settings.retention, matrix.numel()) if settings.retention_of == "numel" else None
     present = _present(matrix)
     # of a matrix that is no longer tall the vectors would be of the other side

@@ -18,8 +18,8 @@ from deftx.config import Denoise, resolve_k
 from deftx.errors import DataError
 from deftx.masks.denoise import Factorisation, denoise, factorise, is_matrix
 from deftx.masks.select import Indices, jaccard, non_zero, select
-from deftx.method.context import SPECTRA, VECTORS, Facts
-from deftx.stages.stage import SparseSettings
+from deftx.stages.files import SPECTRA, VECTORS
+from deftx.stages.settings import SparseSettings
 from deftx.stages.store import Store
 from deftx.tensor_files import LazyTensors
 
@@ -72,7 +72,7 @@ def denoise_all(
 
 def choose(
     delta: Mapping[str, Tensor], denoised: Mapping[str, Tensor], settings: SparseSettings
-) -> tuple[Indices, Facts]:
+) -> tuple[Indices, dict[str, float]]:
     """The mask, and its overlap with LT-SFT's mask from the same delta: denoising is never a silent no-op.
 
     Raises:
@@ -81,11 +81,11 @@ def choose(
     """
     if settings.k is None:
         mask = non_zero(denoised)
-        return mask, Facts({"k": sum(index.numel() for index in mask.values())})
+        return mask, {"k": sum(index.numel() for index in mask.values())}
     k = resolve_k(settings.k, sum(delta[name].numel() for name in delta))
     mask = select(denoised, k)
     if denoised is delta:
-        return mask, Facts({"k": k, "jaccard_lt_sft": 1.0})
+        return mask, {"k": k, "jaccard_lt_sft": 1.0}
     # L fills in rows of zeros, so the delta itself may have fewer entries than k
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
-    return mask, Facts({"k": k, "jaccard_lt_sft": jaccard(mask, select(delta, min(k, changed)))})
+    return mask, {"k": k, "jaccard_lt_sft": jaccard(mask, select(delta, min(k, changed)))}

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from deftx.config import Execution, Settings
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import HubFolder, Published, local_folder, name_of
-from deftx.stages.stage import DenseSettings, Stage, TextStageSettings
-from deftx.stages.store import Checkpoint, Store
+from deftx.stages.checkpoint import Checkpoint
+from deftx.stages.files import MODEL, SFT
+from deftx.stages.settings import DenseSettings, TextStageSettings
+from deftx.stages.stage import Stage
+from deftx.stages.store import Store
 from deftx.train.loop import Report
 
-DELTA, HEAD, BLOCKS = "delta.safetensors", "head.safetensors", "blocks.safetensors"
-SPECTRA, VECTORS = "spectra.safetensors", "vectors.safetensors"
-SCORES, SEALED, DROPPED, CHECK = "scores.json", "sealed_test.json", "dropped_rows.json", "check.json"
 S = TypeVar("S", bound=Settings)
 
 
@@ -58,7 +58,7 @@ def dense_of(stage: Stage) -> Stage:
 def vector_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
     """The vector in a role: of the input stage there, else the published one, else none."""
     if (needed := stage.input(role)) is not None:
-        return SparseFineTuning.from_pretrained(store.fetch_folder(needed.address, "sft"))
+        return SparseFineTuning.from_pretrained(store.fetch_folder(needed.address, SFT))
     if published is None:
         return None
     revision = published.commit if isinstance(published, HubFolder) else "main"
@@ -68,6 +68,6 @@ def vector_of(store: Store, stage: Stage, role: str, published: Published | None
 def backbone_folder(store: Store, stage: Stage) -> Path:
     """The folder of the backbone (and its tokenizer) that a text or dense stage reads."""
     if (trained := stage.input("backbone")) is not None:
-        return store.fetch_folder(trained.address, "model")
+        return store.fetch_folder(trained.address, MODEL)
     assert isinstance(stage.settings, TextStageSettings | DenseSettings) and stage.settings.backbone is not None
     return local_folder(stage.settings.backbone)

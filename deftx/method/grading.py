@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from deftx.data.examples import Split, benchmark, read_examples
-from deftx.evaluate.metrics import Metric, score
+from deftx.config import EvaluationSplit, Metric
+from deftx.data.catalogue import benchmark
+from deftx.data.examples import read_examples
+from deftx.evaluate.metrics import score
 from deftx.masks.select import non_zero
-from deftx.method.context import (
-    DELTA,
-    HEAD,
-    SCORES,
-    SEALED,
-    Context,
-    Facts,
-    backbone_folder,
-    dense_of,
-    settings_of,
-    vector_of,
-)
+from deftx.method.context import Context, Facts, backbone_folder, dense_of, settings_of, vector_of
 from deftx.models.load import load_classifier, load_tokenizer
 from deftx.sft.compose import compose
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
-from deftx.sources.files import Source
-from deftx.stages.stage import GradeSettings, Stage
+from deftx.sources.hub import Source
+from deftx.stages.files import DELTA, HEAD, SCORES, SEALED, SFT
+from deftx.stages.settings import GradeSettings
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from deftx.tensor_files import LazyTensors
 from deftx.train.objectives import encode, predict
 
-METRICS: tuple[Metric, ...] = ("macro_f1", "accuracy")
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def grade(context: Context) -> Facts:
@@ -62,13 +55,13 @@ def grade(context: Context) -> Facts:
     return facts
 
 
-def _evaluated(settings: GradeSettings) -> list[tuple[Split, Source, str]]:
+def _evaluated(settings: GradeSettings) -> list[tuple[EvaluationSplit, Source, str]]:
     return [("valid", settings.valid, SCORES), ("test", settings.test, SEALED)]
 
 
 def _task_vector(store: Store, stage: Stage) -> SparseFineTuning:
     if stage.kind == "sparse":
-        return SparseFineTuning.from_pretrained(store.fetch_folder(stage.address, "sft"))
+        return SparseFineTuning.from_pretrained(store.fetch_folder(stage.address, SFT))
     delta, head = LazyTensors(store.fetch(stage.address, DELTA)), LazyTensors(store.fetch(stage.address, HEAD))
     mask = non_zero(delta)
     metadata = SFTMetadata(backbone="dense phase", k=sum(index.numel() for index in mask.values()))

@@ -1,7 +1,7 @@
 """What each stage runs. `make` runs one in this process and publishes it, first making whatever it needs.
 
-A notebook needs nothing else. Stages as data are in `stages`, Algorithm 1 of the paper is in `phases`, composition is
-graded in `grading`; nothing is scheduled here.
+A notebook needs nothing else. Stages as data are in the room `stages`, Algorithm 1 of the paper is in `phases`,
+composition is graded in `grading`; nothing is scheduled here.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from safetensors.torch import save_file
 
 from deftx.config import Execution, Precision
 from deftx.data.blocks import token_blocks
-from deftx.data.examples import benchmark, every_line, read_examples, read_lines
+from deftx.data.catalogue import benchmark
+from deftx.data.corpora import every_line, read_lines
+from deftx.data.examples import read_examples
 from deftx.data.text_check import check_text
 from deftx.errors import DataError
 from deftx.method import environment
-from deftx.method.context import BLOCKS, CHECK, Context, Facts, backbone_folder, dense_of, settings_of
+from deftx.method.context import Context, Facts, backbone_folder, dense_of, settings_of
 from deftx.method.grading import grade
 from deftx.method.phases import dense, sparse
 from deftx.method.pretrain import pretrain
 from deftx.models.load import load_tokenizer
-from deftx.stages.stage import BackboneSettings, CheckSettings, Stage, TextStageSettings, checked_text
+from deftx.stages.files import BLOCKS, CHECK, MODEL
+from deftx.stages.settings import BackboneSettings, CheckSettings, TextStageSettings
+from deftx.stages.stage import Stage, checked_text
 from deftx.stages.store import Attempt, Manifest, Store
 from deftx.train.loop import Report
 
@@ -91,7 +95,7 @@ def _backbone(context: Context) -> Facts:
     texts = {language: read_lines(source) for language, source in settings.texts}
     others = {language: read_lines(source) for language, source in settings.tokenizer_texts}
     outcome = pretrain(
-        context.folder / "model", settings, texts, others, seed=context.stage.seed, execution=context.execution,
+        context.folder / MODEL, settings, texts, others, seed=context.stage.seed, execution=context.execution,
         checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
     return Facts({**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps}, outcome.curve)

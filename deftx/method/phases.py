@@ -14,28 +14,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deftx.data.blocks import Blocks
-from deftx.data.examples import Benchmark, Examples, Split, benchmark, read_examples, read_training
+from deftx.data.catalogue import Benchmark, benchmark
+from deftx.data.examples import read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.errors import DataError
 from deftx.masks.mask import choose, denoise_all, factors_of, save_factors
 from deftx.masks.select import Indices
 from deftx.method import environment
-from deftx.method.context import (
-    BLOCKS,
-    DELTA,
-    DROPPED,
-    HEAD,
-    Context,
-    Facts,
-    backbone_folder,
-    settings_of,
-    vector_of,
-)
-from deftx.models.load import head_of, load_classifier, load_masked_lm, load_tokenizer
+from deftx.method.context import Context, Facts, backbone_folder, settings_of, vector_of
+from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
+from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.published import HubFolder, local_folder, name_of
-from deftx.stages.stage import DenseSettings, SparseSettings, Stage, TaskData
+from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD, SFT
+from deftx.stages.settings import DenseSettings, SparseSettings, TaskData
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from deftx.tensor_files import Kept, LazyTensors, write
 from deftx.train.loop import train
@@ -73,8 +67,8 @@ def sparse(context: Context) -> Facts:
     matrices: list[dict[str, Any]] = []
     if settings.denoise is not None:
         denoised, matrices = denoise_all(delta, settings.denoise, factors_of(context.store, before.address))
-    mask, facts = choose(delta, denoised, settings)
-    facts.details["matrices"] = matrices
+    mask, metrics = choose(delta, denoised, settings)
+    facts = Facts(metrics, details={"matrices": matrices})
     if matrices:
         facts.metrics |= _mean_denoising(matrices)
     metadata = _metadata(context, before, settings, mask)
@@ -84,7 +78,7 @@ def sparse(context: Context) -> Facts:
     else:
         head = LazyTensors(context.store.fetch(before.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
-    sft.save_pretrained(context.folder / "sft")
+    sft.save_pretrained(context.folder / SFT)
     return facts
 
 
@@ -149,10 +143,8 @@ def _labelled(known: Benchmark, task: TaskData) -> Cleaned:
     """The labelled data of the source language without its leaks."""
     training = {split: read_training(known, sources, split) for split, sources in task.training.items()}
     language = known.source_language
-    evaluation: dict[Split, Examples] = {
-        split: read_examples(known, source, language, split) for split, source in task.evaluation.items()
-    }
-    if evaluation and texts_digest(*(evaluation[split] for split in sorted(evaluation))) != task.evaluation_texts:
+    evaluation = {split: read_examples(known, source, language, split) for split, source in task.evaluation.items()}
+    if evaluation and texts_digest(evaluation) != task.evaluation_texts:
         raise DataError(f"{known.name}: the evaluation sentences changed since the sweep was planned")
     return clean_training(known, training, evaluation, task.leaks)
 
@@ -170,7 +162,7 @@ def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: In
         task=known.name if known else None,
         labels=list(known.labels) if known else None,
         k=sum(index.numel() for index in mask.values()),
-        rank=settings.denoise.rank if settings.denoise else None,
+        rank=str(settings.denoise.rank) if settings.denoise else None,
         retention=settings.denoise.retention if settings.denoise else None,
         versions=environment.versions(),
     )

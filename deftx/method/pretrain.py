@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from deftx.config import Execution, TextSettings
 from deftx.data.blocks import Blocks, token_blocks
 from deftx.models.load import quiet
-from deftx.stages.stage import BackboneSettings
+from deftx.stages.settings import BackboneSettings
 from deftx.train.loop import Checkpoints, Outcome, Report, train
 from deftx.train.objectives import MaskedLanguageModelling, Masking
 from deftx.train.trainable import Trainable
@@ -84,10 +84,8 @@ def new_model(vocabulary: int, settings: BackboneSettings, seed: int) -> Any:
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
     config = XLMRobertaConfig(
-        vocab_size=vocabulary, hidden_size=settings.hidden, num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads, intermediate_size=settings.feed_forward,
-        max_position_embeddings=settings.positions + 2, type_vocab_size=1, pad_token_id=1, bos_token_id=0,
-        eos_token_id=2, initializer_range=settings.init, hidden_dropout_prob=settings.training.dropout or 0.0,
+        **{**settings.config, "vocab_size": vocabulary}, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+        initializer_range=settings.init, hidden_dropout_prob=settings.training.dropout or 0.0,
         attention_probs_dropout_prob=settings.training.dropout or 0.0,
     )  # fmt: skip
     torch.manual_seed(seed)

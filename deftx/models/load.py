@@ -1,14 +1,11 @@
-"""Loading a pretrained encoder for masked language modelling or classification, and which of its weights may train.
+"""Loading a pretrained encoder for masked language modelling or classification, with its head as a setting wants it.
 
-Maskable are the base model's parameters except its LayerNorms, which are frozen by module type: 277,414,656 entries in
-XLM-R base. The head (LM head or classifier) trains whole. The output embedding of the LM head is an untied, frozen copy
-of the input embedding (LT-SFT's --freeze_decoder). Parameters are iterated on the base model itself: transformers 5
-reports a tied embedding under the decoder's name only, which would drop it from every vector.
+The head (LM head or classifier) trains whole. The output embedding of the LM head is an untied, frozen copy of the
+input embedding (LT-SFT's --freeze_decoder). Which weights of a model may train is in `parameters`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deftx.errors import DataError, reason
-from deftx.sft.compose import base_of
+from deftx.models.parameters import base_of, fingerprint, layer_norms
 
 LMHead = Path | Literal["own", "random"]
 
@@ -101,40 +98,6 @@ def load_tokenizer(folder: Path) -> Any:
             raise DataError(f"{folder}: no tokenizer there: {reason(error)}") from None
 
 
-def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters an SFT may change, by their names in the base model, in a fixed order; shared ones once."""
-    frozen = {id(p) for p in _layer_norms(base_of(model))}
-    return {name: p for name, p in base_of(model).named_parameters() if id(p) not in frozen}
-
-
-def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The head's parameters, by their names in the whole model; the frozen output embedding is not among them."""
-    base = {id(p) for p in base_of(model).parameters()}
-    decoder = getattr(getattr(model, "lm_head", None), "decoder", None)
-    frozen = id(decoder.weight) if decoder is not None else None
-    return {name: p for name, p in model.named_parameters() if id(p) not in base and id(p) != frozen}
-
-
-def embeddings_of(model: nn.Module) -> set[str]:
-    """The names, in the base model, of the word, position and token-type embeddings."""
-    base = base_of(model)
-    tables = {id(module.weight) for module in base.modules() if isinstance(module, nn.Embedding)}
-    return {name for name, parameter in base.named_parameters() if id(parameter) in tables}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and float32 bytes of the base model: the same for every head on it."""
-    digest = hashlib.sha256()
-    for name, parameter in base_of(model).named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        digest.update(_bytes(parameter))
-    return digest.hexdigest()
-
-
-def _bytes(parameter: Tensor) -> memoryview:
-    return parameter.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().data.cast("B")
-
-
 def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tuple[Any, set[str]]:
     if dropout is not None:
         options |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -148,16 +111,10 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
     absent = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
     if absent:
         raise DataError(f"{folder}: the weights lack {absent[0]} (and {len(absent) - 1} more)")
-    for parameter in _layer_norms(base_of(model)):
+    for parameter in layer_norms(base_of(model)):
         parameter.requires_grad_(False)
     model.deftx_fingerprint = fingerprint(model)
     return model, set(info["missing_keys"])
-
-
-def _layer_norms(module: nn.Module) -> Iterator[nn.Parameter]:
-    for child in module.modules():
-        if isinstance(child, nn.LayerNorm):
-            yield from child.parameters(recurse=False)
 
 
 @torch.no_grad()

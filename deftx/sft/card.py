@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from deftx.config import SPLIT_WORDS
 from deftx.sft.composition import Composition, Part, Score, Stored
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import HubFolder
@@ -25,7 +26,7 @@ def model_card(composition: Composition, task: SparseFineTuning, language: Spars
         f"---\n{data.to_yaml()}\n---",
         f"# {composition.benchmark or 'Text'} classifier{f' for {target}' if target else ''}",
         "The sum of pretrained weights and sparse difference vectors, learnt by DEFT-X "
-        "([arXiv 2505.15090](https://arxiv.org/abs/2505.15090)) and written by `python -m deftx.export`. "
+        "([arXiv 2505.15090](https://arxiv.org/abs/2505.15090)) and written by `deftx export`. "
         f"Labels: {', '.join(composition.labels)}.{' ' * bool(composition.origin)}{composition.origin}",
         _parts(composition, task, language),
         *_scores(composition.scores),
@@ -63,7 +64,7 @@ def _scores(scores: tuple[Score, ...]) -> list[str]:
     lines = ["| split | metric | percent points [95 % interval] | items |", "|---|---|---|---|"]
     for one in scores:
         value, low, high = (f"{100 * number:.1f}" for number in (one.value, one.low, one.high))
-        lines.append(f"| {one.split} | {_METRICS[one.metric]} | {value} [{low}, {high}] | {one.items} |")
+        lines.append(f"| {SPLIT_WORDS[one.split]} | {_METRICS[one.metric]} | {value} [{low}, {high}] | {one.items} |")
     return ["\n".join(lines), "One run: the intervals say what other items would change, not what another seed would."]
 
 

@@ -2,7 +2,7 @@
 
 The file is a pickle of {'diffs': {name: {'size', 'index_steps', 'values'}}, 'abs': {name: tensor}}. It is loaded with
 weights_only and a list of the few numpy types it needs, so no code in it is executed. `index_steps` are the gaps of the
-column-major flat index. It carries no fingerprint, so its backbone is recorded as asserted.
+column-major flat index. Where it comes from it does not say.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ import torch
 from torch import Tensor
 
 from deftx.errors import DataError, reason
-from deftx.sft.vector import SFTMetadata, SparseFineTuning, check_entries
+from deftx.sft.entries import Entries, check_entries
 
 FILE = "pytorch_diff.bin"
 _PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "model.")
 
 
-def load(path: Path, revision: str | None = None) -> SparseFineTuning:
-    """Load a `pytorch_diff.bin`.
-
-    Args:
-        path: the file.
-        revision: commit of the hub repository it came from, if it did.
+def load(path: Path) -> Entries:
+    """The entries and the head of a `pytorch_diff.bin`.
 
     Raises:
         DataError: when it is not such a file, or holds anything but tensors and numbers.
@@ -44,9 +40,7 @@ def load(path: Path, revision: str | None = None) -> SparseFineTuning:
         head = {str(name): torch.as_tensor(tensor) for name, tensor in content.get("abs", {}).items()}
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
-    k = sum(index.numel() for index in indices.values())
-    metadata = SFTMetadata(backbone="unknown", revision=revision, backbone_basis="asserted", k=k)
-    return SparseFineTuning(indices, values, shapes, metadata, head)
+    return Entries(indices, values, shapes, head)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

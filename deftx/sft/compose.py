@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deftx.errors import DataError
+from deftx.models.parameters import base_of
 from deftx.sft.vector import SparseFineTuning
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -67,17 +68,10 @@ def apply(model: nn.Module, sft: SparseFineTuning, weight: float = 1.0) -> None:
     _add(model, sft, weight, [])
 
 
-def base_of(model: nn.Module) -> nn.Module:
-    """The base model (the encoder) inside a Hugging Face model; the module itself where it has none."""
-    prefix = getattr(model, "base_model_prefix", "")
-    base = getattr(model, prefix, model) if prefix else model
-    return base if isinstance(base, nn.Module) else model
-
-
 def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
     """Check that a vector was made for this backbone.
 
-    Names and shapes must be there; fingerprints must agree where both are known (`backbones` notes the model's).
+    Names and shapes must be there; fingerprints must agree where both are known (`models.load` notes the model's).
 
     Raises:
         DataError: naming the first parameter, or both fingerprints.

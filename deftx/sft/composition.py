@@ -15,10 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from deftx.config import Settings, TaskKind
-from deftx.data.catalogue import Metric
-from deftx.data.examples import hint
-from deftx.errors import ConfigError, DataError, StoreError
+from deftx.config import EvaluationSplit, Metric, Settings, TaskKind
+from deftx.errors import ConfigError, DataError, StoreError, hint
 from deftx.sources.published import HubFolder, LocalFolder, resolve_folder
 from deftx.stages.store import Store
 
@@ -35,12 +33,17 @@ class Stored(Settings):
 class Score(Settings):
     """A score on the target language with its 95 % interval, as shares, and how many items it was measured on."""
 
-    split: Literal["validation", "test"]
+    split: EvaluationSplit
     metric: Metric
     value: float
     low: float
     high: float
     items: int
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _as_earlier_versions_wrote_it(cls, split: object) -> object:
+        return "valid" if split == "validation" else split
 
 
 Part = Annotated[Stored | LocalFolder | HubFolder, Field(discriminator="kind")]
@@ -93,7 +96,9 @@ def read_chosen(where: str, language: str, backbone: str | None = None) -> tuple
         if not found:
             raise DataError(f"{place}: no combination was completed, so none was chosen; the sweep's report says why")
         if language not in found:
-            raise ConfigError(f"{place}: has no language {language!r}{hint(language, found)}")
+            raise ConfigError(
+                f"{place}: has no language {language!r}{hint(language, found)}; valid: {', '.join(found)}"
+            )
         return Composition.model_validate(_placed(place, dict(found[language]), backbone)), store
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{place}: not what a sweep writes: {_first(error)}") from None
@@ -110,7 +115,7 @@ def _locate(where: str) -> tuple[Store, str]:
 def _nothing_chosen(store: Store, name: str) -> Exception:
     known = store.names("sweeps")
     if name not in known:
-        sweeps = hint(name, known) if known else "; there is none"
+        sweeps = f"{hint(name, known)}; valid: {', '.join(known)}" if known else "; there is none"
         return StoreError(f"{store.url}: no sweep {name!r} there{sweeps}")
     return DataError(f"{store.url}/sweeps/{name}: nothing is chosen before the search has ended; run the sweep again")
 

@@ -1,36 +1,30 @@
 """A composition as a plain Hugging Face folder, which transformers loads without deftx.
 
-    python -m deftx.export results/sweeps/nusax ace OUT                    what a sweep chose for a language
-    python -m deftx.export OUT --backbone B --task T --language L          any vectors, folders or hub ids
-
-The weights are those of `compose`, bit for bit. Written beside OUT and renamed, so that nothing half-written stays.
-Nothing is uploaded.
+The weights are those of `compose`, bit for bit. Written beside the folder and renamed, so that nothing half-written
+stays. Nothing is uploaded. The command is `deftx export`.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-import typer
-
-from deftx.errors import ConfigError, DataError, DeftxError, StoreError
-from deftx.sft.composition import Composition, Part, Stored, read_chosen
-from deftx.sources.published import local_folder, resolve_folder
+from deftx.errors import ConfigError, DataError, StoreError
+from deftx.sft.composition import Composition, Part, Stored
+from deftx.sources.published import local_folder
+from deftx.stages.files import MODEL, SFT
 from deftx.stages.store import Store
 
 if TYPE_CHECKING:
     from deftx.sft.vector import SparseFineTuning
 
-app = typer.Typer(add_completion=False)
+_OURS = re.compile(r"`(python -m )?deftx[. ]export`")
+"""In the model card of what an export wrote, now and before the command was `deftx`."""
 
 
 def export(composition: Composition, folder: str | Path, store: Store | None = None, *, force: bool = False) -> Path:
@@ -59,8 +53,8 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     from deftx.sft.card import model_card
     from deftx.sft.compose import compose
 
-    backbone = _folder("backbone", composition.backbone, store, "model")
-    task, language = _vector("task", composition.task, store), _vector("language", composition.language, store)
+    backbone = _folder("backbone", composition.backbone, store, MODEL)
+    task, language = load_vector("task", composition.task, store), load_vector("language", composition.language, store)
     assert task is not None
     model = load_classifier(backbone, composition.labels, seed=0).eval()
     _check_head(model, task, composition.labels)
@@ -74,10 +68,17 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     (folder / "README.md").write_text(model_card(composition, task, language), encoding="utf-8")
 
 
-def _vector(role: str, part: Part | None, store: Store | None) -> SparseFineTuning | None:
+def load_vector(role: str, part: Part | None, store: Store | None) -> SparseFineTuning | None:
+    """The SFT of a part of a composition.
+
+    Args:
+        role: what errors call it, `task` or `language`.
+        part: None for a composition without it.
+        store: where it lies, if it is a stage.
+    """
     from deftx.sft.vector import SparseFineTuning
 
-    return SparseFineTuning.from_pretrained(_folder(f"{role} vector", part, store, "sft")) if part else None
+    return SparseFineTuning.from_pretrained(_folder(f"{role} vector", part, store, SFT)) if part else None
 
 
 def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:
@@ -94,7 +95,7 @@ def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:
 
 def _check_head(model: object, task: SparseFineTuning, labels: tuple[str, ...]) -> None:
     """Check that the task vector brings a whole classifier for these labels; the model's own is a random draw."""
-    from deftx.models.load import head_of
+    from deftx.models.parameters import head_of
 
     if missing := [name for name in head_of(model) if name not in task.head]:  # type: ignore[arg-type]
         raise DataError(f"the task vector has no {missing[0]}: it brings no classifier, so there is none to export")
@@ -106,7 +107,7 @@ def _check_free(target: Path, force: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     card = target / "README.md"
-    if not card.is_file() or "deftx.sft.export" not in card.read_text(encoding="utf-8", errors="replace"):
+    if not card.is_file() or not _OURS.search(card.read_text(encoding="utf-8", errors="replace")):
         raise ConfigError(f"{target}: is there already and not from an earlier export; choose another folder")
     if not force:
         raise ConfigError(f"{target}: holds an export already; choose another folder, or replace it with --force")
@@ -129,55 +130,3 @@ def _beside(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-@app.command()
-def main(
-    places: Annotated[
-        list[str],
-        typer.Argument(metavar="[SWEEP LANGUAGE] OUT", help="STORAGE/sweeps/NAME and a target of it; OUT is made."),
-    ],
-    backbone: Annotated[str | None, typer.Option(metavar="MODEL", help="Folder or hub id.")] = None,
-    task: Annotated[str | None, typer.Option(metavar="VECTOR", help="Without a sweep: folder or hub id.")] = None,
-    language: Annotated[str | None, typer.Option(metavar="VECTOR", help="Without a sweep: folder or hub id.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Where the task vector does not name its own.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier export wrote.")] = False,
-) -> None:
-    """Write a composition as a folder that transformers loads: AutoModelForSequenceClassification, or a pipeline.
-
-    Of a sweep it is the combination that validation chose; else the vectors that --task and --language name.
-    """
-    try:
-        match places:
-            case [sweep, target, out] if not (task or language or labels):
-                composition, store = read_chosen(sweep, target, backbone)
-                written = export(composition, out, store, force=force)
-            case [out] if backbone and task:
-                written = export(_by_name(backbone, task, language, labels), out, force=force)
-            case _:
-                raise ConfigError("give SWEEP LANGUAGE OUT, or OUT with --backbone and --task (and --language)")
-    except DeftxError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    typer.echo(written)
-
-
-def _by_name(backbone: str, task: str, language: str | None, labels: str | None) -> Composition:
-    """The composition of what was named; the labels are the task vector's own unless given."""
-    part = resolve_folder(task)
-    vector = _vector("task", part, None)
-    assert vector is not None
-    given = filter(None, map(str.strip, labels.split(","))) if labels else vector.metadata.labels or ()
-    names = tuple(dict.fromkeys(given))
-    if len(names) < 2:
-        raise ConfigError(f"{task}: does not say what its labels are; name two or more with --labels A,B,...")
-    return Composition(
-        backbone=resolve_folder(backbone), task=part, language=resolve_folder(language) if language else None,
-        labels=names, benchmark=vector.metadata.task,
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    app()

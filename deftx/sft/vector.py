@@ -20,9 +20,10 @@ from torch import Tensor
 
 from deftx.errors import DataError
 from deftx.masks.select import Indices
+from deftx.sft import composable
+from deftx.sft.entries import check_entries
 from deftx.sources.published import HubFolder, local_folder, resolve_folder
-
-TENSORS, METADATA = "sft.safetensors", "sft.json"
+from deftx.stages.files import METADATA, TENSORS
 
 
 class SFTMetadata(BaseModel):
@@ -112,26 +113,17 @@ class SparseFineTuning:
         folder = local_folder(source)
         if (folder / TENSORS).is_file():
             return _load(folder)
-        from deftx.sft import composable
-
         if (folder / composable.FILE).is_file():
-            return composable.load(folder / composable.FILE, source.commit if isinstance(source, HubFolder) else None)
+            return cls._published(folder / composable.FILE, source.commit if isinstance(source, HubFolder) else None)
         raise DataError(f"{name}: holds neither {TENSORS} nor {composable.FILE}, so it is not an SFT")
 
-
-def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
-    """Check that indices are ascending, within the shape and one for each finite value.
-
-    Raises:
-        DataError: naming the file and the tensor.
-    """
-    size = int(torch.Size(shape).numel())
-    if index.dim() != 1 or index.shape != values.shape:
-        raise DataError(f"{where}: {name}: {tuple(index.shape)} indices for {tuple(values.shape)} values")
-    if index.numel() and (int(index[0]) < 0 or int(index[-1]) >= size or bool((index[1:] <= index[:-1]).any())):
-        raise DataError(f"{where}: {name}: indices must ascend within 0 and {size - 1}")
-    if not bool(values.isfinite().all()):
-        raise DataError(f"{where}: {name}: values are NaN or infinite")
+    @classmethod
+    def _published(cls, path: Path, revision: str | None) -> SparseFineTuning:
+        """A composable-sft vector; it carries no fingerprint, so its backbone is recorded as asserted."""
+        entries = composable.load(path)
+        k = sum(index.numel() for index in entries.indices.values())
+        metadata = SFTMetadata(backbone="unknown", revision=revision, backbone_basis="asserted", k=k)
+        return cls(entries.indices, entries.values, entries.shapes, metadata, entries.head)
 
 
 def _as_saved(name: str, value: Tensor, values: Literal["float32", "bf16"]) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
-from deftx.sources.files import gated_error, hub_commit, hub_info
+from deftx.sources.hub import gated_error, hub_commit, hub_info
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
 

@@ -11,22 +11,18 @@ match its manifest is an error that names it. `sweeps/` beside `stages/` belongs
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deftx.errors import StoreError
+from deftx.stages.cache import Cache, mismatch, sha256_of
+from deftx.stages.objects import Objects
 from deftx.stages.stage import Stage
 
 MANIFEST = "manifest.json"
@@ -62,7 +58,7 @@ class Manifest(BaseModel):
     created: str = ""
 
 
-class Store:
+class Store(Objects):
     """Results by address. One protocol on every file system that fsspec knows."""
 
     def __init__(self, url: str, cache: Path | None = None, cache_bytes: int = 50 * 2**30) -> None:
@@ -76,95 +72,9 @@ class Store:
         Raises:
             StoreError: for a protocol that fsspec does not know or whose package is not installed, and for a file.
         """
-        try:
-            self.fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            known = "a storage is a folder, s3:// or gs:// (these two need the extra `cluster`)"
-            raise StoreError(f"{url}: {error}; {known}") from None
-        self.root = str(path).rstrip("/")
-        self.url = url
-        self.local = isinstance(self.fs, LocalFileSystem)
-        if self.local and Path(self.root).is_file():
-            raise StoreError(f"{url}: is a file; a storage is a folder")
-        self._cache = cache or Path.home() / ".cache" / "deftx"
-        self._cache_bytes = cache_bytes
+        super().__init__(url)
+        self._cache = Cache(cache or Path.home() / ".cache" / "deftx", cache_bytes)
         self._verified: set[str] = set()
-
-    # -- small objects ------------------------------------------------------------------------------------------------
-
-    def path(self, *parts: str) -> str:
-        """The path of an object on the store's file system; parts that leave the store are refused.
-
-        Raises:
-            StoreError: for a part with `..` or an absolute path.
-        """
-        if any(part.startswith("/") or ".." in part.split("/") for part in parts):
-            raise StoreError(f"{'/'.join(parts)}: a path in the store must stay inside it")
-        return "/".join([self.root, *parts])
-
-    def read(self, *parts: str) -> bytes | None:
-        """The bytes of an object, or none when there is no such object."""
-        try:
-            return bytes(self.fs.cat_file(self.path(*parts)))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def write(self, content: bytes, *parts: str) -> None:
-        """Write an object whole. On a file system a reader sees the old bytes or the new ones, never half of them."""
-        target = self.path(*parts)
-        if not self.local:
-            self.fs.pipe_file(target, content)
-            return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        beside = f"{target}.{uuid.uuid4().hex[:8]}"
-        Path(beside).write_bytes(content)
-        os.replace(beside, target)
-
-    def upload(self, file: Path, *parts: str) -> None:
-        """Write a file as an object, whole as by `write` and never in memory as a whole."""
-        target = self.path(*parts)
-        if not self.local:
-            self.fs.put_file(str(file), target)
-            return
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        beside = f"{target}.{uuid.uuid4().hex[:8]}"
-        shutil.copyfile(file, beside)
-        os.replace(beside, target)
-
-    def create(self, content: bytes, *parts: str) -> bool:
-        """Write an object unless it exists; whether this call made it. Exclusive on a file system only."""
-        target = self.path(*parts)
-        if not self.local:
-            if self.fs.exists(target):
-                return False
-            self.fs.pipe_file(target, content)
-            return True
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        beside = f"{target}.{uuid.uuid4().hex[:8]}"
-        Path(beside).write_bytes(content)
-        try:
-            os.link(beside, target)
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(beside)
-        return True
-
-    def remove(self, *parts: str) -> None:
-        """Remove an object or a folder; nothing happens when it is not there."""
-        target = self.path(*parts)
-        if self.fs.exists(target):
-            self.fs.rm(target, recursive=True)
-
-    def names(self, *parts: str) -> list[str]:
-        """The names in a folder, sorted; none when it is not there."""
-        self.fs.invalidate_cache()
-        try:
-            return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path(*parts), False))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    # -- stages -------------------------------------------------------------------------------------------------------
 
     def manifest(self, address: str) -> Manifest | None:
         """The manifest of a published stage, or none.
@@ -230,11 +140,11 @@ class Store:
             raise StoreError(f"{self.path('stages', address)}: has no published file {name}")
         entry, remote = manifest.files[name], self.path("stages", address, manifest.attempt, name)
         if not self.local:
-            return self._cached(remote, entry)
+            return self._cache.get(self.fs, remote, entry.sha256, entry.size)
         path = Path(remote)
         if remote not in self._verified:
-            if not path.is_file() or _sha256(path) != entry.sha256:
-                raise _mismatch(remote)
+            if not path.is_file() or sha256_of(path) != entry.sha256:
+                raise mismatch(remote)
             self._verified.add(remote)
         return path
 
@@ -252,9 +162,8 @@ class Store:
             for name in names:
                 self.fetch(address, name)
             return Path(self.path("stages", address, manifest.attempt, prefix))
-        folder = self._cache / "folders" / address / manifest.attempt
-        for name in names:
-            _link(self.fetch(address, name), folder / name)
+        for name in names:  # each before the next is fetched, for which the cache may make room
+            folder = self._cache.link(self.fetch(address, name), f"{address}/{manifest.attempt}", name)
         return folder / prefix
 
     def url_of(self, address: str, name: str) -> str:
@@ -274,41 +183,6 @@ class Store:
             return int(self.fs.size(self.path("stages", address, attempt, name)))
         except FileNotFoundError:
             return -1
-
-    def _cached(self, remote: str, entry: FileEntry) -> Path:
-        path = self._cache / entry.sha256[:2] / entry.sha256
-        if path.is_file() and (entry.sha256 in self._verified or _sha256(path) == entry.sha256):
-            self._verified.add(entry.sha256)
-            _mark_used(path)
-            return path
-        self._make_room(entry.size)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            self.fs.get_file(remote, str(beside))
-        except FileNotFoundError:
-            raise StoreError(f"{remote}: named by its manifest but not there") from None
-        if _sha256(beside) != entry.sha256:
-            beside.unlink()
-            raise _mismatch(remote)
-        _mark_used(beside)
-        os.replace(beside, path)
-        self._verified.add(entry.sha256)
-        return path
-
-    def _make_room(self, size: int) -> None:
-        """Remove the least recently used files; a file and its links in `folders/` are one."""
-        files: dict[int, list[Path]] = {}
-        for path in sorted(path for path in self._cache.rglob("*") if path.is_file()):
-            files.setdefault(path.stat().st_ino, []).append(path)
-        used = sorted((paths[0].stat().st_mtime_ns, paths[0].stat().st_size, paths) for paths in files.values())
-        total = sum(bytes_ for _, bytes_, _ in used) + size
-        for _, bytes_, paths in used:
-            if total <= self._cache_bytes:
-                return
-            total -= bytes_
-            for path in paths:
-                path.unlink(missing_ok=True)
 
 
 class Attempt:
@@ -338,7 +212,7 @@ class Attempt:
             The manifest of the stage: this attempt's, or the one of another that was published first.
         """
         files = {
-            str(path.relative_to(self.folder)): FileEntry(size=path.stat().st_size, sha256=_sha256(path))
+            str(path.relative_to(self.folder)): FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
             for path in sorted(self.folder.rglob("*"))
             if path.is_file()
         }
@@ -356,67 +230,3 @@ class Attempt:
         published = self._store.manifest(self._address)
         assert published is not None
         return published
-
-
-class Checkpoint:
-    """The latest checkpoint of a running stage: one file and a pointer to it, written in that order."""
-
-    def __init__(self, store: Store, address: str) -> None:
-        self._store, self._parts = store, ("stages", address, "checkpoint")
-
-    def save(self, file: Path) -> None:
-        """Keep a copy of `file` and drop the one before it."""
-        name = f"{uuid.uuid4().hex[:12]}.bin"
-        old = self._pointer()
-        self._store.upload(file, *self._parts, name)
-        pointer = {"name": name, "sha256": _sha256(file)}
-        self._store.write(json.dumps(pointer).encode(), *self._parts, "latest.json")
-        if old:
-            self._store.remove(*self._parts, old["name"])
-
-    def load(self, folder: Path) -> Path | None:
-        """The latest whole checkpoint as a file, where it lies or downloaded into `folder`; or none."""
-        if (pointer := self._pointer()) is None:
-            return None
-        remote = self._store.path(*self._parts, pointer["name"])
-        path = Path(remote) if self._store.local else folder / pointer["name"]
-        try:
-            if not self._store.local:
-                self._store.fs.get_file(remote, str(path))
-            return path if _sha256(path) == pointer["sha256"] else None
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def _pointer(self) -> Mapping[str, str] | None:
-        content = self._store.read(*self._parts, "latest.json")
-        try:
-            pointer = json.loads(content or b"null")
-            return {"name": pointer["name"], "sha256": pointer["sha256"]} if pointer else None
-        except (ValueError, KeyError, TypeError):
-            return None
-
-
-def _mark_used(path: Path) -> None:
-    """By the clock: the time that the file system would note is the same for several files in a row."""
-    now = time.time_ns()
-    os.utime(path, ns=(now, now))
-
-
-def _mismatch(remote: str) -> StoreError:
-    return StoreError(f"{remote}: does not match its manifest; the stage has to be made again")
-
-
-def _link(path: Path, target: Path) -> None:
-    """A cached file under another name. Never written in place: another process may be reading it."""
-    if target.is_file() and target.samefile(path):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}")
-    os.link(path, beside)
-    os.replace(beside, target)
-    beside.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
-from deftx.kernels.dropout import Draws, drop_by_example
+from deftx.kernels.attention import drop_by_example
+from deftx.kernels.dropout import Draws
 from deftx.tensor_files import Kept
 from deftx.train.objectives import Batch, Objective
 from deftx.train.optimizer import Optimizer
@@ -36,7 +37,7 @@ State = dict[str, Any]
 
 
 class Checkpoints(Protocol):
-    """Where a running stage keeps its latest checkpoint (see `deftx.stages.store.Checkpoint`)."""
+    """Where a running stage keeps its latest checkpoint (see `deftx.stages.checkpoint.Checkpoint`)."""
 
     def save(self, file: Path) -> None:
         """Keep a copy of it."""

@@ -2,7 +2,7 @@
 
 An objective turns a batch of example numbers into tensors, a batch into its summed loss, and a model into its
 validation metrics. Losses are computed only where there are labels: the LM head sees masked positions only. How weights
-are stepped is in `training`; every random choice is a function of (seed, step).
+are stepped is in `loop`; every random choice is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from deftx.config import Metric
 from deftx.data.blocks import Blocks
-from deftx.evaluate.metrics import Metric, score
+from deftx.evaluate.metrics import score
 from deftx.kernels.linear_cross_entropy import head_loss
-from deftx.sft.compose import base_of
+from deftx.models.parameters import base_of
 
 Batch = dict[str, Tensor]
 Integers = NDArray[np.int32]

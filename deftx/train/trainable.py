@@ -3,8 +3,8 @@
 With chosen entries the optimiser never sees the weights: it steps a vector of the chosen entries, so entries off the
 mask stay bit-identical whatever weight decay, momentum and clipping do, and moments exist for the chosen entries only.
 The gradients of the whole model never exist together: of a linear layer and of the word embedding that of the chosen
-entries alone is computed (`sampled`, `rows`); of any other parameter they are gathered, and its gradient dropped, as
-soon as the backward pass has finished with it.
+entries alone is computed (`sampled_linear`, `embedding_rows`); of any other parameter they are gathered, and its
+gradient dropped, as soon as the backward pass has finished with it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from deftx.config import Training
 from deftx.kernels.embedding_rows import MaskedRows, Rows
 from deftx.kernels.sampled_linear import SampledLinear
 from deftx.masks.select import Indices
-from deftx.models.load import embeddings_of, head_of, maskable
-from deftx.sft.compose import base_of
+from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 
 
 class Trainable:

@@ -1,7 +1,7 @@
 """Draws docs/figures/method.svg, the method on a made-up 16 x 12 weight matrix: python docs/figures/method.py
 
-L, S and the mask are those of `deftx.masks.denoise` and `deftx.masks.select`; the change itself and what the sparse phase would
-learn are drawn at random. Darker is larger in absolute value, so that nothing depends on colour.
+L, S and the mask are those of `deftx.masks`; the change itself and what the sparse phase would learn are drawn at
+random. Darker is larger in absolute value, so that nothing depends on colour.
 """
 
 from __future__ import annotations

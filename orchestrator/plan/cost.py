@@ -1,57 +1,26 @@
 """What a plan would cost, before anything runs: bytes in the store, and arithmetic as GPU hours. Estimates only.
 
-Sizes come from a backbone's config.json where it can be had; of the published backbones they are known.
+Pure: the sizes of files were noted when they were resolved, and those of backbones are in `deftx.models.sizes`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from deftx.config import Training, resolve_k
-from deftx.errors import DeftxError
-from deftx.sources.files import FileSource, read_bytes
+from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
+from deftx.sources.files import FileSource, file_size
 from deftx.sources.published import HubFolder, LocalFolder, Published
-from deftx.stages.stage import BackboneSettings, DenseSettings, SparseSettings, Stage, TextStageSettings
+from deftx.stages.settings import BackboneSettings, DenseSettings, SparseSettings, TextStageSettings
+from deftx.stages.stage import Stage
 
 SUSTAINED_TFLOPS = {"float32": 12.0, "tf32": 60.0, "bf16": 120.0}
 """Assumed of an A100 at these batch sizes, by precision."""
 BYTES_PER_TOKEN = 4.0
 """Assumed of plain text whose tokens are not counted yet."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Size of a backbone: its maskable entries, those outside the embeddings, its vocabulary, width and layers."""
-
-    maskable: int
-    body: int
-    vocabulary: int
-    hidden: int
-    layers: int
-
-    @property
-    def embeddings(self) -> int:
-        """Entries of the word, position and token-type embeddings."""
-        return self.maskable - self.body
-
-
-def shape(vocabulary: int, positions: int, layers: int, hidden: int, feed_forward: int) -> Shape:
-    """The maskable entries of an XLM-R encoder: embeddings, linear weights and biases, no LayerNorm."""
-    body = layers * (4 * (hidden * hidden + hidden) + 2 * hidden * feed_forward + hidden + feed_forward)
-    return Shape(body + (vocabulary + positions + 1) * hidden, body, vocabulary, hidden, layers)
-
-
-XLM_R_BASE = shape(250_002, 514, 12, 768, 3072)
-KNOWN = {
-    "FacebookAI/xlm-roberta-base": XLM_R_BASE,
-    "xlm-roberta-base": XLM_R_BASE,
-    "intfloat/multilingual-e5-base": XLM_R_BASE,
-    "FacebookAI/xlm-roberta-large": shape(250_002, 514, 24, 1024, 4096),
-    "xlm-roberta-large": shape(250_002, 514, 24, 1024, 4096),
-}
 
 
 @dataclass(frozen=True)
@@ -68,10 +37,10 @@ class Estimate:
 
 
 def estimate(stages: Iterable[Stage]) -> Estimate | None:
-    """The cost of making some stages; none when the backbone's size is not known."""
+    """The cost of making some stages; None when the backbone's size is not known."""
     total, flops = 0.0, dict.fromkeys(SUSTAINED_TFLOPS, 0.0)
     for stage in stages:
-        size = _shape_of(stage)
+        size = _size_of(stage)
         if size is None and stage.kind in ("dense", "sparse"):
             return None
         total += _bytes(stage, size) if size else 0.0
@@ -80,31 +49,27 @@ def estimate(stages: Iterable[Stage]) -> Estimate | None:
     return Estimate(total, flops)
 
 
-def _shape_of(stage: Stage) -> Shape | None:
+def _size_of(stage: Stage) -> Size | None:
     dense = stage.input("dense") or stage
     if stage.kind == "backbone":
-        return shape_of_backbone(stage)
-    return shape_of_backbone(dense.input("backbone") or getattr(dense.settings, "backbone", None))
+        return size_of_backbone(stage)
+    return size_of_backbone(dense.input("backbone") or getattr(dense.settings, "backbone", None))
 
 
-def shape_of_backbone(backbone: Published | Stage | None) -> Shape | None:
-    """The size of a backbone, where it can be told without loading it."""
+def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
+    """The size of a backbone, None where it cannot be told without its weights."""
     if isinstance(backbone, Stage):
-        recipe = backbone.settings
-        assert isinstance(recipe, BackboneSettings)
-        return shape(recipe.vocabulary, recipe.block + 130, recipe.layers, recipe.hidden, recipe.feed_forward)
+        assert isinstance(backbone.settings, BackboneSettings)
+        return size_of({"model_type": "xlm-roberta", **backbone.settings.config})
     if isinstance(backbone, HubFolder):
-        return KNOWN.get(backbone.repo)
-    if not isinstance(backbone, LocalFolder):
-        return None
-    try:
-        config = json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8"))
-        return shape(
-            config["vocab_size"], config["max_position_embeddings"], config["num_hidden_layers"],
-            config["hidden_size"], config["intermediate_size"],
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError):
-        return None
+        return size_of_repository(backbone.repo)
+    return None if backbone is None else _size_of_folder(backbone)
+
+
+@cache
+def _size_of_folder(backbone: LocalFolder) -> Size | None:
+    """Told once: the folder is known by its content."""
+    return size_of_folder(Path(backbone.path))
 
 
 def _training(stage: Stage) -> Training | None:
@@ -116,7 +81,7 @@ def _training(stage: Stage) -> Training | None:
     return found if isinstance(found, Training) else None
 
 
-def _bytes(stage: Stage, size: Shape) -> float:
+def _bytes(stage: Stage, size: Size) -> float:
     head = 4 * (size.hidden * size.hidden + size.vocabulary)
     if stage.kind == "backbone":
         return 4 * (size.maskable + size.vocabulary)
@@ -129,7 +94,7 @@ def _bytes(stage: Stage, size: Shape) -> float:
     return 0.0
 
 
-def _flops(stage: Stage, training: Training, size: Shape) -> float:
+def _flops(stage: Stage, training: Training, size: Size) -> float:
     """6 operations a weight and token (forward and backward), the LM head at 15 % of the positions."""
     dense = stage.input("dense") or stage
     task = dense.settings.task if isinstance(dense.settings, DenseSettings) else None
@@ -145,15 +110,12 @@ def _block(dense: Stage) -> int:
 
 
 def _examples(dense: Stage, length: int) -> int:
-    """Examples of a data set that has not been read: from a local file's size, else as many as reach max_steps."""
-    sources = _sources(dense)
-    if not sources or not all(isinstance(source, FileSource) for source in sources):
+    """Examples of a data set that has not been read: by its files' sizes, else as many as reach max_steps."""
+    sizes = [file_size(source) if isinstance(source, FileSource) else None for source in _sources(dense)]
+    known = [size for size in sizes if size is not None]
+    if not sizes or len(known) < len(sizes):
         return 10**9
-    try:
-        size = sum(len(read_bytes(source.url)) for source in sources if isinstance(source, FileSource))
-    except DeftxError:
-        return 10**9
-    return max(int(size / BYTES_PER_TOKEN / length), 1)
+    return max(int(sum(known) / BYTES_PER_TOKEN / length), 1)
 
 
 def _sources(dense: Stage) -> list[object]:

@@ -1,60 +1,29 @@
-"""From a space to stages: what is read is resolved once, then every combination and baseline is a row of stages.
+"""From a space and its resolved inputs to stages: every combination and every baseline is a row of them.
 
-Resolving touches files and the hub; everything after it is pure. In what order stages run is in `schedule`.
+Pure: nothing is opened here. What a space reads is resolved in `inputs`; in what order stages run is in `schedule`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
-from deftx.config import Denoise, LanguageRecipe, TaskRecipe, resolve_k
-from deftx.data.examples import (
-    Split,
-    corpus_source,
-    evaluation_source,
-    read_examples,
-    read_training,
-    training_sources,
-)
-from deftx.data.leaks import texts_digest
-from deftx.errors import ConfigError, DataError, DeftxError
-from deftx.sources.files import FileSource, Source, file_source, read_text, resolve_once
-from deftx.sources.published import Published, resolve_folder
-from deftx.stages.stage import (
-    BackboneSettings,
-    BackboneShape,
+from deftx.config import EVALUATION_SPLITS, Denoise, LanguageRecipe, TaskRecipe
+from deftx.sources.published import Published
+from deftx.stages.settings import (
     CheckSettings,
     DenseSettings,
     GradeSettings,
     SparseSettings,
-    Stage,
     TaskData,
     TextStageSettings,
-    walk,
 )
-from orchestrator.plan.cost import shape_of_backbone
+from deftx.stages.stage import Stage, walk
+from orchestrator.plan.inputs import Materials, leak_rule
 from orchestrator.record.sweep import Row, RowKind
-from orchestrator.space.schema import Parameters, Space
-
-T = TypeVar("T")
-EvaluationSplit = Literal["valid", "test"]
-_SPLITS: tuple[EvaluationSplit, ...] = ("test", "valid")
-
-
-@dataclass(frozen=True)
-class Materials:
-    """Everything outside that a space needs, resolved to content or commit."""
-
-    backbone: Published | Stage
-    lm_head: Published | Literal["own", "random"]
-    source_sft: Published | None
-    corpora: dict[str, Source]
-    training: dict[Split, tuple[Source, ...]]
-    evaluation: dict[tuple[str, EvaluationSplit], Source]
-    evaluation_texts: str | None
+from orchestrator.space.combination import Combination
+from orchestrator.space.schema import Space
 
 
 @dataclass(frozen=True)
@@ -64,7 +33,7 @@ class PlannedRow:
     kind: RowKind
     grades: dict[str, Stage]
     number: int | None = None
-    parameters: Parameters = field(default_factory=dict)
+    combination: Combination | None = None
 
     @property
     def task(self) -> Stage:
@@ -85,136 +54,11 @@ class PlannedRow:
     def record(self) -> Row:
         """The row as the sweep's state keeps it."""
         return Row(
-            kind=self.kind, number=self.number, parameters=dict(self.parameters), task_sft=self.task.address,
+            kind=self.kind, number=self.number, task_sft=self.task.address,
+            parameters=self.combination.record() if self.combination else {},
             grades={target: grade.address for target, grade in self.grades.items()},
             language_sfts={target: stage.address for target, stage in self.languages.items()},
         )  # fmt: skip
-
-
-class _Gathering:
-    """Runs look-ups and keeps their errors, so that all are shown at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-
-    def get(self, look_up: Callable[[], T]) -> T | None:
-        try:
-            return look_up()
-        except DeftxError as error:
-            self.errors += [line for line in [str(error)] if line not in self.errors]
-            return None
-
-
-def resolve(space: Space, data_root: str | None) -> Materials:
-    """Resolve every file, data set, model and vector that a space names.
-
-    Args:
-        data_root: folder or URL of the original files; none: the hub.
-
-    Raises:
-        DataError: naming every file, model and data set that could not be had.
-    """
-    known, look = space.of, _Gathering()
-    languages = [*space.targets] + ([known.source_language] if space.source.learn else [])
-    corpora = {lang: look.get(lambda lang=lang: corpus_source(known, lang, data_root)) for lang in languages}  # type: ignore[misc]
-    training = look.get(lambda: training_sources(known, data_root))
-    wanted = [*space.targets] + ([known.source_language] if _leaks(space) != "none" else [])
-    evaluation = {
-        (lang, split): look.get(lambda lang=lang, split=split: evaluation_source(known, lang, split, data_root))  # type: ignore[misc]
-        for lang in wanted
-        for split in _SPLITS
-    }
-    backbone = look.get(lambda: _backbone(space, data_root))
-    own = space.lm_head in ("own", "random")
-    lm_head = space.lm_head if own else look.get(lambda: resolve_folder(space.lm_head))
-    published = space.source.sft
-    sft = look.get(lambda: resolve_folder(published)) if published else None
-    for read in _reads(space, corpora, training, evaluation) if data_root is not None else ():
-        look.get(read)
-    if not look.errors:
-        texts = look.get(lambda: _texts(space, evaluation))  # type: ignore[arg-type]
-    if backbone is not None:
-        look.errors += _k_problems(space, backbone)
-    if look.errors:
-        raise DataError("\n".join(look.errors))
-    return Materials(backbone, lm_head, sft, corpora, training, evaluation, texts)  # type: ignore[arg-type]
-
-
-def _reads(
-    space: Space,
-    corpora: Mapping[str, Source | None],
-    training: Mapping[Split, tuple[Source, ...]] | None,
-    evaluation: Mapping[tuple[str, EvaluationSplit], Source | None],
-) -> Iterator[Callable[[], object]]:
-    """Reads of every file under a data root: a wrong column, label or byte is told now, not after days of training."""
-    known = space.of
-    for source in corpora.values():
-        if isinstance(source, FileSource):
-            yield partial(read_text, source)
-    for split, sources in (training or {}).items():
-        if sources:
-            yield partial(read_training, known, sources, split)
-    for (language, part), table in evaluation.items():
-        if table is not None:
-            yield partial(read_examples, known, table, language, part)
-
-
-def _leaks(space: Space) -> Literal["strict", "lt-sft", "none"]:
-    return space.leaks if space.of.leaks else "none"
-
-
-def _texts(space: Space, evaluation: dict[tuple[str, EvaluationSplit], Source]) -> str | None:
-    """Digest of the source language's evaluation sentences, labels apart, that training rows are compared with."""
-    if _leaks(space) == "none":
-        return None
-    known, source = space.of, space.of.source_language
-    tables = [evaluation[source, split] for split in _SPLITS]
-
-    def digest() -> str:
-        splits = zip(tables, _SPLITS, strict=True)
-        return texts_digest(*(read_examples(known, table, source, split) for table, split in splits))
-
-    if any(isinstance(table, FileSource) for table in tables):
-        return digest()
-    return resolve_once(f"evaluation sentences of {known.name}", digest)
-
-
-def _backbone(space: Space, data_root: str | None) -> Published | Stage:
-    if isinstance(space.backbone, str):
-        return resolve_folder(space.backbone, space.backbone_revision)
-    recipe = space.backbone
-    settings = BackboneSettings(
-        texts=tuple((language, _pretraining_text(language, data_root)) for language in recipe.languages),
-        tokenizer_texts=tuple((lang, _pretraining_text(lang, data_root)) for lang in recipe.tokenizer_languages),
-        seed=space.seed,
-        **{name: getattr(recipe, name) for name in BackboneShape.model_fields},
-    )
-    return Stage("backbone", settings)
-
-
-def _k_problems(space: Space, backbone: Published | Stage) -> list[str]:
-    """Where k exceeds the backbone, as far as its size can be told before it is loaded."""
-    size = shape_of_backbone(backbone)
-    if size is None:
-        return []
-    problems = []
-    recipes: dict[str, LanguageRecipe | TaskRecipe] = {"language": space.language, "task": space.task}
-    for kind, recipe in recipes.items():
-        frozen = size.embeddings if recipe.training.freeze_embeddings else 0
-        try:
-            resolve_k(recipe.k or 1, size.maskable - frozen)
-        except ConfigError as error:
-            problems.append(f"{kind}.k: {error}")
-    return problems
-
-
-def _pretraining_text(language: str, data_root: str | None) -> Source:
-    if data_root is None:
-        raise ConfigError("a backbone that is pre-trained here reads its text under --data-root; none was given")
-    try:
-        return file_source(f"{data_root}/pretraining/{language}.txt")
-    except DataError:
-        return file_source(f"{data_root}/corpora/{language}.txt")
 
 
 def _sparse_settings(recipe: LanguageRecipe | TaskRecipe, denoise: Denoise | None) -> SparseSettings:
@@ -228,15 +72,11 @@ class Planner:
     def __init__(self, space: Space, materials: Materials) -> None:
         self._space, self._given = space, materials
 
-    def combination(self, number: int, cell: Parameters) -> PlannedRow:
+    def combination(self, number: int, asked: Combination) -> PlannedRow:
         """What combination `number` of the search needs."""
-        by_language, by_task = self._space.denoising(cell, "l"), self._space.denoising(cell, "t")
-        grades = {t: self._grade(t, self._task(by_task), self._language(t, by_language)) for t in self._space.targets}
-        parameters: Parameters = {
-            "rank_l": by_language.rank, "rank_t": by_task.rank,
-            "retention_l": by_language.retention, "retention_t": by_task.retention,
-        }  # fmt: skip
-        return PlannedRow("combination", grades, number, parameters)
+        task = self._task(asked.task)
+        grades = {t: self._grade(t, task, self._language(t, asked.language)) for t in self._space.targets}
+        return PlannedRow("combination", grades, number, asked)
 
     def baselines(self) -> list[PlannedRow]:
         """The rows that no combination changes. LT-SFT shares the dense stages, the training settings and k."""
@@ -252,17 +92,17 @@ class Planner:
         source = [self._space.of.source_language] if self._space.source.learn else []
         return [self._check(language) for language in [*self._space.targets, *source]]
 
-    def controls(self, cell: Parameters) -> list[PlannedRow]:
+    def controls(self, chosen: Combination) -> list[PlannedRow]:
         """The rows without the right language vector, with the vectors of the combination that was chosen.
 
         What they lack is then the language vector alone, and not another setting of the task vector.
         """
-        task, by_language = self._task(self._space.denoising(cell, "t")), self._space.denoising(cell, "l")
+        task = self._task(chosen.task)
         rows: dict[RowKind, Callable[[str], Stage]] = {"task": lambda target: self._grade(target, task, None)}
         if self._space.source.given:
             rows["task+source"] = lambda target: self._grade(target, task, self._source_vector)
         rows["other-language"] = lambda target: self._grade(
-            target, task, self._language(self._next(target), by_language)
+            target, task, self._language(self._next(target), chosen.language)
         )
         return self._rows(rows)
 
@@ -275,12 +115,12 @@ class Planner:
         return targets[(targets.index(target) + 1) % len(targets)]
 
     def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
-        test, valid = (self._given.evaluation[target, split] for split in _SPLITS)
         inputs: list[tuple[str, Stage]] = [("task", task)]
         if isinstance(vector, Stage):
             inputs.append(("language", vector))
         settings = GradeSettings(
-            language=target, benchmark=self._space.benchmark, valid=valid, test=test,
+            language=target, benchmark=self._space.benchmark,
+            valid=self._given.evaluation[target, "valid"], test=self._given.evaluation[target, "test"],
             vector=None if isinstance(vector, Stage) else vector, max_length=self._space.task.max_length,
         )  # fmt: skip
         return Stage("grade", settings, tuple(inputs))
@@ -329,19 +169,20 @@ class Planner:
         settings = CheckSettings(
             **{name: getattr(text.settings, name) for name in TextStageSettings.model_fields},
             training=self._space.language.training, benchmark=self._space.benchmark,
-            evaluation={split: known[language, split] for split in _SPLITS if (language, split) in known},
+            evaluation={split: known[language, split] for split in EVALUATION_SPLITS if (language, split) in known},
         )  # fmt: skip
         return Stage("check", settings, text.inputs)
 
     @cached_property
     def _task_data(self) -> TaskData:
-        leaks, given, source = _leaks(self._space), self._given, self._space.of.source_language
+        leaks, given, source = leak_rule(self._space), self._given, self._space.of.source_language
         # only LT-SFT's rule looks at the training data's own test split
         splits = [split for split in given.training if split != "test" or leaks == "lt-sft"]
+        compared = EVALUATION_SPLITS if leaks != "none" else ()
         return TaskData(
             benchmark=self._space.benchmark, training={split: given.training[split] for split in splits}, leaks=leaks,
             evaluation_texts=given.evaluation_texts,
-            evaluation={split: given.evaluation[source, split] for split in _SPLITS} if leaks != "none" else {},
+            evaluation={split: given.evaluation[source, split] for split in compared},
             max_length=self._space.task.max_length, max_rows=self._space.task.max_rows,
         )  # fmt: skip
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deftx.errors import StoreError
+from deftx.stages.files import DELTA, VECTORS
 from deftx.stages.store import MANIFEST, Store
 from orchestrator.record.lease import living_driver
 from orchestrator.record.sweep import SweepFolder
-
-_DELTA, _VECTORS = "delta.safetensors", "vectors.safetensors"
 
 
 @dataclass
@@ -56,8 +55,8 @@ def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_
             removed.attempts += 1
             _drop(store, removed, remove, address, name)
     if manifest and not keep_delta:
-        there = {_DELTA, _VECTORS} & set(store.names("stages", address, manifest.attempt))
-        removed.deltas += _DELTA in there
+        there = {DELTA, VECTORS} & set(store.names("stages", address, manifest.attempt))
+        removed.deltas += DELTA in there
         for name in there:
             _drop(store, removed, remove, address, manifest.attempt, name)
 

@@ -4,8 +4,8 @@
     state.json       the rows (combinations and baselines) with their stages, and which row was chosen
     failures/        why a stage failed for good, by address
     logs/            what each stage said, by address; driver.log: what Tune, Optuna and MLflow said
-    lease.json       the living driver (see lease.py)
-    chosen.json      what was chosen, for `deftx.sft.export`; once the search has ended
+    lease.json       the living driver (see `lease`)
+    chosen.json      what was chosen, for `deftx export`; once the search has ended
     report.md, results.csv, vectors.csv, plots/, optuna.log (an export)
 
 Stages themselves are in the store; no Ray, Optuna or MLflow here, so that `sweep status` needs none of them.

@@ -1,4 +1,4 @@
-"""What a sweep chose, as compositions that `deftx.sft.export` makes into models: `sweeps/<name>/chosen.json`, by language.
+"""What a sweep chose, as compositions that `deftx export` makes into models: `sweeps/<name>/chosen.json`, by language.
 
 Written once the search has ended and gone as soon as it goes on; test scores are read then and not before.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from deftx.sft.composition import CHOSEN, Composition, Part, Score, Stored
 from deftx.sources.published import Published
-from deftx.stages.stage import GradeSettings, Stage
+from deftx.stages.settings import GradeSettings
+from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow
 from orchestrator.record.sweep import State, SweepFolder
 from orchestrator.report.results import Results, read_results
@@ -38,7 +39,7 @@ def write_choice(folder: SweepFolder, space: Space, backbone: Published | Stage,
 
 def export_command(folder: SweepFolder, space: Space) -> str:
     """What to type next: the model of the first target language."""
-    words = ["python", "-m", "deftx.sft.export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
+    words = ["deftx", "export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
     local = isinstance(space.backbone, str) and Path(space.backbone).expanduser().is_dir()
     return shlex.join([*words, *(["--backbone", str(space.backbone)] if local else [])])
 
@@ -74,8 +75,8 @@ def _origin(folder: SweepFolder, space: Space) -> str:
 
 def _scores(folder: SweepFolder, row: PlannedRow) -> Mapping[str, tuple[Score, ...]]:
     alone = State(rows=[row.record().model_copy(update={"status": "complete"})], chosen=row.number, ended=True)
-    validation, test = (read_results(folder.store, alone, [*row.grades], split) for split in ("validation", "test"))
-    splits = [results for results in (validation, test) if results]
+    found = (read_results(folder.store, alone, [*row.grades], split) for split in ("valid", "test"))
+    splits = [results for results in found if results]
     return {target: tuple(_score(results, target) for results in splits) for target in row.grades}
 
 

@@ -1,40 +1,35 @@
 """The report of a sweep: `report.md`, `results.csv`, `vectors.csv` and plots, from what the store holds.
 
-    python -m orchestrator.report STORAGE/sweeps/NAME
-
 Written at the end of every sweep, and again whenever asked for; the same state gives the same bytes. Test scores are
 read only once the search has ended, and the row on top is the one that validation chose, whatever the test says. The
-words on top are made in `summary`, the tables in `sections`, the pictures in `plots`, `vector_plots` and `times`.
+words on top are made in `summary`, the tables in `tables`, the pictures in `plots`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import typer
 
-from deftx.errors import ConfigError, DeftxError, StoreError
+from deftx.errors import StoreError
+from deftx.stages.files import CHECK
 from deftx.stages.store import Store
-from orchestrator.cautions import cautions
 from orchestrator.record.sweep import Failure, State, SweepFolder, SweepInfo, known_sweep
 from orchestrator.report import tables as sections
 from orchestrator.report.plots.page import png
 from orchestrator.report.plots.scores import heatmap, language_bars
+from orchestrator.report.plots.time import time_plot
 from orchestrator.report.plots.vectors import overlap_plot, spectra_plot
 from orchestrator.report.results import RESULT_COLUMNS, Results, read_results
 from orchestrator.report.summary import summary
-from orchestrator.report.times import read_times, time_plot, time_words
+from orchestrator.report.times import read_times, time_words
 from orchestrator.report.vectors import Mask, Spectrum, chosen_masks, chosen_spectra, read_vectors
-from orchestrator.wording import effective_l1, validation_words
+from orchestrator.wording import cautions, effective_l1, validation_words
 
 if TYPE_CHECKING:
     from deftx.data.text_check import TextCheck
-
-app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         info=info,
         state=state,
         failures=folder.failures(),
-        validation=read_results(store, state, targets, "validation"),
+        validation=read_results(store, state, targets, "valid"),
         test=read_results(store, state, targets, "test") if state.ended else None,
         vectors=read_vectors(store, state),
         spectra=chosen_spectra(store, state),
@@ -98,7 +93,6 @@ def _text_check(store: Store, address: str) -> TextCheck | None:
     """What a check found; none where its file is damaged, for no stage would make it again for the report's sake."""
     # torch takes seconds to import, and many sweeps have no check
     from deftx.data.text_check import TextCheck
-    from deftx.method.context import CHECK
 
     try:
         return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
@@ -158,29 +152,3 @@ def _time(times: pd.DataFrame, drawn: Iterable[str]) -> list[str]:
     if times.empty:
         return []
     return ["## Time", time_words(times), *sections.picture(drawn, "time.png", "Time by language and stage")]
-
-
-def _locate(directory: str) -> tuple[Store, str]:
-    """The store and the sweep's name in `STORAGE/sweeps/NAME`, a folder or an fsspec URL."""
-    whole = directory.rstrip("/") if "://" in directory else str(Path(directory).resolve())
-    storage, _, name = whole.rpartition("/sweeps/")
-    if not storage or not name or "/" in name:
-        raise ConfigError(f"{directory}: not the folder of a sweep, which is STORAGE/sweeps/NAME")
-    return Store(storage), name
-
-
-@app.command()
-def main(directory: Annotated[str, typer.Argument(metavar="DIR", help="of a sweep: STORAGE/sweeps/NAME")]) -> None:
-    """Write report.md, its tables and its plots for a sweep, from what its storage holds."""
-    try:
-        store, name = _locate(directory)
-        folder, _ = known_sweep(store, name)
-        write_report(store, folder)
-    except DeftxError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    typer.echo(f"{store.url}/sweeps/{name}/report.md")
-
-
-if __name__ == "__main__":
-    app()

@@ -1,7 +1,7 @@
 """The grades of a sweep as numbers: every row on every target, with joint intervals and differences to LT-SFT.
 
-The one place where a report opens the sealed test scores, refused before the search has ended. Words and pictures are
-made from these numbers in `words`, `plots` and `report`.
+The predictions are read in `record.grades`; words and pictures are made from these numbers in `tables`, `summary` and
+`plots`.
 """
 
 from __future__ import annotations
@@ -9,40 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deftx.errors import StoreError
-from deftx.evaluate.metrics import AVERAGE, Bootstrap, Estimate, Metric, Predictions, System
+from deftx.config import SPLIT_WORDS, EvaluationSplit, Metric
+from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions, System
 from deftx.stages.store import Store
+from orchestrator.record.grades import read_grades
 from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, State
-
-Split = Literal["validation", "test"]
-_FILES: dict[Split, str] = {"validation": "scores.json", "test": "sealed_test.json"}
 
 RESULT_COLUMNS = [
     "row", "kind", "number", "chosen", "rank_l", "rank_t", "retention_l", "retention_t", "status", "language", "split",
     "metric", "n", "examples", "value", "low", "high", "difference", "difference_low", "difference_high",
 ]  # fmt: skip
-
-
-class Grade(BaseModel):
-    """One split of one grade stage: what was predicted for each row of a target's data."""
-
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    labels: tuple[str, ...]
-    metric: Metric
-    ids: list[str]
-    gold: list[int]
-    predicted: list[int]
-
-    @property
-    def predictions(self) -> Predictions:
-        """The columns that are resampled."""
-        return Predictions(self.ids, self.gold, self.predicted)
 
 
 @dataclass(frozen=True)
@@ -59,7 +39,7 @@ class RowResult:
 class Results:
     """All rows on one split."""
 
-    split: Split
+    split: EvaluationSplit
     targets: tuple[str, ...]
     labels: tuple[str, ...]
     metric: Metric
@@ -98,22 +78,21 @@ class Results:
         row = one.row
         return {
             "row": row.title, "kind": row.kind, "number": row.number, "chosen": one is self.chosen,
-            **row.parameters, "status": row.status, "language": name, "split": self.split, "metric": self.metric,
+            **row.parameters, "status": row.status, "language": name,
+            "split": SPLIT_WORDS[self.split], "metric": self.metric,
             **_points(one.scores.get(name), "value", "low", "high"),
             **_points(one.to_lt_sft.get(name), "difference", "difference_low", "difference_high"),
         }  # fmt: skip
 
 
-def read_results(store: Store, state: State, targets: Sequence[str], split: Split) -> Results | None:
+def read_results(store: Store, state: State, targets: Sequence[str], split: EvaluationSplit) -> Results | None:
     """All rows on one split, or none while nothing was graded.
 
     Raises:
         StoreError: for the test split before the search has ended, or a grade that is gone, altered or unreadable.
         DataError: when rows were graded on different items.
     """
-    if split == "test" and not state.ended:
-        raise StoreError("the test scores stay sealed until the search has ended")
-    grades = [(row, _read_row(store, row, targets, split)) for row in sorted(state.rows, key=_place)]
+    grades = sorted(read_grades(store, state, targets, split), key=lambda read: _place(read[0]))
     first = next((grade for _, found in grades for grade in found.values()), None)
     if first is None:
         return None
@@ -150,21 +129,6 @@ def _complete(estimates: Mapping[str, Estimate], targets: Sequence[str]) -> dict
     """Without the average, unless it is over all targets: another average is another quantity."""
     whole = all(name in estimates for name in targets)
     return {name: one for name, one in estimates.items() if whole or name != AVERAGE}
-
-
-def _read_row(store: Store, row: Row, targets: Sequence[str], split: Split) -> dict[str, Grade]:
-    """The grades of a row in the order of the targets; a row that is complete must have them all."""
-    wanted = {name: row.grades[name] for name in targets if name in row.grades}
-    there = {n: a for n, a in wanted.items() if row.status == "complete" or store.manifest(a) is not None}
-    return {name: _read_grade(store, address, split) for name, address in there.items()}
-
-
-def _read_grade(store: Store, address: str, split: Split) -> Grade:
-    path = store.fetch(address, _FILES[split])
-    try:
-        return Grade.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise StoreError(f"{path}: not a grade ({error.errors()[0]['msg']})") from None
 
 
 def _points(estimate: Estimate | None, *names: str) -> dict[str, float]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deftx.evaluate.metrics import AVERAGE, Estimate
+from humanize import natural_list
+
+from deftx.evaluate.bootstrap import AVERAGE, Estimate
 from orchestrator.record.sweep import State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import METRIC_WORDS, by_few_labels, counted, listed, points, selection_words, signed_points
+from orchestrator.wording import METRIC_WORDS, by_few_labels, counted, points, selection_words, signed_points
 
 
 def summary(info: SweepInfo, state: State, validation: Results | None, test: Results | None) -> str:
@@ -84,7 +86,7 @@ def _losses(state: State, validation: Results | None) -> str:
     asked = counted(len(state.combinations), "combination")
     lost = _never_graded(validation) if validation else []
     everywhere = validation is not None and len(lost) == len(validation.targets)
-    where = f"; none was graded on {'any language' if everywhere else listed(lost)}" if lost else ""
+    where = f"; none was graded on {'any language' if everywhere else natural_list(lost)}" if lost else ""
     return f"{failed} of {asked} failed{where} (see Failures)."
 
 
@@ -106,7 +108,7 @@ def _believable(test: Results | None) -> str:
     sure = [_sure(other, difference) for other, difference in found if difference.excludes_zero]
     if not sure:
         return f"{lead} No difference: every paired 95 % interval includes 0 ({_items(test)})."
-    believed = f"In this one training the chosen combination is {listed(sure)}"
+    believed = f"In this one training the chosen combination is {natural_list(sure)}"
     return f"{lead} {believed}: paired 95 % intervals that exclude 0 ({_items(test)})."
 
 
@@ -154,7 +156,7 @@ def _noise(test: Results) -> str:
     found = [(other, one) for other, one in _comparisons(test) if not one.excludes_zero]
     if not found:
         return ""
-    others = listed([f"{other} ({signed_points(one)})" for other, one in found])
+    others = natural_list([f"{other} ({signed_points(one)})" for other, one in found])
     interval = "the interval includes 0" if len(found) == 1 else "the intervals include 0"
     return f"The chosen combination is **not distinguishable** from {others} on these data: {interval}."
 

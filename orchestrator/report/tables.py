@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from humanize import natural_list
 
-from deftx.evaluate.metrics import AVERAGE
-from orchestrator.cautions import ALIKE
+from deftx.config import SPLIT_WORDS
+from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import Failure, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import METRIC_WORDS, NOTHING, by_few_labels, counted, listed, points, signed_points
+from orchestrator.wording import ALIKE, METRIC_WORDS, NOTHING, by_few_labels, counted, points, signed_points
 
 if TYPE_CHECKING:
     from deftx.data.text_check import TextCheck
@@ -52,7 +53,7 @@ def _few_labels(info: SweepInfo, state: State, validation: Results | None) -> li
 def _lost(state: State, failures: Mapping[str, Failure]) -> list[str]:
     """Who failed, each once."""
     subjects = dict.fromkeys(entry.subject for address, entry in state.stages.items() if address in failures)
-    return [f"Failed: {listed(list(subjects))} (see Failures)."] if subjects else []
+    return [f"Failed: {natural_list(list(subjects))} (see Failures)."] if subjects else []
 
 
 def _stage_warnings(state: State, cautions: Mapping[str, Sequence[str]]) -> list[str]:
@@ -68,7 +69,7 @@ def _stage_warnings(state: State, cautions: Mapping[str, Sequence[str]]) -> list
 
 def _some(subjects: Sequence[str]) -> str:
     rest = len(subjects) - _SHOWN
-    return listed(subjects) if rest <= 1 else f"{', '.join(subjects[:_SHOWN])} and {rest} more"
+    return natural_list(list(subjects)) if rest <= 1 else f"{', '.join(subjects[:_SHOWN])} and {rest} more"
 
 
 def picture(drawn: Iterable[str], name: str, text: str) -> list[str]:
@@ -182,7 +183,7 @@ def sizes(splits: Sequence[Results]) -> list[str]:
     """How many items and rows each language has on each split."""
     if not splits:
         return []
-    header = ["language", *(f"{one.split} {what}" for one in splits for what in ("items", "rows"))]
+    header = ["language", *(f"{SPLIT_WORDS[one.split]} {what}" for one in splits for what in ("items", "rows"))]
     lines = [
         [name, *(f"{size:,}" for one in splits for size in (one.items(name), one.examples(name)))]
         for name in splits[0].targets

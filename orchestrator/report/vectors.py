@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deftx.config import Denoise
+from deftx.stages.files import SFT, SPECTRA, TENSORS
 from deftx.stages.stage import denoise_words
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Row, State
@@ -25,7 +26,7 @@ VECTOR_COLUMNS = [
     "address",
 ]  # fmt: skip
 TASK = "task"
-_SPECTRA, _MASK = "spectra.safetensors", "sft/sft.safetensors"
+_MASK = f"{SFT}/{TENSORS}"
 MATRICES = {
     "word embeddings": r"(word_embeddings|embed_tokens)\.weight$",
     "attention query": r"(query|q_proj)\.weight$",
@@ -138,11 +139,11 @@ def _chosen(store: Store, state: State) -> Iterator[tuple[str, Manifest]]:
 
 def _spectra(store: Store, subject: str, sparse: Manifest) -> Iterator[Spectrum]:
     dense = store.manifest(sparse.identity.get("inputs", {}).get("dense", ""))
-    if dense is None or _SPECTRA not in dense.files:
+    if dense is None or SPECTRA not in dense.files:
         return
     from safetensors.numpy import load_file
 
-    values = load_file(store.fetch(dense.address, _SPECTRA))
+    values = load_file(store.fetch(dense.address, SPECTRA))
     ranks = {matrix["name"]: matrix["rank"] for matrix in sparse.details.get("matrices", [])}
     for words, pattern in MATRICES.items():
         if names := sorted((name for name in values if re.search(pattern, name)), key=_by_layer):
@@ -157,7 +158,7 @@ def _by_layer(name: str) -> list[int]:
 def _mask(store: Store, subject: str, address: str) -> Mask:
     from deftx.sft.vector import SparseFineTuning  # torch is slow to import
 
-    sft = SparseFineTuning.from_pretrained(store.fetch_folder(address, "sft"))
+    sft = SparseFineTuning.from_pretrained(store.fetch_folder(address, SFT))
     sizes = {name: int(np.prod(shape)) for name, shape in sft.shapes.items()}
     return Mask(subject, sizes, {name: _packed(index.numpy(), sizes[name]) for name, index in sft.indices.items()})
 

@@ -1,11 +1,10 @@
 """The driver of a sweep: hands out the schedule's jobs, takes their outcomes, and keeps state, tracker and screen true.
 
-It knows neither Ray nor how jobs are run: `searcher` and `serial` call the same four methods.
+It knows neither Ray nor how jobs are run: `tune` and `serial` call the same four methods.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -13,10 +12,12 @@ from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder
-from orchestrator.run.trial import Workplace
+from orchestrator.run.machine import Workplace
+from orchestrator.search.choice import Choice
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import Job, Schedule
-from orchestrator.space.schema import Parameters, Space
+from orchestrator.space.combination import Combination
+from orchestrator.space.schema import Space
 
 Point = dict[str, float]
 
@@ -52,20 +53,12 @@ class Driver:
         self.interrupted = False
         """Set by Ctrl-C: no further job is handed out."""
         self._asks = Replay(space)
-        self.schedule = Schedule(
-            self._asks,
-            planner.combination,
-            planner.baselines(),
-            lambda: planner.controls(self._chosen_cell()),
-            self._score,
-            folder.store.has,
-            {address: failure.reason for address, failure in folder.final_failures().items()},
-            planner.checks(),
-        )
+        reasons = {address: failure.reason for address, failure in folder.final_failures().items()}
+        self.schedule = Schedule(self._asks, planner, Choice(space, self.metrics), folder.store.has, reasons)
         self.schedule.begin()
 
     @property
-    def asked(self) -> list[Parameters]:
+    def asked(self) -> list[Combination]:
         """The combinations so far, in ask order."""
         return self._asks.asked
 
@@ -107,31 +100,15 @@ class Driver:
 
     def write_state(self, *, ended: bool = False) -> State:
         """Record how far the sweep is; the chosen combination once it has ended."""
+        chosen = self.schedule.chosen if ended else None
         state = State(
             stages={stage.address: self._entry(stage) for stage in self.schedule.stages.values()},
             rows=[self._row(row) for row in self.schedule.rows],
-            chosen=self.chosen() if ended else None,
+            chosen=chosen.number if chosen else None,
             ended=ended,
         )
         self.folder.write_state(state)
         return state
-
-    def best(self) -> tuple[int, float] | None:
-        """The best combination so far and its score."""
-        number = self.chosen()
-        score = self.schedule.scores[number] if number is not None else None
-        return (number, score) if number is not None and score is not None else None
-
-    def chosen(self) -> int | None:
-        """The combination with the best score; ties go to the smaller ranks, then to the earlier one."""
-        scores = {number: score for number, score in self.schedule.scores.items() if score is not None}
-        if not scores:
-            return None
-        return min(scores, key=lambda number: (-scores[number], *self._mean_ranks(number), number))
-
-    def _chosen_cell(self) -> Parameters:
-        """The chosen combination; the first one when none has a score."""
-        return self._asks.asked[self.chosen() or 0]
 
     def _done(self, stage: Stage, failed_before: bool) -> None:
         if failed_before:
@@ -173,19 +150,6 @@ class Driver:
         return record.model_copy(
             update={"status": "failed" if reason else "complete", "reason": reason, "score": score}
         )
-
-    def _score(self, row: PlannedRow) -> float | None:
-        if self.space.selection == "target-valid":
-            metric = f"valid_{self.space.of.metric}"
-            return statistics.fmean(self.metrics(grade)[metric] for grade in row.grades.values())
-        # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
-        losses = [self.metrics(stage)["valid_loss"] for stage in row.languages.values()]
-        return self.metrics(row.task)["valid_score"] - statistics.fmean(losses)
-
-    def _mean_ranks(self, number: int) -> tuple[float, float]:
-        row = self.schedule.combinations[number]
-        languages = [self.metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
-        return statistics.fmean(languages or [0.0]), self.metrics(row.task).get("mean_rank", 0.0)
 
     def seconds(self, stage: Stage) -> float:
         """How long a published stage took."""

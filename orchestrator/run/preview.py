@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deftx.sources.files import UNRESOLVED
+from deftx.sources.pins import UNRESOLVED
 from deftx.stages.stage import Stage, walk
 from orchestrator.plan.rows import PlannedRow
 from orchestrator.run.session import Prepared
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import unmade
-from orchestrator.space.schema import Parameters, Space
+from orchestrator.space.combination import Combination
+from orchestrator.space.schema import Space
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _rows(prepared: Prepared) -> list[PlannedRow]:
     return [prepared.planner.combination(number, cell) for number, cell in enumerate(cells)]
 
 
-def _first_asks(space: Space) -> list[Parameters]:
+def _first_asks(space: Space) -> list[Combination]:
     replay = Replay(space)
     while not replay.ended() and replay.may_ask([False] * len(replay.asked)):
         replay.ask([None] * len(replay.asked))

@@ -17,11 +17,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from deftx.errors import ConfigError
-from deftx.sources.files import Pins, pinned
+from deftx.sources.pins import Pins, pinned
 from deftx.sources.published import LocalFolder
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
-from orchestrator.plan.rows import Materials, Planner, resolve
+from orchestrator.plan.inputs import Materials, resolve
+from orchestrator.plan.rows import Planner
 from orchestrator.record.lease import Lease
 from orchestrator.record.sweep import State, SweepFolder, SweepInfo
 from orchestrator.run.driver import Driver
@@ -74,15 +75,12 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
     return prepared
 
 
-def run(prepared: Prepared, driver: Driver, work: Run) -> int:
-    """Run a sweep to its end, then choose.
+def run(driver: Driver, work: Run) -> int:
+    """Run a sweep to its end.
 
     Returns:
         The exit code: 0, 3 or 130.
     """
-    from orchestrator.report.chosen import forget_choice, write_choice  # pandas, which `sweep status` can do without
-
-    forget_choice(driver.folder)
     driver.write_state()
     with suppress(KeyboardInterrupt), _interruptible(driver):
         work(driver)
@@ -91,9 +89,6 @@ def run(prepared: Prepared, driver: Driver, work: Run) -> int:
     _export_search(driver)
     if not finished:
         return 130
-    chosen = driver.chosen()
-    row = None if chosen is None else driver.schedule.combinations[chosen]
-    write_choice(driver.folder, prepared.space, prepared.materials.backbone, row)
     return 3 if driver.schedule.failures else 0
 
 

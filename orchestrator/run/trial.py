@@ -7,75 +7,22 @@ trial is tried again. Nothing of Ray here: the same function is called in one pr
 from __future__ import annotations
 
 import logging
-import os
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 from deftx.config import Execution
 from deftx.errors import DeftxError, HubError
-from deftx.stages.stage import KINDS, Stage
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
+from orchestrator.run.machine import Workplace
 from orchestrator.search.schedule import Job
-from orchestrator.space.schema import Resources, Space
 
 Status = Literal["done", "failed"]
 Progress = Callable[[str, dict[str, float]], None]
 """Called with a stage's address and a point of its curve."""
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What a trial needs beyond its job. Plain values, so that it travels to workers."""
-
-    storage: str
-    sweep: str
-    resources: dict[str, Resources]
-
-    @classmethod
-    def of(cls, space: Space, folder: SweepFolder, machine: Machine | None = None) -> Workplace:
-        """What each stage kind takes: as the space says, on one machine no more than there is."""
-        needs = {kind: space.resources_of(kind) for kind in KINDS}
-        return cls(folder.store.url, folder.name, {kind: machine.fit(n) if machine else n for kind, n in needs.items()})
-
-    def execution(self, kind: str) -> Execution:
-        """How a stage of this kind is carried out."""
-        need = self.resources[kind]
-        return Execution(
-            device="cuda" if need.gpu else "cpu", threads=need.cpu, micro_batch=need.micro_batch,
-            gradient_checkpointing=need.gradient_checkpointing,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The CPUs and GPUs of one machine, where trials run without a cluster."""
-
-    cpus: int
-    gpus: int
-
-    @classmethod
-    def here(cls) -> Machine:
-        """This one."""
-        import torch
-
-        return cls(len(os.sched_getaffinity(0)), torch.cuda.device_count())
-
-    def fit(self, need: Resources) -> Resources:
-        """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
-        return need.model_copy(update={"cpu": min(need.cpu, self.cpus), "gpu": min(need.gpu, float(self.gpus))})
-
-    def lacks_gpu_for(self, space: Space) -> list[str]:
-        """The stage kinds for which the space asks for a GPU, where there is none."""
-        return [] if self.gpus else [kind for kind in KINDS if space.resources_of(kind).gpu]
-
-    def slots(self, resources: Mapping[str, Resources]) -> int:
-        """How many trials of the hungriest stage kind run here at once."""
-        cpu, gpu = (max(getattr(need, name) for need in resources.values()) for name in ("cpu", "gpu"))
-        return max(int(min(self.cpus // cpu, self.gpus / gpu if gpu else self.cpus)), 1)
 
 
 def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:

@@ -25,7 +25,8 @@ from ray.tune.search import Searcher
 
 from deftx.errors import ConfigError
 from orchestrator.run.driver import Driver
-from orchestrator.run.trial import Machine, Workplace, carry_out
+from orchestrator.run.machine import Machine, Workplace
+from orchestrator.run.trial import carry_out
 from orchestrator.search.schedule import Job
 
 

@@ -16,7 +16,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
-from orchestrator.space.schema import Parameters, Space
+from orchestrator.space.combination import Combination
+from orchestrator.space.schema import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -34,11 +35,11 @@ class Replay:
         self._cells = space.cells()
         self._total = min(space.combinations or len(self._cells), len(self._cells))
         self._distributions = _distributions(space)
-        self._asked: list[Parameters] = []
-        self._repeats: list[tuple[int, Parameters]] = []
+        self._asked: list[Combination] = []
+        self._repeats: list[tuple[int, Combination]] = []
 
     @property
-    def asked(self) -> list[Parameters]:
+    def asked(self) -> list[Combination]:
         """The combinations so far, in ask order."""
         return list(self._asked)
 
@@ -55,7 +56,7 @@ class Replay:
         """Whether there is nothing left to ask."""
         return len(self._asked) >= self._total
 
-    def ask(self, scores: Sequence[Score]) -> Parameters | None:
+    def ask(self, scores: Sequence[Score]) -> Combination | None:
         """The next combination, or none when the search ends because only repeats were drawn.
 
         Args:
@@ -68,7 +69,7 @@ class Replay:
             self._asked.append(cell)
         return cell
 
-    def _draw(self, scores: Sequence[Score]) -> Parameters | None:
+    def _draw(self, scores: Sequence[Score]) -> Combination | None:
         n = len(self._asked)
         if self._space.search == "grid":
             return self._cells[n]
@@ -81,12 +82,12 @@ class Replay:
             self._repeats.append((n, cell))
         return None
 
-    def _suggest(self, n: int, attempt: int, scores: Sequence[Score]) -> Parameters:
+    def _suggest(self, n: int, attempt: int, scores: Sequence[Score]) -> Combination:
         seed = zlib.crc32(f"{self._space.seed}/{n}/{attempt}".encode())
         study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed, constant_liar=True))
         self._tell(study, n, scores)
         trial = study.ask(self._distributions)
-        return {name: trial.params[name] for name in self._distributions}
+        return Combination.read(trial.params, self._space.retention_of)
 
     def _tell(self, study: optuna.Study, n: int, scores: Sequence[Score]) -> None:
         """Give the study what ask n may know: finished asks, running asks, and the repeats, in the order of asking."""
@@ -97,13 +98,13 @@ class Replay:
             if number < n:
                 self._add(study, self._asked[number], number < visible, scores)
 
-    def _add(self, study: optuna.Study, cell: Parameters, visible: bool, scores: Sequence[Score]) -> None:
+    def _add(self, study: optuna.Study, cell: Combination, visible: bool, scores: Sequence[Score]) -> None:
         score = scores[self._asked.index(cell)] if visible else None
         state = TrialState.RUNNING if not visible else TrialState.FAIL if score is None else TrialState.COMPLETE
-        study.add_trial(create_trial(params=cell, distributions=self._distributions, value=score, state=state))
+        study.add_trial(_trial(cell, self._distributions, score, state))
 
 
-def export_journal(path: Path, space: Space, asked: Sequence[Parameters], scores: Sequence[Score]) -> None:
+def export_journal(path: Path, space: Space, asked: Sequence[Combination], scores: Sequence[Score]) -> None:
     """Write the search as an Optuna journal for dashboards. Nothing ever reads it back."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -114,7 +115,16 @@ def export_journal(path: Path, space: Space, asked: Sequence[Parameters], scores
     )
     for cell, score in zip(asked, scores, strict=True):
         state = TrialState.FAIL if score is None else TrialState.COMPLETE
-        study.add_trial(create_trial(params=cell, distributions=_distributions(space), value=score, state=state))
+        study.add_trial(_trial(cell, _distributions(space), score, state))
+
+
+def _trial(
+    cell: Combination, distributions: dict[str, BaseDistribution], score: Score, state: TrialState
+) -> optuna.trial.FrozenTrial:
+    """A combination as Optuna has it: by the names that the space searches, its ranks as text."""
+    known = {**cell.record(), "retention": cell.language.retention}
+    params = {name: known[name] for name in distributions}
+    return create_trial(params=params, distributions=distributions, value=score, state=state)
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:

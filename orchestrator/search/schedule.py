@@ -1,4 +1,4 @@
-"""Which job may run next. Pure: no Ray, no Optuna's names, no files; what is done is answered by functions given.
+"""Which job may run next. Pure: no Ray, no Optuna's names, no files; what is done is asked of others.
 
 A job is one stage, or the missing grades of one row (the compose-evaluate trial). Stages come from the rows: the
 combinations, asked one by one as their results allow, then the baselines; the checks of the texts go before all. A
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.rows import PlannedRow
-from orchestrator.space.schema import Parameters
-
-Scorer = Callable[[PlannedRow], float | None]
+from orchestrator.plan.rows import PlannedRow, Planner
+from orchestrator.search.choice import Choice
+from orchestrator.space.combination import Combination
 
 
 class Asks(Protocol):
-    """The search, as the schedule needs it (see `study.Replay`)."""
+    """The search, as the schedule needs it (see `replay.Replay`)."""
 
     def may_ask(self, finished: Sequence[bool]) -> bool:
         """Whether the next ask can be made now."""
@@ -27,7 +26,7 @@ class Asks(Protocol):
     def ended(self) -> bool:
         """Whether there is nothing left to ask."""
 
-    def ask(self, scores: Sequence[float | None]) -> Parameters | None:
+    def ask(self, scores: Sequence[float | None]) -> Combination | None:
         """The next combination, or none at the end."""
 
 
@@ -50,30 +49,27 @@ class Schedule:
     def __init__(
         self,
         asks: Asks,
-        combination: Callable[[int, Parameters], PlannedRow],
-        baselines: Sequence[PlannedRow],
-        controls: Callable[[], Sequence[PlannedRow]],
-        score: Scorer,
+        planner: Planner,
+        choice: Choice,
         published: Callable[[str], bool],
         failed_before: Mapping[str, str] | None = None,
-        checks: Sequence[Stage] = (),
     ) -> None:
         """Bind what the schedule asks and is answered by; `begin` asks what can be asked.
 
         Args:
-            combination: the row of a combination.
-            controls: the rows that depend on what was chosen; called once, when every combination is scored.
-            score: a finished combination's score; none when it has none.
+            planner: of the rows: the combinations asked, the baselines, and the controls once a combination is chosen.
+            choice: scores a combination whose stages are all published, and chooses one.
             published: whether an address is in the store already; asked once for each stage.
             failed_before: reasons of failures on record, by address; these stages are not run again.
-            checks: stages that no row needs and that a reader wants to see before anything is trained.
         """
-        self._asks, self._combination, self._score = asks, combination, score
-        self._controls: Callable[[], Sequence[PlannedRow]] | None = controls
+        self._asks, self._planner, self._choice = asks, planner, choice
         self._published, self._failed_before = published, dict(failed_before or {})
         self.combinations: list[PlannedRow] = []
-        self.baselines = list(baselines)
-        self.checks = list(checks)
+        self.baselines = planner.baselines()
+        self.checks = planner.checks()
+        """Stages that no row needs, and that a reader wants to see before anything is trained."""
+        self.complete = False
+        """Whether every row is known: the search has ended and the controls are enlisted."""
         self.stages: dict[str, Stage] = {}
         self.done_before: set[str] = set()
         self.failures: dict[str, str] = {}
@@ -124,12 +120,20 @@ class Schedule:
     def finished(self) -> bool:
         """Whether nothing is left to run or to ask."""
         checked = all(self._settled(check) for check in self.checks)
-        return checked and self._controls is None and all(self.settled(row) for row in self.rows)
+        return checked and self.complete and all(self.settled(row) for row in self.rows)
 
     @property
-    def complete(self) -> bool:
-        """Whether every row is known: the search has ended and the controls are enlisted."""
-        return self._controls is None
+    def chosen(self) -> PlannedRow | None:
+        """The combination that is chosen so far; None while none has a score."""
+        number = self._choice.chosen(self.combinations, self.scores)
+        return None if number is None else self.combinations[number]
+
+    @property
+    def best(self) -> tuple[PlannedRow, float] | None:
+        """The chosen combination with its score."""
+        row = self.chosen
+        score = None if row is None or row.number is None else self.scores[row.number]
+        return None if row is None or score is None else (row, score)
 
     def is_done(self, address: str) -> bool:
         """Whether the stage is published."""
@@ -153,18 +157,19 @@ class Schedule:
         while True:
             for number, row in enumerate(self.combinations):
                 if number not in self.scores and self.settled(row):
-                    self.scores[number] = None if self.reason(row) else self._score(row)
+                    self.scores[number] = None if self.reason(row) else self._choice.score(row)
             finished = [number in self.scores for number in range(len(self.combinations))]
             if self._asks.ended() or not self._asks.may_ask(finished):
                 break
             cell = self._asks.ask([self.scores.get(number) for number in range(len(self.combinations))])
             if cell is not None:
-                row = self._combination(len(self.combinations), cell)
+                row = self._planner.combination(len(self.combinations), cell)
                 self.combinations.append(row)
                 self._enlist(row.stages)
-        if self._controls is not None and self._asks.ended() and all(finished):
-            rows, self._controls = self._controls(), None
-            for row in rows:
+        if not self.complete and self._asks.ended() and all(finished):
+            self.complete = True
+            chosen = (self.chosen or self.combinations[0]).combination
+            for row in self._planner.controls(chosen) if chosen else ():
                 self.baselines.append(row)
                 self._enlist(row.stages)
 

@@ -1,6 +1,6 @@
 """From a name, a file and `--set` to a validated space; every problem is told at once, with its path.
 
-The schema itself is in `space`. A preset is overridden by the file, the file by `--set`.
+The schema itself is in `schema`. A preset is overridden by the file, the file by `--set`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deftx.config import PresetName, TaskKind, preset
-from deftx.data.examples import BENCHMARKS
+from deftx.data.catalogue import BENCHMARKS
 from deftx.errors import ConfigError
 from orchestrator.space.schema import Space, nearest
 

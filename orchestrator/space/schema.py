@@ -1,6 +1,6 @@
 """The schema of search_spaces/: what is learnt, what is searched, where it runs. Data only.
 
-How a file becomes a space is in `loading`; which stages a space means is in `plan`.
+How a file becomes a space is in `load`; which stages a space means is in `plan`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pydantic import (
 from deftx.config import (
     Denoise,
     LanguageRecipe,
+    LeakRule,
     PresetName,
-    Rank,
     Retention,
+    RetentionOf,
     Settings,
     TaskRecipe,
-    rank_text,
 )
-from deftx.data.examples import Benchmark, OwnBenchmark, benchmark
+from deftx.data.catalogue import Benchmark, OwnBenchmark, benchmark
 from deftx.errors import ConfigError
-from deftx.stages.stage import BackboneShape
+from deftx.rank import Rank
+from deftx.stages.settings import BackboneShape
+from orchestrator.space.combination import Combination
 
-Parameters = dict[str, str | float]
 Selection = Literal["target-valid", "unlabelled"]
 Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-task"]
 
@@ -84,26 +85,10 @@ class SourceVector(Settings):
 def _expand_ranks(value: object) -> object:
     """Lists of ranks; `{from: 25, to: 400, step: 25}` or `{from: 50%, to: 99%, step: 7%}` is a discrete range."""
     items = value if isinstance(value, list | tuple) else [value]
-    expanded: list[object] = []
+    expanded: list[Rank] = []
     for item in items:
-        expanded += _rank_range(item) if isinstance(item, Mapping) else [item]
-    return list(dict.fromkeys(rank_text(item) for item in expanded))
-
-
-def _rank_range(item: Mapping[str, Any]) -> list[object]:
-    if set(item) != {"from", "to", "step"}:
-        raise ValueError("a range of ranks is written {from: 25, to: 400, step: 25} or {from: 50%, to: 99%, step: 7%}")
-    words = [str(item[key]).replace(" ", "") for key in ("from", "to", "step")]
-    percent = [word.endswith("%") for word in words]
-    if any(percent) != all(percent):
-        raise ValueError("a range of ranks has `from`, `to` and `step` all whole numbers or all with %")
-    try:
-        first, last, step = (int(word.removesuffix("%")) for word in words)
-    except ValueError:
-        raise ValueError("a range of ranks has whole numbers") from None
-    if step < 1 or last < first:
-        raise ValueError("a range of ranks goes up: `from` <= `to`, `step` >= 1")
-    return [f"{value}%" if all(percent) else value for value in range(first, last + 1, step)]
+        expanded += Rank.in_range(item) if isinstance(item, Mapping) else [Rank.parse(item)]
+    return list(dict.fromkeys(expanded))
 
 
 def _as_list(value: object) -> object:
@@ -131,7 +116,7 @@ class Space(Settings):
     preset: PresetName = Field("paper", description="what `language` and `task` are unless given")
     language: LanguageRecipe = Field(description="how language vectors are learnt, over the preset")
     task: TaskRecipe = Field(description="how the task vector is learnt, over the preset")
-    leaks: Literal["strict", "lt-sft", "none"] = Field(
+    leaks: LeakRule = Field(
         "strict", description="which training rows go for being in the evaluation; only `nusax` has any"
     )
 
@@ -140,7 +125,7 @@ class Space(Settings):
     retention: Retentions = Field((0.05,), description="share of higher-order entries kept, both kinds of vector alike")
     retention_l: Retentions | None = Field(None, description="of the language vectors alone")
     retention_t: Retentions | None = Field(None, description="of the task vector alone")
-    retention_of: Literal["numel", "nonzero"] = Field(
+    retention_of: RetentionOf = Field(
         "numel", description="a share of all entries of a matrix, or of its non-zero residual entries"
     )
     search: Literal["grid", "tpe"] = Field("grid", description="every cell, or Optuna's TPE, which repeats none")
@@ -221,24 +206,21 @@ class Space(Settings):
 
     @property
     def parameters(self) -> dict[str, tuple[str | float, ...]]:
-        """The searched parameters and their values, in a fixed order."""
-        found: dict[str, tuple[str | float, ...]] = {"rank_l": self.rank_l, "rank_t": self.rank_t}
+        """The searched parameters and their values by name, as `first` and Optuna have them, in a fixed order."""
+        ranks = {"rank_l": tuple(map(str, self.rank_l)), "rank_t": tuple(map(str, self.rank_t))}
         if self.retention_l is None and self.retention_t is None:
-            return {**found, "retention": self.retention}
+            return {**ranks, "retention": self.retention}
         by_kind = {"retention_l": self.retention_l, "retention_t": self.retention_t}
-        return {**found, **{name: values or self.retention for name, values in by_kind.items()}}
+        return {**ranks, **{name: values or self.retention for name, values in by_kind.items()}}
 
-    def cells(self) -> list[Parameters]:
+    def cells(self) -> list[Combination]:
         """Every combination of the grid: the `first` ones, then the others in order."""
         names = list(self.parameters)
         grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*self.parameters.values())]
-        first: list[Parameters] = []
-        for given in self.first:
-            cell = self.cell(given, "first")
-            first += [cell] if cell not in first else []
-        return first + [cell for cell in grid if cell not in first]
+        first = [self.cell(given, "first") for given in self.first]
+        return list(dict.fromkeys([*first, *(Combination.read(cell, self.retention_of) for cell in grid)]))
 
-    def cell(self, given: Mapping[str, Any], where: str) -> Parameters:
+    def cell(self, given: Mapping[str, Any], where: str) -> Combination:
         """A combination as written in `first`, checked against the searched values.
 
         Raises:
@@ -247,18 +229,13 @@ class Space(Settings):
         if set(given) != set(self.parameters):
             raise ValueError(f"{where}: needs exactly {', '.join(self.parameters)}")
         try:
-            cell = {n: rank_text(given[n]) if n.startswith("rank") else float(given[n]) for n in self.parameters}
+            cell = {n: str(Rank.parse(given[n])) if n.startswith("rank") else float(given[n]) for n in self.parameters}
         except TypeError:
             raise ValueError(f"{where}: every parameter needs a value") from None
         for name, value in cell.items():
             if value not in self.parameters[name]:
                 raise ValueError(f"{where}: {name} {value} is not among {', '.join(map(str, self.parameters[name]))}")
-        return cell
-
-    def denoising(self, cell: Parameters, kind: Literal["l", "t"]) -> Denoise:
-        """The denoising of the language (`l`) or task (`t`) vectors in a combination."""
-        retention = cell.get("retention", cell.get(f"retention_{kind}"))
-        return Denoise(rank=str(cell[f"rank_{kind}"]), retention=float(retention or 0), retention_of=self.retention_of)
+        return Combination.read(cell, self.retention_of)
 
     def resources_of(self, kind: str) -> Resources:
         """What a trial of a stage kind takes."""

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from deftx.config import Training
-from deftx.stages.stage import KINDS, DenseSettings, SparseSettings, Stage
+from deftx.stages.settings import DenseSettings, SparseSettings
+from deftx.stages.stage import KINDS, Stage
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.run.driver import Driver
 from orchestrator.search.schedule import Job, unmade
-from orchestrator.space.schema import Parameters
+from orchestrator.wording import score_words
 
 Subject = str
 Tallies = dict[tuple[Subject, str], Counter[str]]
@@ -95,8 +96,9 @@ class Outlook:
 
     def __post_init__(self) -> None:
         self._start = self.clock()
-        self._row = lru_cache(maxsize=None)(self._plan_row)
-        self._controls = lru_cache(maxsize=8)(self._plan_controls)
+        self._cells = self.driver.space.cells()
+        self._row = lru_cache(maxsize=None)(self.planner.combination)
+        self._controls = lru_cache(maxsize=8)(self.planner.controls)
 
     def started(self, stage: Stage) -> None:
         """A trial was handed the stage."""
@@ -150,10 +152,10 @@ class Outlook:
                 yield Running(stage, began, pace.last[0] if pace else 0, self._steps(stage))
 
     def _best(self) -> str:
-        best = self.driver.best()
+        best = self.driver.schedule.best
         if best is None:
             return ""
-        title = self.driver.schedule.combinations[best[0]].record().title
+        title = best[0].record().title
         return f"{title}, {score_words(best[1], self.driver.space.selection)}"
 
     # -- what is left -------------------------------------------------------------------------------------------------
@@ -173,19 +175,14 @@ class Outlook:
         asked = driver.asked
         if space.search == "grid":
             for number in range(len(asked), len(asked) + self._not_asked()):
-                yield self._row(number)
+                yield self._row(number, self._cells[number])
         if not driver.schedule.complete:
-            yield from self._controls(tuple(asked[driver.chosen() or 0].items()))
-
-    def _plan_row(self, number: int) -> PlannedRow:
-        return self.planner.combination(number, self.driver.space.cells()[number])
-
-    def _plan_controls(self, cell: tuple[tuple[str, str | float], ...]) -> list[PlannedRow]:
-        return self.planner.controls(Parameters(cell))
+            chosen = driver.schedule.chosen
+            yield from self._controls(chosen.combination if chosen and chosen.combination else asked[0])
 
     def _not_asked(self) -> int:
-        space, cells = self.driver.space, len(self.driver.space.cells())
-        return min(space.combinations or cells, cells) - len(self.driver.asked)
+        cells = len(self._cells)
+        return min(self.driver.space.combinations or cells, cells) - len(self.driver.asked)
 
     def _unasked(self) -> int:
         """Combinations that the search has not asked yet: a grid's are known."""
@@ -275,13 +272,6 @@ def _alike(stage: Stage) -> list[tuple[object, ...]]:
     retrain = getattr(stage.settings, "retrain", True)
     group = "language" if stage.subject == stage.language else stage.subject
     return [(stage.kind, stage.subject, retrain), (stage.kind, group, retrain), (stage.kind,)]
-
-
-def score_words(score: float, selection: str) -> str:
-    """A combination's score under the proper name of the selection."""
-    if selection == "target-valid":
-        return f"{score * 100:.2f} on validation (few-label selection)"
-    return f"{score:+.3f}, source validation less held-out loss (selection without target labels)"
 
 
 def duration(seconds: float) -> str:

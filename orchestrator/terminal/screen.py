@@ -1,36 +1,23 @@
 """What a running sweep shows: a live table on a terminal, plain lines elsewhere, with `--quiet` failures alone.
 
-The live table is drawn by another thread, so that its clock goes on, from what `outlook` saw at the latest event; what
-is drawn is in `board`. Lines of finished stages stay above it.
+The live table is drawn by another thread, so that its clock goes on, from what `progress` saw at the latest event; what
+is drawn is in `table`. Lines of finished stages stay above it.
 """
 
 from __future__ import annotations
-
-import os
-import sys
-from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 
 from deftx.stages.stage import Stage
-from orchestrator.cautions import cautions
 from orchestrator.record.sweep import Failure
 from orchestrator.terminal.progress import Outlook, View, duration
 from orchestrator.terminal.table import board, counts_words, left_words, step_words
+from orchestrator.wording import cautions
 
 PROGRESS_SECONDS = 30.0
 """Between two progress lines where there is no terminal, at the least."""
-
-
-def console(stderr: bool = False, file: TextIO | None = None) -> Console:
-    """A console; a plain one, whatever the environment forces, unless a person watches: in a pipe, and in CI."""
-    stream = file or (sys.stderr if stderr else sys.stdout)
-    watched = stream.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
-    if watched:
-        return Console(file=file, stderr=stderr, highlight=False)
-    return Console(file=file, stderr=stderr, highlight=False, force_terminal=False, no_color=True)
 
 
 class Screen:

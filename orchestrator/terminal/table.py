@@ -1,7 +1,7 @@
 """The live table of a sweep, drawn from a `View`: stages by subject and kind, what runs, time left, warnings.
 
 Wide, a column for each kind; narrow, one column and the kinds in a line. Rows that say the same are drawn as one where
-the terminal is too low. What a sweep is doing is told by `outlook`; nothing is counted here.
+the terminal is too low. What a sweep is doing is told by `progress`; nothing is counted here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,17 @@
-"""`mirror.Runs` in MLflow: found by their tags, made when they are not there, written only when they differ."""
+"""The only importer of mlflow: the runs of a sweep, where they are kept, and what an experiment shows on its own.
+
+Runs are found by their tags, made when they are not there, and written only when they differ.
+
+Artifacts go where a server keeps its own, else into the storage, `<storage>/mlartifacts`. MLflow writes to folders,
+s3:// and gs://; with any other storage they go into `mlartifacts` beside the SQLite file.
+
+MLflow shows no scores in its list of runs by default and has no call to change that; a view saved by hand is a tag of
+the experiment, and so are two here for each sweep, under Views. An MLflow that knows no such views passes them over.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -13,10 +23,10 @@ from typing import TYPE_CHECKING
 from deftx.errors import ConfigError
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepInfo
-from orchestrator.tracking.run_content import PARENT, Point, PublishedFile, RunContent
-from orchestrator.tracking.views import experiment_tags
+from orchestrator.tracking.content import PARENT, Point, PublishedFile, RunContent, result, score_name
+from orchestrator.wording import METRIC_WORDS
 
-if TYPE_CHECKING:  # importing mlflow takes a second or two: it is left to the background thread
+if TYPE_CHECKING:  # importing mlflow takes a second or two: it is left to the mirror's own thread
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -29,26 +39,35 @@ _IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+_ARTIFACT_SCHEMES = ("s3", "gs")
 _OWN_TAGS = ("reason", "sft", "rows", "chosen")
 _MIRRORED = "mirrored"
 _BATCH = 1000
+_NOTE = (
+    "DEFT-X on {benchmark}. One run for each sweep; under it (the plus sign) one for each stage. "
+    "**Views**, on top of the list of runs, has the scores and the vectors of a sweep as tables."
+)
+_WIDTHS = {"tags.`language`": 90, "tags.`subject`": 90, "tags.`rows`": 280, "tags.`chosen`": 80}  # pixels
+_OF_VECTORS = ("mean_rank", "energy_kept", "jaccard_lt_sft", "valid_loss", "valid_score")
 
 
 class MlflowRuns:
-    """The runs of one sweep."""
+    """The runs of one sweep, by stage address."""
 
-    def __init__(self, store: Store, experiment: str, info: SweepInfo, uri: str, artifacts: str | None) -> None:
-        """Bind a sweep's experiment; nothing is sent yet.
+    def __init__(self, store: Store, info: SweepInfo, uri: str) -> None:
+        """Bind a sweep's experiment, which has the space's name, else the benchmark's; nothing is sent yet.
 
-        Args:
-            artifacts: where a new experiment keeps them; none leaves it to the server.
+        Raises:
+            ConfigError: see `check_tracking_uri` and `artifact_place`.
         """
-        self._store, self._info, self._uri, self._artifacts = store, info, uri, artifacts
-        self._experiment_name = experiment
+        self._store, self._info, self._uri = store, info, check_tracking_uri(uri)
+        self._experiment_name = str(info.space.get("name") or info.benchmark)
+        self._artifacts = artifact_place(store, uri)
         self.forget()
 
     def forget(self) -> None:
-        """Look everything up anew."""
+        """Look everything up anew: a call failed, and what it has done is unknown."""
         self._found: dict[str, Run] | None = None
         self._points: dict[str, set[tuple[str, int]]] = {}
 
@@ -82,7 +101,7 @@ class MlflowRuns:
             self._refresh(address)
 
     def add(self, points: Mapping[str, Sequence[Point]]) -> None:
-        """Let curves grow; what has no run yet comes with the whole curve when its stage is done."""
+        """Let curves grow, by address; what has no run yet comes with the whole curve when its stage is done."""
         for address in points.keys() & self._runs.keys():
             self._log_points(self._runs[address], points[address])
 
@@ -112,7 +131,7 @@ class MlflowRuns:
             experiment = self._client.get_experiment(made)
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
-        for key, value in experiment_tags(self._info).items():
+        for key, value in _experiment_tags(self._info).items():
             if key not in experiment.tags:
                 self._client.set_experiment_tag(experiment.experiment_id, key, value)
         return str(experiment.experiment_id)
@@ -184,6 +203,64 @@ class MlflowRuns:
             self._client.log_artifacts(run_id, folder)
 
 
+def default_tracking_uri(store: Store) -> str:
+    """Where a local store's runs are tracked when nothing else is asked for: `<storage>/mlflow.db`.
+
+    Raises:
+        ConfigError: for a remote store, which no SQLite file can lie in.
+    """
+    if store.local:
+        return f"sqlite:///{store.path('mlflow.db')}"
+    raise ConfigError(
+        f"{store.url}: a remote storage needs --tracking-uri, such as http://HOST:5000 of an `mlflow server`, "
+        f"or sqlite:////absolute/path/mlflow.db on this machine"
+    )
+
+
+def check_tracking_uri(uri: str) -> str:
+    """The same URI, if it is one that MLflow can track to.
+
+    Raises:
+        ConfigError: for a plain folder or an unknown scheme, with what would be right.
+    """
+    if uri.split(":")[0].split("+")[0] not in _SCHEMES or (":" not in uri and uri != "databricks"):
+        raise ConfigError(
+            f"tracking URI {uri!r}: MLflow keeps runs in a database or on a server; "
+            f"write sqlite:////absolute/path/mlflow.db or http://HOST:5000"
+        )
+    return uri
+
+
+def artifact_place(store: Store, tracking_uri: str) -> str | None:
+    """Where a new experiment keeps its artifacts; none leaves it to the server.
+
+    Raises:
+        ConfigError: for a database that is no SQLite file with a storage that MLflow cannot write to.
+    """
+    if tracking_uri.startswith(("http", "databricks")):
+        return None
+    place = store.path("mlartifacts")
+    if store.local:
+        return Path(place).resolve().as_uri()
+    url = str(store.fs.unstrip_protocol(place))
+    if url.partition("://")[0] in _ARTIFACT_SCHEMES:
+        return url
+    if tracking_uri.startswith("sqlite"):
+        database = tracking_uri.partition(":///")[2].partition("?")[0]
+        return (Path(database).resolve().parent / "mlartifacts").as_uri()
+    raise ConfigError(
+        f"{store.url}: MLflow can keep no artifacts there; give --tracking-uri http://HOST:5000 of an `mlflow server`, "
+        f"or sqlite:////absolute/path/mlflow.db on this machine"
+    )
+
+
+def mlflow_error() -> type[Exception]:
+    """What MLflow raises for a server that does not answer, or that refuses something."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
 def _connect(uri: str) -> MlflowClient:
     for key, value in _IMPATIENT.items() if uri.startswith("http") else ():
         os.environ.setdefault(key, value)
@@ -197,3 +274,32 @@ def _connect(uri: str) -> MlflowClient:
 
 def _holds(run: Run, content: RunContent) -> bool:
     return run.data.tags.get(_MIRRORED) == content.digest and run.info.status == content.status
+
+
+def _experiment_tags(info: SweepInfo) -> dict[str, str]:
+    """The tags of a sweep's experiment. What a user has changed since is theirs: they are for an experiment without."""
+    scores = [f"metrics.`{score_name(split, metric)}`" for metric in METRIC_WORDS for split in ("validation", "test")]
+    grades = ["tags.`language`", "tags.`rows`", *scores, "tags.`chosen`"]
+    made = [f"metrics.`{result('sparse', key, 0)[0]}`" for key in _OF_VECTORS]
+    vectors = ["tags.`subject`", "params.`denoise.rank`", "params.`denoise.retention`", *made]
+    return {
+        "mlflow.note.content": _NOTE.format(benchmark=info.benchmark),
+        "mlflow.experimentKind": "custom_model_development",
+        **_view(info, "scores", "grade", grades, scores[0]),
+        **_view(info, "vectors", "sparse", vectors, "tags.`subject`", ascending=True),
+    }
+
+
+def _view(
+    info: SweepInfo, what: str, kind: str, columns: list[str], order: str, *, ascending: bool = False
+) -> dict[str, str]:
+    state = {
+        "searchFilter": f"tags.sweep = '{info.name}' and tags.kind = '{kind}'",
+        "orderByKey": order,
+        "orderByAsc": ascending,
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {column: _WIDTHS.get(column, 7 * len(column) - 30) for column in columns},
+    }
+    view = {"name": f"{info.name}: {what}", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
+    return {f"mlflow.sharedViewState.{info.name}-{what}": json.dumps(view)}

@@ -1,32 +1,107 @@
 """What MLflow shows of a sweep, as plain data: one run for the sweep, one for each of its stages. No mlflow here.
 
 Everything is read from the store, so that a mirror grown while the sweep ran and one made afterwards hold the same.
-Test scores are read in one place (`_sealed_scores`), and only once the search has ended.
+Test scores are read in one place (`_sealed_scores`), and only once the search has ended. Numbers are called by words
+with their unit, scores in percent points as in the report; what is before the slash is a section of MLflow's charts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
-from orchestrator.tracking import names as shown
-from orchestrator.tracking.run_content import (
-    PARENT,
-    PublishedFile,
-    RunContent,
-    RunStatus,
-    curve,
-    details,
-    published_files,
-    span,
-)
 from orchestrator.wording import METRIC_WORDS, by_few_labels, selection_words
+
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+PARENT = "sweep"
+"""Stands where a stage has its address."""
+
+_PARAM_LENGTH = 1000
+_NAMES: dict[str, tuple[str, float]] = {
+    # what a stage calls a number -> what MLflow shows, times what
+    "valid_loss": ("result/best validation loss", 1),
+    "valid_score": ("result/best validation score points", 100),
+    "best_step": ("result/best step", 1),
+    "steps": ("result/steps", 1),
+    "k": ("mask/entries trained", 1),
+    "changed_entries": ("mask/entries changed", 1),
+    "jaccard_lt_sft": ("mask/overlap with LT-SFT mask percent", 100),
+    "mean_rank": ("denoising/mean rank", 1),
+    "entries_kept": ("denoising/residual entries kept percent", 100),
+    "unknown_share": ("check/unknown tokens percent", 100),
+    "energy_kept": ("denoising/residual energy kept percent", 100),
+}
+_CURVES: dict[str, tuple[str, float]] = {
+    "train_loss": ("curve/training loss", 1),
+    "valid_loss": ("curve/validation loss", 1),
+    "valid_score": ("curve/validation score points", 100),
+}
+_SENTENCES = {
+    "backbone": "A small model and its tokenizer, pre-trained here; everything else starts from it.",
+    "check": "A look at the text of {language} before training; `check.json` has all that was counted.",
+    "text": "The text of {language} as token blocks, made once and read by both phases.",
+    "dense": "Dense phase of the vector of {subject}: everything that may train is trained. Its change of the weights "
+    "chooses the entries of the sparse phase.",
+    "sparse": "Sparse phase: **the vector of {subject}**. Only the chosen entries are trained. The folder `sft` among "
+    "the artifacts loads with `deftx.sft.vector.SparseFineTuning.from_pretrained`.",
+    "grade": "The composed model graded on {language}. Its test scores appear when the search has ended.",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a curve; `time` in milliseconds since 1970."""
+
+    key: str
+    step: int
+    value: float
+    time: int
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file that a stage published. Named and not read: a run that is complete already never fetches it."""
+
+    address: str
+    name: str
+    sha256: str
+
+
+Files = dict[str, bytes | PublishedFile]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """All that one run should hold."""
+
+    name: str
+    status: RunStatus
+    tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: tuple[Point, ...] = ()
+    files: Files = field(default_factory=dict)
+    span: tuple[int, int] | None = None
+
+    @property
+    def digest(self) -> str:
+        """What is the same for the same content, whenever it is written."""
+        points = [(point.key, point.step, point.value) for point in self.curve]
+        files = {
+            name: file.sha256 if isinstance(file, PublishedFile) else hashlib.sha256(file).hexdigest()
+            for name, file in self.files.items()
+        }
+        content = [self.name, self.status, self.tags, self.params, self.metrics, points, files]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class SweepContent:
@@ -35,21 +110,11 @@ class SweepContent:
     def __init__(self, folder: SweepFolder, info: SweepInfo) -> None:
         self.folder, self.info = folder, info
 
-    @property
-    def experiment(self) -> str:
-        """The experiment's name: the space's own, else its benchmark's."""
-        return str(self.info.space.get("name") or self.info.benchmark)
-
     def sweep(self, state: State, status: RunStatus, *, sealed: bool) -> RunContent:
-        """The parent run: what was asked for and the combination chosen.
+        """The parent run: what was asked for and the combination chosen; while `sealed`, without test scores.
 
         Scores of combinations are with their grades: a tracker never forgets a point of a curve, and a widened space
         gives ask numbers to other combinations.
-
-        Args:
-            state: how far the sweep is.
-            status: what the run is to show.
-            sealed: whether test scores stay out.
         """
         return RunContent(
             name=self.info.name,
@@ -57,26 +122,32 @@ class SweepContent:
             tags=self._tags(PARENT, "sweep", self.info.git_commit) | self._description(state),
             params={"benchmark": self.info.benchmark, "backbone": self.info.backbone, "seed": str(self.info.seed)},
             # a count of a living sweep would stay as one more point of the metric
-            metrics={} if status == "RUNNING" else shown.rounded(self._sweep_metrics(state, sealed=sealed)),
+            metrics={} if status == "RUNNING" else rounded(self._sweep_metrics(state, sealed=sealed)),
             files=self._sweep_files(state),
             span=self._sweep_span(state),
         )
 
     def running(self, stage: Stage) -> RunContent:
         """A stage that has just begun."""
-        entry = StageEntry.of(stage)
-        tags = self._stage_tags(stage.address, entry) | {"reused": "false"}
-        return RunContent(entry.label, "RUNNING", tags, params=shown.params(stage.settings.model_dump(mode="json")))
+        entry, settings = StageEntry.of(stage), stage.settings.model_dump(mode="json")
+        return RunContent(entry.label, "RUNNING", self._stage_tags(stage.address, entry), params(settings))
 
-    def done(self, address: str, entry: StageEntry, state: State, *, sealed: bool) -> RunContent | None:
-        """A published stage, or none when the store does not have it.
+    def ended(
+        self, address: str, entry: StageEntry, state: State, failure: Failure | None, *, sealed: bool
+    ) -> RunContent | None:
+        """A stage that is published or failed for good; none for one that waits or that the store does not have.
 
         Args:
             address: the stage's.
             entry: the stage in the sweep's plan; one that was `reused` points to its SFT and does not carry it.
             state: tells which combinations a grade serves.
+            failure: why it failed, where that is on record.
             sealed: whether test scores stay out.
         """
+        if entry.status == "waiting":
+            return None
+        if entry.status == "failed":
+            return self._failed(address, entry, failure)
         manifest = self.folder.store.manifest(address)
         if manifest is None:
             return None
@@ -88,31 +159,27 @@ class SweepContent:
             name=entry.label,
             status="FINISHED",
             tags=self._done_tags(entry, manifest, reused) | _row_tags(rows, state),
-            params=shown.params(manifest.identity["settings"]) | _row_params(rows),
-            metrics=shown.rounded(shown.results(manifest) | self._best_score(rows) | test),
-            curve=curve(manifest),
-            files=details(manifest) | ({} if reused else published_files(manifest)),
-            span=span(manifest),
+            params=params(manifest.identity["settings"]) | _row_params(rows),
+            metrics=rounded(_results(manifest) | self._best_score(rows) | test),
+            curve=_curve(manifest),
+            files=_details(manifest) | ({} if reused else _published_files(manifest)),
+            span=_span(manifest),
         )
 
-    def failed(self, address: str, entry: StageEntry, failure: Failure | None) -> RunContent:
-        """A stage that failed for good, with the reason."""
-        reason = failure.reason if failure else "not on record"
-        tags = self._stage_tags(address, entry) | {"reused": "false", "reason": reason}
-        files: dict[str, bytes | PublishedFile] = {}
-        if failure is not None:
-            files["failure.txt"] = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n".encode()
-        return RunContent(entry.label, "FAILED", tags, files=files)
+    def _failed(self, address: str, entry: StageEntry, failure: Failure | None) -> RunContent:
+        tags = self._stage_tags(address, entry) | {"reason": failure.reason if failure else "not on record"}
+        words = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n" if failure else ""
+        return RunContent(entry.label, "FAILED", tags, files={"failure.txt": words.encode()} if words else {})
 
     def _test_scores(self, address: str) -> dict[str, float]:
         scores = self._sealed_scores(address)
-        return {shown.score_name("test", metric): 100 * scores[metric] for metric in METRIC_WORDS if metric in scores}
+        return {score_name("test", metric): 100 * scores[metric] for metric in METRIC_WORDS if metric in scores}
 
     def _mean_test_scores(self, grades: Mapping[str, str]) -> dict[str, float]:
         """The mean over languages, and each language's by the benchmark's own metric."""
         sealed = {language: self._sealed_scores(address) for language, address in grades.items()}
         each = {
-            shown.by_language(scores["metric"], language): 100 * scores[scores["metric"]]
+            f"test {_word(scores['metric'])} by language/{language} points": 100 * scores[scores["metric"]]
             for language, scores in sealed.items()
             if scores
         }
@@ -137,21 +204,22 @@ class SweepContent:
         return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
     def _stage_tags(self, address: str, entry: StageEntry, commit: str | None = None) -> dict[str, str]:
-        about = {
+        return self._tags(address, entry.kind, commit or self.info.git_commit) | {
             "language": entry.language,
             "subject": entry.subject,
-            "mlflow.note.content": shown.sentence(entry.kind, entry.language, entry.subject),
+            "reused": "false",
+            "mlflow.note.content": sentence(entry.kind, entry.language, entry.subject),
         }
-        return self._tags(address, entry.kind, commit or self.info.git_commit) | about
 
     def _done_tags(self, entry: StageEntry, manifest: Manifest, reused: bool) -> dict[str, str]:
         tags = self._stage_tags(manifest.address, entry, manifest.git_commit)
         if summary := manifest.details.get("summary"):
             tags["mlflow.note.content"] += f"\n\n{summary}"
-        if not reused:
-            return tags | {"reused": "false"}
-        place = {"sft": self.folder.store.url_of(manifest.address, "sft")} if entry.kind == "sparse" else {}
-        return tags | {"reused": "true"} | place
+        if reused:
+            tags["reused"] = "true"
+            if entry.kind == "sparse":
+                tags["sft"] = self.folder.store.url_of(manifest.address, "sft")
+        return tags
 
     def _description(self, state: State) -> dict[str, str]:
         info, row = self.info, state.chosen_row
@@ -174,47 +242,37 @@ class SweepContent:
         chosen = state.chosen_row
         if chosen is None or chosen.score is None:
             return metrics
-        manifests = [self.folder.store.manifest(address) for address in chosen.grades.values()]
-        scores = [_scores(shown.results(manifest)) for manifest in manifests if manifest]
+        graded = [self.folder.store.manifest(address) for address in chosen.grades.values()]
+        scores = [{k: v for k, v in _results(one).items() if k.startswith("score/")} for one in graded if one]
         test = {} if sealed else self._mean_test_scores(chosen.grades)
         return metrics | self._best_score([chosen]) | _means(scores) | test
 
     def _best_score(self, rows: list[Row]) -> dict[str, float]:
         """What the search made of the best of these combinations: the mean over all its languages."""
         scores = [row.score for row in rows if row.kind == "combination" and row.score is not None]
-        if not scores:
-            return {}
-        if by_few_labels(self.info):
-            return {"search/combination points": 100 * max(scores)}
-        return {"search/combination score": max(scores)}
+        word, factor = ("points", 100) if by_few_labels(self.info) else ("score", 1)
+        return {f"search/combination {word}": factor * max(scores)} if scores else {}
 
     def _sweep_span(self, state: State) -> tuple[int, int] | None:
         """From the sweep's creation to the end of its last stage."""
-        ended = [address for address, entry in state.stages.items() if entry.status in ("done", "reused")]
-        made = [self.folder.store.manifest(address) for address in ended]
-        ends = [found[1] for found in map(span, filter(None, made)) if found]
-        try:
-            begin = int(datetime.fromisoformat(self.info.created).timestamp() * 1000)
-        except ValueError:
+        begin = _timestamp(self.info.created)
+        if begin is None:
             return None
-        return begin, max([begin, *ends])
+        published = [address for address, entry in state.stages.items() if entry.status in ("done", "reused")]
+        spans = map(_span, filter(None, map(self.folder.store.manifest, published)))
+        return int(begin * 1000), max([int(begin * 1000), *(end for _, end in filter(None, spans))])
 
-    def _sweep_files(self, state: State) -> dict[str, bytes | PublishedFile]:
+    def _sweep_files(self, state: State) -> Files:
+        store, name = self.folder.store, self.folder.name
         plan = {address: entry.model_dump() for address, entry in state.stages.items()}
-        files: dict[str, bytes | PublishedFile] = {
+        made = ["report.md", "results.csv", *(f"plots/{plot}" for plot in store.names("sweeps", name, "plots"))]
+        contents = {path: store.read("sweeps", name, *path.split("/")) for path in made}
+        return {
             "sweep.json": self.info.model_dump_json(indent=1).encode(),
             "space.json": json.dumps(self.info.space, indent=1).encode(),
             "plan.json": json.dumps(plan, indent=1).encode(),
+            **{path: content for path, content in contents.items() if content is not None},
         }
-        return files | dict(self._results())
-
-    def _results(self) -> Iterator[tuple[str, bytes]]:
-        store, name = self.folder.store, self.folder.name
-        plots = [("plots", plot) for plot in store.names("sweeps", name, "plots")]
-        for parts in [("report.md",), ("results.csv",), *plots]:
-            content = store.read("sweeps", name, *parts)
-            if content is not None:
-                yield "/".join(parts), content
 
 
 def sweep_status(state: State) -> RunStatus:
@@ -223,6 +281,120 @@ def sweep_status(state: State) -> RunStatus:
         return "KILLED"
     statuses = [entry.status for entry in state.stages.values()] + [row.status for row in state.rows]
     return "FAILED" if "failed" in statuses else "FINISHED"
+
+
+def result(kind: str, key: str, value: float) -> tuple[str, float]:
+    """The name and value of a result of a stage; one without a name here stands in a section of the stage's kind."""
+    metric = key.removeprefix("valid_")
+    if kind == "grade" and metric in METRIC_WORDS:
+        return score_name("validation", metric), 100 * value
+    name, factor = _NAMES.get(key, (f"{kind}/{key.replace('_', ' ')}", 1))
+    return name, factor * value
+
+
+def point(key: str, value: float) -> tuple[str, float]:
+    """The name and value of a point of a curve."""
+    name, factor = _CURVES.get(key, (f"curve/{key.replace('_', ' ')}", 1))
+    return name, factor * value
+
+
+def points(step: float, numbers: Mapping[str, float], milliseconds: int) -> Iterator[Point]:
+    """The points of a stage's curves at one step."""
+    for key, value in numbers.items():
+        if key != "step":
+            name, shown = point(key, value)
+            yield Point(name, int(step), shown, milliseconds)
+
+
+def score_name(split: str, metric: str) -> str:
+    """What a score on `validation` or `test` is called."""
+    return f"score/{split} {_word(metric)} points"
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Points and percentages to two decimals, as on the screen: MLflow's tables show all that there are."""
+    return {name: round(value, 2) if name.endswith(("points", "percent")) else value for name, value in metrics.items()}
+
+
+def params(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings as params, such as `denoise.rank` -> `100`.
+
+    The language is a tag, and the files read are in `stage.json`: a digest says nothing in a column.
+    """
+    flat = dict(_flat({key: value for key, value in settings.items() if key != "language"}))
+    return {key: value[:_PARAM_LENGTH] for key, value in flat.items()}
+
+
+def sentence(kind: str, language: str, subject: str) -> str:
+    """What a stage is, for MLflow's description."""
+    return _SENTENCES.get(kind, "").format(language=language, subject=subject)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if _is_source(value):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is None or isinstance(value, str):
+            yield prefix + key, value or "none"
+        else:
+            yield prefix + key, json.dumps(value)
+
+
+def _is_source(value: Any) -> bool:
+    """Whether it is a file or a hub data set, or holds nothing else than such."""
+    if isinstance(value, Mapping):
+        return value.get("kind") == "file" or "split" in value or (bool(value) and all(map(_is_source, value.values())))
+    return isinstance(value, list | tuple) and any(map(_is_source, value))
+
+
+def _word(metric: str) -> str:
+    return next((words for name, words in METRIC_WORDS.items() if name == metric), metric)
+
+
+def _results(manifest: Manifest) -> dict[str, float]:
+    """All results of a published stage, and what it took."""
+    named = dict(result(manifest.kind, key, value) for key, value in manifest.metrics.items())
+    memory = {"time and memory/peak GiB": manifest.peak_bytes / 2**30} if manifest.peak_bytes else {}
+    return named | {"time and memory/seconds": manifest.seconds} | memory
+
+
+def _curve(manifest: Manifest) -> tuple[Point, ...]:
+    """The points of a stage's curves, evenly spaced in time between its begin and end."""
+    begin, end = _span(manifest) or [int(time.time() * 1000)] * 2
+    last = max((row["step"] for row in manifest.curve), default=0) or 1
+    times = [int(begin + (end - begin) * row["step"] / last) for row in manifest.curve]
+    return tuple(one for row, when in zip(manifest.curve, times, strict=True) for one in points(row["step"], row, when))
+
+
+def _span(manifest: Manifest) -> tuple[int, int] | None:
+    """When a stage began and ended, in milliseconds since 1970; none when its manifest does not say."""
+    end = _timestamp(manifest.created)
+    return None if end is None else (int((end - manifest.seconds) * 1000), int(end * 1000))
+
+
+def _timestamp(written: str) -> float | None:
+    try:
+        return datetime.fromisoformat(written).timestamp()
+    except ValueError:
+        return None
+
+
+def _details(manifest: Manifest) -> Files:
+    """What the stage is, in full, and what it found out."""
+    found = {"stage.json": manifest.identity, "details.json": manifest.details}
+    return {name: json.dumps(content, indent=1).encode() for name, content in found.items() if content}
+
+
+def _published_files(manifest: Manifest) -> Files:
+    """The SFT of a sparse stage, and what the check of a text found."""
+    folder = {"sparse": "sft/", "check": ""}.get(manifest.kind)
+    return {
+        name: PublishedFile(manifest.address, name, entry.sha256)
+        for name, entry in manifest.files.items()
+        if folder is not None and name.startswith(folder)
+    }
 
 
 def _title(row: Row) -> str:
@@ -239,10 +411,6 @@ def _row_params(rows: list[Row]) -> dict[str, str]:
     """The searched settings, of which all combinations that share a grade have the same."""
     combinations = [row for row in rows if row.kind == "combination"]
     return {key: str(value) for key, value in combinations[0].parameters.items()} if combinations else {}
-
-
-def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith("score/")}
 
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:

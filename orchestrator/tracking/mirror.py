@@ -1,22 +1,34 @@
-"""Which run gets what, and in which order: one sweep's store written into its runs, call by call or all at once.
+"""The sweep in MLflow, as a mirror of the store: one experiment for a space, one parent run for a sweep, one child run
+for each stage. What a run holds is in `content`, how MLflow takes it in `client`; which run gets what and when is here.
 
-The tracker itself is behind `Runs`; a stage's run never appears before the sweep's own, which is its parent.
+Runs are found again by their tags (sweep, address) and what one holds is compared by digest, so mirroring twice changes
+nothing. A tracker that does not answer costs the driver no time: calls go to a thread of their own, what fails becomes
+one warning, and what was missed is mirrored at the sweep's end or by `python -m orchestrator.tracking DIR`.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from multiprocessing.pool import ThreadPool
 
 from deftx.errors import DeftxError, reason
 from deftx.stages.stage import Stage
-from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder
-from orchestrator.tracking.content import SweepContent
-from orchestrator.tracking.run_content import PARENT, Point, RunContent, RunStatus
+from deftx.stages.store import Store
+from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder, SweepInfo, known_sweep
+from orchestrator.tracking.client import MlflowRuns
+from orchestrator.tracking.content import PARENT, Point, RunContent, RunStatus, SweepContent, points, sweep_status
+
+FLUSH_SECONDS = 5.0
+PAUSE_SECONDS = 10.0
+"""After a failure calls are dropped for so long: a dead tracker costs one timeout, and not one for each call."""
 
 _NAMED = 3
+
+Call = Callable[[], object]
 
 
 class MirrorError(DeftxError):
@@ -28,33 +40,99 @@ class MirrorError(DeftxError):
         super().__init__(f"{len(problems)} incomplete: {'; '.join([*problems[:_NAMED], *more])}")
 
 
-class Runs(Protocol):
-    """The runs of one sweep in a tracker, by stage address."""
+class Mirror:
+    """Mirrors a living sweep. No call waits for the tracker but `finish`, and none raises what the tracker raises."""
 
-    def addresses(self) -> list[str]:
-        """The addresses that have a run."""
+    def __init__(self, store: Store, folder: SweepFolder, info: SweepInfo, tracking_uri: str) -> None:
+        """Bind a sweep; nothing is sent yet.
 
-    def write(self, address: str, content: RunContent) -> None:
-        """Make the run hold `content`, but for its files, and end it; nothing is sent when it does already."""
+        Raises:
+            ConfigError: for a tracking URI that cannot work, or that leaves no place for artifacts.
+        """
+        self.warning: str | None = None
+        self._sweep = SweepWriter(store, folder, info, tracking_uri)
+        self._tracker = tracking_uri
+        self._again = f"python -m orchestrator.tracking {folder.url()} --tracking-uri {tracking_uri}"
+        self._points: deque[tuple[str, Point]] = deque()
+        self._flush_at = self._quiet_until = 0.0
+        # At its exit Python would wait for a ThreadPoolExecutor's thread: a minute for a tracker that does not answer
+        self._calls = ThreadPool(1)
 
-    def attach(self, address: str, content: RunContent) -> None:
-        """Give the run, which was written, the files of `content`; nothing is sent when it has them already."""
+    def start(self) -> None:
+        """Open the parent run; runs that a dead driver left RUNNING are ended."""
+        self._submit(self._sweep.begin)
 
-    def add(self, points: Mapping[str, Sequence[Point]]) -> None:
-        """Let curves grow, by address. What has no run yet is left out."""
+    def stage_started(self, stage: Stage) -> None:
+        """Open the stage's run, or open it again when it failed before."""
+        self._submit(lambda: self._sweep.open(stage))
 
-    def end_running(self) -> None:
-        """End the stages' runs that are RUNNING as KILLED."""
+    def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
+        """Let a running stage's curve grow; points are sent together every few seconds."""
+        self._points.extend((address, point) for point in points(step, metrics, int(time.time() * 1000)))
+        if time.monotonic() >= self._flush_at:
+            self._flush_at = time.monotonic() + FLUSH_SECONDS
+            self._submit(self._flush)
 
-    def forget(self) -> None:
-        """Look everything up anew: a call failed, and what it has done is unknown."""
+    def stage_done(self, stage: Stage, reused: bool) -> None:
+        """Mirror a published stage; one that was `reused` points to its SFT in the store."""
+        self._submit(lambda: self._sweep.end(stage, "reused" if reused else "done"))
+
+    def stage_failed(self, stage: Stage, failure: Failure) -> None:
+        """End the stage's run as FAILED, with the reason."""
+        self._submit(lambda: self._sweep.end(stage, "failed", failure))
+
+    def finish(self, status: RunStatus) -> None:
+        """Mirror whatever was missed, end all runs and wait for it; nothing may be called afterwards.
+
+        One that does not answer is given up at the first error; what it refuses for one run costs only that run.
+
+        Args:
+            status: how the sweep ended; `sweep_status` tells it from the state.
+        """
+        try:
+            self._calls.apply(self._catch_up, (status,))
+        finally:  # of Ctrl-C too: what is left is dropped then, and an answer that has not come is not waited for
+            self._calls.terminate()
+
+    def _submit(self, call: Call) -> None:
+        self._calls.apply_async(self._unless_quiet, (call,))
+
+    def _unless_quiet(self, call: Call) -> None:
+        if time.monotonic() >= self._quiet_until:
+            self._make(call, "at the sweep's end")
+
+    def _catch_up(self, status: RunStatus) -> None:
+        self.warning = None
+        self._make(lambda: self._sweep.everything(status), f"once it answers, by `{self._again}`")
+
+    def _make(self, call: Call, again: str) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a tracker raises must not reach the sweep
+            self._quiet_until = time.monotonic() + PAUSE_SECONDS
+            self._sweep.runs.forget()
+            self.warning = (
+                f"MLflow at {self._tracker} did not take an update ({_first_line(error)}); the sweep is not affected, "
+                f"and what is missing there is mirrored {again}"
+            )
+
+    def _flush(self) -> None:
+        grown: dict[str, list[Point]] = {}
+        while self._points:
+            address, point = self._points.popleft()
+            grown.setdefault(address, []).append(point)
+        self._sweep.runs.add(grown)
 
 
-class SweepMirror:
-    """Writes one sweep into its runs. Every call may be repeated; what is there already is left as it is."""
+class SweepWriter:
+    """Writes one sweep into its runs. Every call may be repeated; what is there already is left as it is.
 
-    def __init__(self, folder: SweepFolder, content: SweepContent, runs: Runs) -> None:
-        self._folder, self._content, self.runs = folder, content, runs
+    A stage's run never appears before the sweep's own, which is its parent.
+    """
+
+    def __init__(self, store: Store, folder: SweepFolder, info: SweepInfo, tracking_uri: str) -> None:
+        self.runs = MlflowRuns(store, info, tracking_uri)
+        self._folder, self._content = folder, SweepContent(folder, info)
 
     def begin(self) -> None:
         """Open the parent run; stages that a dead driver left RUNNING are ended."""
@@ -62,27 +140,22 @@ class SweepMirror:
         self.runs.end_running()
         self.runs.attach(PARENT, parent)
 
-    def stage_started(self, stage: Stage) -> None:
+    def open(self, stage: Stage) -> None:
         """Open a stage's run, or open it again."""
-        self._write_stage(stage.address, self._content.running(stage))
+        self._write(stage.address, self._content.running(stage))
 
-    def stage_done(self, address: str, entry: StageEntry) -> None:
-        """Mirror a published stage; its test scores stay sealed.
+    def end(self, stage: Stage, status: str, failure: Failure | None = None) -> None:
+        """Write a stage that is done, reused or failed; its test scores stay sealed.
 
         A grade that has its run from an earlier start is left as it is until the end: it may show its test score.
         """
-        if entry.kind == "grade" and entry.status == "reused" and address in self.runs.addresses():
+        entry = StageEntry.of(stage).model_copy(update={"status": status})
+        if entry.kind == "grade" and status == "reused" and stage.address in self.runs.addresses():
             return
-        content = self._content.done(address, entry, self._folder.state(), sealed=True)
+        content = self._content.ended(stage.address, entry, self._folder.state(), failure, sealed=True)
         if content is not None:
-            self._write_stage(address, content)
-            self.runs.attach(address, content)
-
-    def stage_failed(self, stage: Stage, failure: Failure) -> None:
-        """End a stage's run as FAILED."""
-        content = self._content.failed(stage.address, StageEntry.of(stage), failure)
-        self._write_stage(stage.address, content)
-        self.runs.attach(stage.address, content)
+            self._write(stage.address, content)
+            self.runs.attach(stage.address, content)
 
     def everything(self, status: RunStatus) -> int:
         """Mirror all that the store knows of the sweep, and end its runs. Returns how many it has.
@@ -112,9 +185,10 @@ class SweepMirror:
         written: dict[str, RunContent] = {}
         for address, entry in state.stages.items():
             with self._noting(entry.label, problems):
-                content = self._ended(address, entry, state, failures)
+                failure = failures.get(address)
+                content = self._content.ended(address, entry, state, failure, sealed=not state.ended)
                 if content is not None:
-                    self._write_stage(address, content)
+                    self._write(address, content)
                     written[address] = content
         return written
 
@@ -134,7 +208,7 @@ class SweepMirror:
         try:
             yield
         except Exception as error:  # of the store, the tracker or wherever it keeps files: the next may go well
-            problems.append(f"{what}: {first_line(error)}")
+            problems.append(f"{what}: {_first_line(error)}")
             self.runs.forget()
             self.runs.addresses()
 
@@ -143,21 +217,24 @@ class SweepMirror:
         self.runs.write(PARENT, content)
         return content
 
-    def _write_stage(self, address: str, content: RunContent) -> None:
+    def _write(self, address: str, content: RunContent) -> None:
         if PARENT not in self.runs.addresses():
             self._open_parent()
         self.runs.write(address, content)
 
-    def _ended(
-        self, address: str, entry: StageEntry, state: State, failures: Mapping[str, Failure]
-    ) -> RunContent | None:
-        if entry.status == "waiting":
-            return None
-        if entry.status == "failed":
-            return self._content.failed(address, entry, failures.get(address))
-        return self._content.done(address, entry, state, sealed=not state.ended)
+
+def mirror_sweep(store: Store, folder: SweepFolder, tracking_uri: str) -> int:
+    """Mirror all that the store knows of a sweep which no driver is working on. Returns the number of its runs.
+
+    Raises:
+        StoreError: for an unknown sweep.
+        ConfigError: for a tracking URI that cannot be opened.
+        MirrorError: after all else is mirrored, for stages that do not match their manifests or that MLflow refused.
+    """
+    _, info = known_sweep(store, folder.name)
+    return SweepWriter(store, folder, info, tracking_uri).everything(sweep_status(folder.state()))
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """What an error says, short enough for a warning."""
     return textwrap.shorten(reason(error), 160, placeholder=" ...")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
-import random
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,110 +16,33 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.patience import PATIENCE
-from support.tiny import LABELS, WORDS, make_sft, make_tokenizer, same_bits, write_backbone
+from support.tiny import LABELS, make_sft, make_tokenizer, same_bits, write_backbone
+from support.world import LANGUAGE_TRAINING, NUSAX, TASK_TRAINING, World, write_files
 from torch import Tensor
 
 import deftx
-from deftx.config import Denoise, Execution, TextSettings, Training
-from deftx.data.examples import benchmark, corpus_source, evaluation_source, read_examples, training_sources
-from deftx.data.leaks import texts_digest
+from deftx.config import Denoise, Execution, Training
+from deftx.data.corpora import corpus_source
+from deftx.data.examples import evaluation_source, read_examples
 from deftx.errors import DataError, StoreError, TrainingError
 from deftx.masks.denoise import denoise, is_matrix
 from deftx.masks.select import non_zero, select
 from deftx.method import make as algorithm
 from deftx.method import phases
 from deftx.method.make import make
-from deftx.models.load import embeddings_of, head_of, load_classifier, load_masked_lm, maskable
-from deftx.sft.compose import base_of
+from deftx.models.load import load_classifier, load_masked_lm
+from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import resolve_folder
-from deftx.stages.stage import (
+from deftx.stages.settings import (
     BackboneSettings,
-    DenseSettings,
-    GradeSettings,
     SparseSettings,
-    Stage,
-    TaskData,
-    TextStageSettings,
 )
+from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
 
-NUSAX = benchmark("nusax")
 K = 300
-LANGUAGE_TRAINING = Training(max_steps=8, batch_size=4, learning_rate=5e-3, validate_every=4)
-TASK_TRAINING = Training(max_steps=8, batch_size=4, learning_rate=5e-3, validate_every=4)
 DENOISE = Denoise(rank=3, retention=0.05)
-
-
-def sentences(count: int, seed: int) -> list[str]:
-    draw = random.Random(seed)
-    return [" ".join(f"w{draw.randrange(WORDS)}" for _ in range(draw.randrange(4, 9))) for _ in range(count)]
-
-
-def write_files(root: Path) -> Path:
-    """A data root in the layout of NusaX, SmSA and plain text."""
-    for number, language in enumerate(("indonesian", "acehnese")):
-        folder = root / "nusax" / language
-        folder.mkdir(parents=True)
-        for split, count in (("valid", 12), ("test", 9)):
-            rows = [f"{i},{text},{LABELS[i % 3]}" for i, text in enumerate(sentences(count, 10 * number + count))]
-            (folder / f"{split}.csv").write_text("\n".join(["id,text,label", *rows]) + "\n")
-    (root / "smsa").mkdir()
-    for split, count in (("train", 40), ("valid", 12), ("test", 6)):
-        rows = [f"{text}\t{LABELS[i % 3]}" for i, text in enumerate(sentences(count, 100 + count))]
-        (root / "smsa" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-    (root / "corpora").mkdir()
-    for seed, language in enumerate(("ace", "id")):
-        (root / "corpora" / f"{language}.txt").write_text("\n".join(sentences(60, 1000 + seed)))
-    return root
-
-
-@dataclass
-class World:
-    """Stages over a data root and a backbone, as the planner makes them."""
-
-    root: str
-    folder: Path
-
-    def text(self) -> Stage:
-        settings = TextStageSettings(
-            language="ace", source=corpus_source(NUSAX, "ace", self.root),
-            text=TextSettings(block=12, valid_fraction=0.2), backbone=resolve_folder(str(self.folder)), seed=0,
-        )  # fmt: skip
-        return Stage("text", settings)
-
-    def dense(self, **changes: Any) -> Stage:
-        given = {
-            "language": "ace",
-            "task": None,
-            "backbone": resolve_folder(str(self.folder)),
-            "training": LANGUAGE_TRAINING,
-            "seed": 0,
-        }
-        return Stage("dense", DenseSettings(**{**given, **changes}), (("text", self.text()),))
-
-    def task_data(self) -> TaskData:
-        evaluation = {split: evaluation_source(NUSAX, "id", split, self.root) for split in ("valid", "test")}
-        read = [read_examples(NUSAX, evaluation[split], "id", split) for split in sorted(evaluation)]  # type: ignore[arg-type, index]
-        return TaskData(
-            benchmark="nusax", training=training_sources(NUSAX, self.root), leaks="lt-sft",
-            evaluation_texts=texts_digest(*read), evaluation=evaluation, max_length=16,
-        )  # type: ignore[arg-type]  # fmt: skip
-
-    def task_dense(self, **changes: Any) -> Stage:
-        given = {
-            "language": "id",
-            "task": self.task_data(),
-            "backbone": resolve_folder(str(self.folder)),
-            "training": TASK_TRAINING,
-            "seed": 0,
-        }
-        return Stage("dense", DenseSettings(**{**given, **changes}))
-
-    def grade(self, task: Stage, language: Stage | None, **changes: Any) -> Stage:
-        sources = {split: evaluation_source(NUSAX, "ace", split, self.root) for split in ("valid", "test")}  # type: ignore[arg-type]
-        settings = GradeSettings(language="ace", benchmark="nusax", max_length=16, **sources, **changes)  # type: ignore[arg-type]
-        return Stage("grade", settings, (("task", task), *([("language", language)] if language else [])))
 
 
 def sparse(dense: Stage, denoise_: Denoise | None = DENOISE, k: int | str | None = K, retrain: bool = True) -> Stage:

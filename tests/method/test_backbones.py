@@ -13,16 +13,8 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, XLMRobertaForMaskedLM
 
 from deftx.errors import DataError
-from deftx.models.load import (
-    embeddings_of,
-    fingerprint,
-    head_of,
-    load_classifier,
-    load_masked_lm,
-    load_tokenizer,
-    maskable,
-)
-from deftx.sft.compose import base_of
+from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
+from deftx.models.parameters import base_of, embeddings_of, fingerprint, head_of, maskable
 
 WORDS = "embeddings.word_embeddings.weight"
 

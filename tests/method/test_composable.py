@@ -10,26 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.composable_files import encode, write
 from support.tiny import MASK, make_tokenizer
 
 from deftx.errors import DataError
 from deftx.models.load import load_masked_lm
+from deftx.models.parameters import base_of
 from deftx.sft.composable import FILE
-from deftx.sft.compose import apply, base_of
+from deftx.sft.compose import apply
 from deftx.sft.vector import SparseFineTuning
-
-
-def encode(dense: torch.Tensor) -> dict[str, Any]:
-    """As composable-sft writes it: gaps of the column-major flat index, the first one a numpy scalar."""
-    flat = dense.numpy().flatten(order="F")
-    (where,) = flat.nonzero()
-    steps: list[Any] = [where[0], *(int(step) for step in np.diff(where))]
-    return {"size": dense.size(), "index_steps": steps, "values": torch.from_numpy(flat[where])}
-
-
-def write(folder: Path, diffs: dict[str, Any], head: dict[str, Any] | None = None) -> Path:
-    torch.save({"diffs": diffs, "abs": head or {}}, folder / FILE)
-    return folder
 
 
 def dense_of(sft: SparseFineTuning, name: str) -> torch.Tensor:

@@ -11,8 +11,9 @@ import torch
 from support.tiny import LABELS, make_sft, same_bits, weights_of
 
 from deftx.errors import DataError
-from deftx.models.load import head_of, load_classifier, load_masked_lm
-from deftx.sft.compose import apply, base_of, check_fits, compose
+from deftx.models.load import load_classifier, load_masked_lm
+from deftx.models.parameters import base_of, head_of
+from deftx.sft.compose import apply, check_fits, compose
 from deftx.sft.vector import SparseFineTuning
 
 

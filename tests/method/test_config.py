@@ -1,4 +1,4 @@
-"""Settings: one spelling for every rank and k, exact shares, and the paper's numbers of steps."""
+"""Settings: one spelling for every k, exact shares, and the paper's numbers of steps."""
 
 from __future__ import annotations
 
@@ -18,41 +18,12 @@ from deftx.config import (
     Training,
     count_text,
     preset,
-    rank_text,
     resolve_k,
     share_of,
 )
 from deftx.errors import ConfigError
 
 percents = st.decimals(min_value="0.00001", max_value=100, places=5).map(lambda share: f"{share:f}%")
-
-
-@pytest.mark.parametrize(
-    ("given_", "text"),
-    [
-        (100, "100"), ("100", "100"), (" 0100 ", "100"), ("90%", "90%"), ("90.0 %", "90%"), ("090.50%", "90.5%"),
-        ("100%", "100%"), ("100.000%", "100%"), ("0.5%", "0.5%"), ("99.9999999%", "99.9999999%"),
-    ],
-)  # fmt: skip
-def test_a_rank_has_one_spelling(given_: object, text: str) -> None:
-    assert rank_text(given_) == text
-    assert Denoise(rank=given_) == Denoise(rank=text)
-
-
-@pytest.mark.parametrize(
-    ("given_", "hint"),
-    [
-        (0.9, "write 90%"), (1.0, "write 100%"), ("0.955", "write 95.5%"), (100.0, "write 100 for a uniform rank"),
-        (".5", "write 50%"), (0, "at least 1"), ("0", "at least 1"), ("0%", "above 0 %"), ("101%", "up to 100 %"),
-        (-5, "whole number"), (True, "not True"), (None, "not None"), ("full", "not 'full'"),
-        ("90 % of", "whole number"), ([100], "whole number"),
-    ],
-)  # fmt: skip
-def test_a_rank_that_could_mean_two_things_or_nothing_is_refused_with_the_right_spelling(
-    given_: object, hint: str
-) -> None:
-    with pytest.raises(ValueError, match=hint):
-        rank_text(given_)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +42,9 @@ def test_k_out_of_range_or_ambiguous_is_refused(given_: object) -> None:
 
 @given(percents)
 def test_no_digit_of_a_percentage_is_lost_and_spelling_it_again_changes_nothing(text: str) -> None:
-    for spell in (rank_text, count_text):
-        spelled = spell(text)
-        assert Decimal(str(spelled)[:-1]) == Decimal(text[:-1])
-        assert spell(spelled) == spelled
+    spelled = count_text(text)
+    assert Decimal(str(spelled)[:-1]) == Decimal(text[:-1])
+    assert count_text(spelled) == spelled
 
 
 def test_a_share_is_taken_as_it_is_written() -> None:

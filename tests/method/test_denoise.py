@@ -15,7 +15,8 @@ from torch import Tensor
 from deftx.config import Denoise
 from deftx.errors import DataError
 from deftx.masks import denoise as module
-from deftx.masks.denoise import denoise, factorise, is_matrix, low_rank, rank_of
+from deftx.masks.denoise import denoise, factorise, is_matrix, low_rank
+from deftx.rank import Rank
 
 Array = NDArray[np.float64]
 SHAPES = [(40, 9), (9, 40), (12, 12), (2, 30), (33, 2)]
@@ -71,23 +72,13 @@ def test_rank_by_variance_is_that_of_a_float64_svd(shape: tuple[int, int], perce
     for seed in range(5):
         matrix = make_matrix(shape, seed)
         exact = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
-        assert rank_of(f"{percent}%", factorise(matrix).singular_values) == rank_by_variance(exact, percent)
-
-
-def test_rank_by_variance_by_hand() -> None:
-    values = torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0], dtype=torch.float64)  # squares 9 4 4 1 0, total 18
-    settings_ = {"50%": 1, "50.01%": 2, "72%": 2, "72.3%": 3, "94%": 3, "95%": 4, "100%": 5, "0.001%": 1}
-    assert {setting: rank_of(setting, values) for setting in settings_} == settings_
+        assert Rank.parse(f"{percent}%").of(factorise(matrix).singular_values) == rank_by_variance(exact, percent)
 
 
 def test_equal_singular_values_share_the_variance_exactly() -> None:
     values = factorise(torch.diag(torch.full((4,), 3.0))).singular_values
-    assert [rank_of(setting, values) for setting in ("25%", "26%", "50%", "75%", "75.1%", "99%")] == [1, 2, 2, 3, 4, 4]
-
-
-def test_a_uniform_rank_is_clamped() -> None:
-    values = factorise(make_matrix((40, 9))).singular_values
-    assert [rank_of(setting, values) for setting in ("1", "8", "9", "10", "400", "100%")] == [1, 8, 9, 9, 9, 9]
+    ranks = map(Rank.parse, ("25%", "26%", "50%", "75%", "75.1%", "99%"))
+    assert [rank.of(values) for rank in ranks] == [1, 2, 2, 3, 4, 4]
 
 
 @pytest.mark.parametrize("rank", ["1", "90%", "100%", "9"])

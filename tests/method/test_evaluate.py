@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
+from deftx.config import Metric
 from deftx.errors import DataError
-from deftx.evaluate.metrics import AVERAGE, Bootstrap, Estimate, Metric, Predictions, System, score
+from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions, System
+from deftx.evaluate.metrics import score
 
 LABELS = ("negative", "neutral", "positive")
 

@@ -16,8 +16,8 @@ from deftx.masks import mask as masks
 from deftx.masks.denoise import Factorisation, denoise
 from deftx.masks.mask import choose, denoise_all, save_factors
 from deftx.masks.select import jaccard, select
-from deftx.method.context import SPECTRA, VECTORS
-from deftx.stages.stage import SparseSettings
+from deftx.stages.files import SPECTRA, VECTORS
+from deftx.stages.settings import SparseSettings
 
 SETTINGS = [Denoise(rank=rank, retention=kept) for rank in ("2", "90%") for kept in (0.05, 0.2)]
 
@@ -73,9 +73,9 @@ def test_the_overlap_is_that_with_the_mask_of_the_change_itself(tmp_path: Path) 
     save_factors(delta, tmp_path)
     values, _ = denoise_all(delta, SETTINGS[0], published(tmp_path).__getitem__)
     mask, facts = choose(delta, values, SparseSettings(denoise=SETTINGS[0], k=100))
-    assert facts.metrics == {"k": 100, "jaccard_lt_sft": jaccard(mask, select(delta, 100))}
-    assert 0 < facts.metrics["jaccard_lt_sft"] < 1
-    assert choose(delta, delta, SparseSettings(denoise=None, k=100))[1].metrics["jaccard_lt_sft"] == 1.0
+    assert facts == {"k": 100, "jaccard_lt_sft": jaccard(mask, select(delta, 100))}
+    assert 0 < facts["jaccard_lt_sft"] < 1
+    assert choose(delta, delta, SparseSettings(denoise=None, k=100))[1]["jaccard_lt_sft"] == 1.0
 
 
 def test_more_entries_than_there_are_and_more_than_changed_are_errors() -> None:
@@ -86,4 +86,4 @@ def test_more_entries_than_there_are_and_more_than_changed_are_errors() -> None:
         choose(delta, delta, SparseSettings(denoise=None, k=total + 1))
     with pytest.raises(DataError, match=f"only {changed} entries"):
         choose(delta, delta, SparseSettings(denoise=None, k=changed + 1))
-    assert choose(delta, delta, SparseSettings(denoise=None, k=changed))[1].metrics["k"] == changed
+    assert choose(delta, delta, SparseSettings(denoise=None, k=changed))[1]["k"] == changed

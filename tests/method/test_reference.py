@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 from support.tiny import weights_of
-from test_training import Always, batch_at, both, half_mask, run
+from support.trainings import Always, batch_at, both, half_mask, run
 
 from benchmarks import memory
 from benchmarks.models import BASE, LARGE, Shape, masked_lm, random_mask
 from benchmarks.reference import Reference
 from benchmarks.train import WORKS, needed
 from deftx.config import Training
-from deftx.kernels.dropout import Draws, drop_by_example
+from deftx.kernels.attention import drop_by_example
+from deftx.kernels.dropout import Draws
 from deftx.masks.select import Indices
-from deftx.models.load import maskable
+from deftx.models.parameters import maskable
 
 
 @pytest.mark.parametrize("kind", ["mlm", "classification"])

@@ -16,7 +16,8 @@ from support.tiny import same_bits
 from torch import Tensor
 
 from deftx.errors import DataError, HubError
-from deftx.sft.vector import METADATA, TENSORS, SFTMetadata, SparseFineTuning
+from deftx.sft.vector import SFTMetadata, SparseFineTuning
+from deftx.stages.files import METADATA, TENSORS
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.nusax_files import write_files
 from support.patience import PATIENCE
 
 import deftx
+from orchestrator.space.load import shipped_spaces
 
 HEAVY = (
     "torch",
@@ -46,8 +48,11 @@ def imported_by(code: str) -> set[str]:
     [
         ("deftx", (*HEAVY, "numpy", "pydantic")),
         ("deftx.errors", (*HEAVY, "numpy", "pydantic")),
+        ("deftx.cli.app, orchestrator.report.__main__", tuple(name for name in HEAVY if name != "orchestrator")),
+        ("orchestrator.sweep", ("torch", "transformers", "ray", "mlflow", "pandas", "matplotlib", "rapidfuzz")),
         ("deftx.config, deftx.stages.stage, deftx.sources.published", (*HEAVY, "numpy")),
         ("deftx.evaluate.metrics, deftx.data.examples", HEAVY),
+        ("deftx.models.sizes", (*HEAVY, "numpy", "pydantic")),
         (
             "deftx.masks.denoise, deftx.masks.select, deftx.sft.vector, deftx.sft.compose, deftx.sft.composable",
             NOT_TORCH,
@@ -57,6 +62,21 @@ def imported_by(code: str) -> set[str]:
 )
 def test_importing(modules: str, forbidden: tuple[str, ...]) -> None:
     assert not imported_by(f"import {modules}") & set(forbidden)
+
+
+def test_no_plan_of_a_shipped_space_imports_torch(tmp_path: Path) -> None:
+    write_files(tmp_path / "data")
+    on_files, storage = ["--data-root", str(tmp_path / "data")], ["--plan", "--storage", str(tmp_path / "results")]
+    options = {"demo": [], "americasnli": ["--set", "targets=[aym,gn,quy]"]}
+    plans = [[name, *options.get(name, on_files), *storage] for name in shipped_spaces()]
+    found = imported_by(
+        "import os; os.environ['https_proxy'] = 'http://127.0.0.1:9'\n"  # nothing is fetched
+        "from orchestrator.sweep import app\n"
+        f"for plan in {plans}: app(plan, standalone_mode=False)"
+    )
+    assert not found & {"torch", "transformers", "datasets", "ray", "mlflow"}
+    assert {"store", "orchestrator"} <= found, "words of the plans, and the packages imported"
+    assert "unknown" not in found, "the size of each backbone is known"
 
 
 def test_all_of_deftx_together_imports_nothing_of_the_search() -> None:

@@ -23,7 +23,8 @@ from support.patience import PATIENCE
 from support.tiny import WORDS, make_sft
 
 from deftx.data.archipelago import Sizes, write_family
-from deftx.models.load import head_of, load_classifier
+from deftx.models.load import load_classifier
+from deftx.models.parameters import head_of
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
 
@@ -40,15 +41,17 @@ def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """(page, words) of every `python -m` command shown, run or not."""
+    """(page, words) of every command of ours shown, run or not: the module (or `deftx`) and its arguments."""
     for page in PAGES:
         for _, text in blocks(page, "bash", "sh", ""):
             for line in text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True) if "python -m" in line else []
+                words = shlex.split(line, comments=True) if re.search("python -m|^deftx ", line) else []
                 inner = next((word for word in words if word.startswith("python -m")), None)  # of `ray exec '...'`
                 words = shlex.split(inner) if inner else words
                 if words[:2] == ["python", "-m"]:
                     yield page.name, words[2:]
+                elif words[:1] == ["deftx"]:
+                    yield page.name, words
 
 
 @pytest.mark.parametrize(("page", "words"), [pytest.param(*c, id=f"{c[0]}: {' '.join(c[1])[:60]}") for c in commands()])
@@ -67,7 +70,8 @@ def options(module: str, subcommand: str | None) -> set[str]:
 
 def subcommand(module: str, arguments: list[str]) -> str | None:
     """The first argument, where it is the name of one of the module's commands; else `run`, which may be left out."""
-    app = getattr(importlib.import_module(module), "app", None)
+    found = importlib.import_module(module)
+    app = getattr(importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found, "app", None)
     callbacks = [(one.name, one.callback) for one in getattr(app, "registered_commands", [])]
     names = {name or getattr(callback, "__name__", None) for name, callback in callbacks}
     if len(names) < 2:

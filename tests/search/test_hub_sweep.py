@@ -11,13 +11,12 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from support.hub_stand_in import Client, HubStandIn
+from support.hub_stand_in import NUSAX, TINY, VECTOR, WIKIPEDIA, Client, HubStandIn, dataset, parquet
 from support.islands import published, sweep
 from support.tiny import LABELS, WORDS, make_sft
-from test_hub import NUSAX, TINY, VECTOR, WIKIPEDIA, dataset, parquet
 
 from deftx.data import catalogue
-from deftx.data.examples import BENCHMARKS
+from deftx.data.catalogue import BENCHMARKS
 from deftx.models.load import load_masked_lm
 
 TRAINING = "{epochs: null, max_steps: 2, min_steps: 0, batch_size: 4, learning_rate: 1e-3, validate_every: 1}"

@@ -11,9 +11,10 @@ from support.plans import make_planner, make_space
 
 from deftx.data.archipelago import write_family
 from deftx.sources import files as sources
-from deftx.sources.files import Pins, pinned
+from deftx.sources.pins import Pins, pinned
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.rows import Planner, resolve
+from orchestrator.plan.inputs import resolve
+from orchestrator.plan.rows import Planner
 from orchestrator.space.load import load_space, shipped_spaces
 
 GOLDEN = Path(__file__).parents[1] / "golden_addresses.json"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from support.plans import World, make_schedule, make_space, simulate
 
+from deftx.config import Denoise
 from orchestrator.search.schedule import Job
+from orchestrator.space.combination import Combination
 
 TPE = {
     "search": "tpe", "combinations": 12, "rank_l": [2, 4, 8, 16], "rank_t": [2, 4, 8, 16], "retention": [0, 0.05],
@@ -44,8 +46,8 @@ def test_the_combinations_are_the_same_for_any_workers_and_timing() -> None:
             lists.append(replay.asked)
     assert all(asked == lists[0] for asked in lists)
     assert len(lists[0]) == 12
-    assert len({tuple(cell.values()) for cell in lists[0]}) == 12, "TPE never repeats a cell"
-    assert lists[0][0] == {"rank_l": "4", "rank_t": "8", "retention": 0.05}
+    assert len(set(lists[0])) == 12, "TPE never repeats a cell"
+    assert lists[0][0] == Combination(Denoise(rank=4, retention=0.05), Denoise(rank=8, retention=0.05))
 
 
 @pytest.mark.parametrize("died_after", [0, 1, 5, 11, 17, 26, 40])

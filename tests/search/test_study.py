@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
 from support.plans import make_space
 
 from orchestrator.search.replay import Replay, export_journal
+from orchestrator.space.combination import Combination
 from orchestrator.space.schema import Space
 
 WIDE = {"search": "tpe", "combinations": 20, "rank_l": list(range(1, 9)), "rank_t": list(range(1, 9)), "lag": 3}
 
 
-def asked_with(space: Space, score: object) -> list[dict[str, str | float]]:
+def asked_with(space: Space, score: object) -> list[Combination]:
     """Ask to the end, each combination finishing at once."""
     replay = Replay(space)
     while not replay.ended():
@@ -23,8 +26,8 @@ def asked_with(space: Space, score: object) -> list[dict[str, str | float]]:
     return replay.asked
 
 
-def by_rank(number: int, cell: dict[str, str | float]) -> float:
-    return sum(float(str(cell[name]).removesuffix("%")) for name in ("rank_l", "rank_t"))
+def by_rank(number: int, cell: Combination) -> float:
+    return float(cell.language.rank.number + cell.task.rank.number)
 
 
 def test_ask_n_depends_on_results_up_to_n_minus_lag_alone() -> None:
@@ -60,9 +63,16 @@ def test_no_cell_is_asked_twice_and_a_small_space_is_used_up() -> None:
 def test_a_grid_asks_every_cell_once_the_first_ones_first() -> None:
     space = make_space(first=[{"rank_l": "90%", "rank_t": 8, "retention": 0.05}])
     asked = asked_with(space, by_rank)
-    assert asked[0] == {"rank_l": "90%", "rank_t": "8", "retention": 0.05}
+    assert asked[0].record() == {"rank_l": "90%", "rank_t": "8", "retention_l": 0.05, "retention_t": 0.05}
     assert len(asked) == 4
-    assert len({str(cell) for cell in asked}) == 4
+    assert len(set(asked)) == 4
+
+
+@pytest.mark.parametrize("search", ["grid", "tpe"])
+def test_what_retention_is_a_share_of_reaches_every_combination(search: str) -> None:
+    space = make_space(search=search, combinations=4, retention_of="nonzero")
+    parts = [part for asked in asked_with(space, by_rank) for part in (asked.language, asked.task)]
+    assert {part.retention_of for part in parts} == {"nonzero"}
 
 
 def test_an_ask_waits_for_the_one_lag_before_it() -> None:
@@ -87,3 +97,25 @@ def test_the_journal_export_is_read_by_optuna(tmp_path: Path) -> None:
     study = optuna.load_study(study_name="sweep", storage=storage)
     assert study.best_value == 0.3
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "params"),
+    [
+        ({}, {"rank_l": "8", "rank_t": "90%", "retention": 0.05}),
+        ({"retention_t": [0.1]}, {"rank_l": "8", "rank_t": "90%", "retention_l": 0.05, "retention_t": 0.1}),
+    ],
+)
+def test_optuna_has_the_names_that_a_space_searches_and_ranks_as_text(
+    tmp_path: Path, kept: dict[str, object], params: dict[str, object]
+) -> None:
+    space = make_space(**kept)
+    export_journal(tmp_path / "journal.log", space, space.cells()[1:2], [0.5])
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log")))
+    (trial,) = optuna.load_study(study_name="sweep", storage=storage).trials
+    assert trial.params == params
+    assert list(trial.params) == list(trial.distributions) == list(params)
+    assert trial.distributions["rank_l"] == CategoricalDistribution(("8", "90%"))
+    assert space.cells()[1].record() == {"retention_l": 0.05, "retention_t": 0.05} | {
+        name: value for name, value in params.items() if name != "retention"
+    }

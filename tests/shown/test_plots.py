@@ -18,13 +18,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from deftx.evaluate.metrics import AVERAGE, Bootstrap, Estimate, Predictions
+from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions
 from orchestrator.record.sweep import BASELINE_TITLES, Row
 from orchestrator.report.plots.page import COLOURS, PAGE
 from orchestrator.report.plots.scores import heatmap, language_bars
+from orchestrator.report.plots.time import time_plot
 from orchestrator.report.plots.vectors import overlap_plot, spectra_plot
 from orchestrator.report.results import Results, RowResult
-from orchestrator.report.times import TIME_COLUMNS, time_plot, time_words
+from orchestrator.report.times import TIME_COLUMNS, time_words
 from orchestrator.report.vectors import MATRICES, Mask, Spectrum, chance_overlap, overlap
 
 CODES = ("ace", "ban", "bjn", "mad", "min", "ind", "jav", "sun", "bug", "bbc", "nij", "eng")
@@ -56,7 +57,7 @@ def results(
         found.append(RowResult(row, dict.fromkeys(languages, said), all_scores, {}))
     bootstrap = Bootstrap(("no", "yes"), "macro_f1")
     chosen = found[0] if settings else None
-    return Results("validation", tuple(languages), ("no", "yes"), "macro_f1", tuple(found), chosen, bootstrap)
+    return Results("valid", tuple(languages), ("no", "yes"), "macro_f1", tuple(found), chosen, bootstrap)
 
 
 def settings(count: int) -> list[Setting]:
@@ -180,6 +181,7 @@ def test_bars_stand_at_their_scores_with_their_intervals_and_sample_sizes() -> N
     assert [segment[:, 1].tolist() for segment in ends] == [pytest.approx([66, 73])] * 3
     looks = {(to_rgba(bar[0].get_facecolor()), bar[0].get_hatch()) for bar in axis.containers[::2]}
     assert len(looks) == 6
+    assert figure.get_suptitle().startswith("Validation scores with joint 95 % intervals\n")
 
 
 def test_many_languages_go_on_several_lines_with_bars_of_one_width() -> None:

@@ -18,12 +18,14 @@ from typer.testing import CliRunner
 from deftx.config import TextSettings, Training
 from deftx.data.text_check import Lines, TextCheck
 from deftx.errors import DataError, StoreError
-from deftx.evaluate.metrics import Estimate
+from deftx.evaluate.bootstrap import Estimate
 from deftx.sft.composition import CHOSEN
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
-from deftx.stages.stage import CheckSettings, Stage
+from deftx.stages.settings import CheckSettings
+from deftx.stages.stage import Stage
 from orchestrator.record.sweep import Failure, StageEntry, State
-from orchestrator.report.markdown import app
+from orchestrator.report.__main__ import app
+from orchestrator.report.chosen import forget_choice
 from orchestrator.report.results import read_results
 from orchestrator.report.times import read_times
 from orchestrator.report.vectors import Overlap, chosen_masks, chosen_spectra, overlap
@@ -176,6 +178,14 @@ def test_the_table_has_all_rows_in_order_with_intervals(sweep: HandMade) -> None
     assert table_line(report, "| LT-SFT |")[5] == "-"
 
 
+def test_the_sizes_of_both_splits_are_tabled_under_their_names(sweep: HandMade) -> None:
+    report = sweep.report()
+    assert table_line(report, "| language |", "## Data") == [
+        "language", "validation items", "validation rows", "test items", "test rows",
+    ]  # fmt: skip
+    assert table_line(report, "| ban |", "## Data") == ["ban", "50", "50", "200", "200"]
+
+
 def test_test_scores_stay_sealed_until_the_search_has_ended(sweep: HandMade) -> None:
     sweep.state.ended, chosen = False, sweep.state.chosen
     sweep.state.chosen = None
@@ -236,11 +246,12 @@ def test_the_status_of_unlabelled_selection_shows_no_percent_points(tmp_path: Pa
 def test_a_search_that_goes_on_has_chosen_nothing(sweep: HandMade) -> None:
     sweep.save()
     sweep.folder.write_file(b"{}", CHOSEN)
+    forget_choice(sweep.folder)
     driver = SimpleNamespace(
         folder=sweep.folder, space=make_space(), asked=[], schedule=SimpleNamespace(scores={}), interrupted=True,
         finished=lambda: False, write_state=lambda ended=False: State(),
     )  # fmt: skip
-    assert session.run(SimpleNamespace(), driver, lambda _: None) == 130  # type: ignore[arg-type]
+    assert session.run(driver, lambda _: None) == 130  # type: ignore[arg-type]
     assert sweep.store.read("sweeps", "demo", CHOSEN) is None
 
 

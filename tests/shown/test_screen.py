@@ -21,15 +21,16 @@ from support.islands import folder_of, run, write_data, write_space
 from support.patience import PATIENCE
 from support.plans import World, make_planner, make_schedule, make_space
 
+from deftx.cli.command import console
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
-from orchestrator.cautions import cautions
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
 from orchestrator.search.schedule import Job
-from orchestrator.terminal.progress import Left, Outlook, duration, score_words
-from orchestrator.terminal.screen import Screen, console
+from orchestrator.terminal.progress import Left, Outlook, duration
+from orchestrator.terminal.screen import Screen
 from orchestrator.terminal.table import board, left_words
+from orchestrator.wording import cautions, score_words
 
 TARGETS = ("ace", "ban", "bbc", "bjn", "bug", "en", "jv", "mad", "min", "nij", "su")
 LINES = re.compile(
@@ -53,13 +54,6 @@ class FakeDriver:
     @property
     def asked(self) -> Any:
         return self.replay.asked
-
-    def best(self) -> tuple[int, float] | None:
-        found = {n: score for n, score in self.schedule.scores.items() if score is not None}
-        return max(found.items(), key=lambda item: item[1], default=None)
-
-    def chosen(self) -> int | None:
-        return self.best()[0] if self.best() else None  # type: ignore[index]
 
     def seconds(self, stage: Stage) -> float:
         return self.took[stage.address]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from deftx.stages.stage import KINDS
-from orchestrator.tracking import names as shown
+from orchestrator.tracking import content as shown
 
 FILE = {"kind": "file", "sha256": "f" * 64}
 HUB = {"kind": "hub", "repo": "a/b", "commit": "c", "config": None, "split": "train"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -15,36 +16,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from deftx.config import Denoise, TextSettings, Training
 from deftx.errors import ConfigError
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
-from deftx.stages.stage import (
-    DenseSettings,
-    GradeSettings,
-    SparseSettings,
-    Stage,
-    TaskData,
-    TextStageSettings,
-    walk,
-)
+from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TaskData, TextStageSettings
+from deftx.stages.stage import Stage, walk
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
-from orchestrator.tracking import background
-from orchestrator.tracking.__main__ import (
-    Mirror,
-    artifact_place,
-    check_tracking_uri,
-    default_tracking_uri,
-    main,
-    mirror_sweep,
-)
-from orchestrator.tracking.content import sweep_status
-from orchestrator.tracking.mirror import MirrorError
-from orchestrator.tracking.run_content import PARENT
+from orchestrator.tracking.__main__ import app
+from orchestrator.tracking.client import artifact_place, check_tracking_uri, default_tracking_uri
+from orchestrator.tracking.content import PARENT, sweep_status
+from orchestrator.tracking.mirror import Mirror, MirrorError, mirror_sweep
 
 NOT_MADE_HERE = (
     "denoising/mean rank", "denoising/residual energy kept percent", "mask/overlap with LT-SFT mask percent",
@@ -228,7 +213,7 @@ def sweep(storage: Store, request: pytest.FixtureRequest) -> Sweep:
 @pytest.fixture(scope="module", autouse=True)
 def every_point_is_sent_at_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(background, "FLUSH_SECONDS", 0.0)
+        patch.setattr("orchestrator.tracking.mirror.FLUSH_SECONDS", 0.0)
         yield
 
 
@@ -394,6 +379,21 @@ def test_a_stage_of_another_sweep_points_to_its_sft(sweep: Sweep) -> None:
     assert sweep.history(run, "curve/training loss") == [(10, 2.0), (20, 1.0)]
 
 
+def test_points_are_sent_together_every_few_seconds(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.mirror.FLUSH_SECONDS", 3600.0)
+    mirror = sweep.mirror()
+    sent: list[dict[str, list[int]]] = []
+    monkeypatch.setattr(
+        mirror._sweep.runs, "add", lambda grown: sent.append({a: [p.step for p in grown[a]] for a in grown})
+    )
+    for step, address in enumerate(["one", "one", "two", "one"]):
+        if step == 3:
+            mirror._flush_at = 0.0
+        mirror.progress(address, step, {"train_loss": 2.0})
+        mirror._calls.apply(int)  # all calls before it have been made
+    assert sent == [{"one": [0]}, {"one": [1, 3], "two": [2]}]
+
+
 def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
     stage, other = sweep.stages[1], sweep.stages[0]
     dead = sweep.mirror()
@@ -401,13 +401,15 @@ def test_runs_of_a_dead_driver_are_ended_and_opened_again(sweep: Sweep) -> None:
     dead.stage_started(stage)
     dead.stage_started(other)
     dead.progress(stage.address, 10, {"train_loss": 2.0})
-    dead._calls.put(None)  # the driver is gone: its thread ends without `finish`
-    dead._thread.join()
+    dead._calls.close()  # the driver is gone: its thread ends without `finish`
+    dead._calls.join()
     before = sweep.runs()
     assert {run.info.status for run in before.values()} == {"RUNNING"}
 
     mirror = sweep.mirror()
     mirror.start()
+    mirror._calls.apply(int)  # all calls before it have been made
+    assert {run.info.status for address, run in sweep.runs().items() if address != PARENT} == {"KILLED"}
     mirror.stage_started(stage)
     mirror.progress(stage.address, 10, {"train_loss": 2.0})  # again, from a checkpoint
     sweep.make([stage])
@@ -502,8 +504,46 @@ def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_u
     assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
 
 
+DRIVER = """
+import sys
+from deftx.stages.store import Store
+from orchestrator.record.sweep import known_sweep
+from orchestrator.tracking.mirror import Mirror
+
+storage, name, uri, end = sys.argv[1:]
+folder, info = known_sweep(Store(storage), name)
+mirror = Mirror(folder.store, folder, info, uri)
+mirror.start()
+if end == "finish":
+    mirror.finish("KILLED")
+sys.stdin.read()
+raise RuntimeError("before it could finish")
+"""
+
+
+@pytest.mark.parametrize("end", ["finish", "an error"])
+def test_a_driver_that_is_cut_short_waits_for_no_answer(sweep: Sweep, end: str) -> None:
+    """A second Ctrl-C while `finish` waits, or an error before it: Python does not wait for the thread at its exit."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        words = [sys.executable, "-c", DRIVER, str(sweep.store.root), sweep.name, uri, end]
+        driver = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            deaf.settimeout(120)
+            with deaf.accept()[0] as asked:
+                assert asked.recv(4) == b"GET "
+                if end == "finish":
+                    driver.send_signal(signal.SIGINT)
+                _, err = driver.communicate(timeout=10)
+        finally:
+            driver.kill()
+            driver.wait()
+    assert err.count("Traceback") == 1
+    assert err.splitlines()[-1].startswith("KeyboardInterrupt" if end == "finish" else "RuntimeError")
+
+
 def test_what_an_outage_missed_is_mirrored_at_the_end(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.tracking.mirror.PAUSE_SECONDS", 0.0)
     mirror = sweep.mirror()
     write = mirror._sweep.runs.write
     down: list[bool] = []
@@ -582,7 +622,7 @@ def refuse_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_place_for_files_every_run_is_ended_all_the_same(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.tracking.mirror.PAUSE_SECONDS", 0.0)
     with monkeypatch.context() as broken:
         refuse_files(broken)
         mirror = sweep.mirror()
@@ -730,8 +770,6 @@ def test_artifacts_go_to_the_server_the_storage_or_beside_the_database(tmp_path:
 
 
 def run_cli(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.command()(main)
     return CliRunner().invoke(app, arguments)
 
 
@@ -768,5 +806,6 @@ def test_the_command_says_what_is_wrong(
 
 
 def test_mlflow_is_imported_only_when_something_is_mirrored() -> None:
-    code = "import sys, orchestrator.tracking; sys.exit('mlflow' in sys.modules)"
+    modules = ", ".join(f"orchestrator.tracking.{name}" for name in ("__main__", "client", "content", "mirror"))
+    code = f"import sys, {modules}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

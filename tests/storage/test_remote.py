@@ -12,7 +12,6 @@ from typing import Any
 
 import fsspec
 import pytest
-import typer
 from support.islands import sweep, write_data, write_space
 from typer.testing import CliRunner, Result
 
@@ -20,7 +19,7 @@ from deftx.sft.vector import SparseFineTuning
 from deftx.stages.stage import KINDS
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
-from orchestrator.report import markdown as report
+from orchestrator.report.__main__ import app
 from orchestrator.tracking import __main__ as tracking
 
 _numbers = itertools.count(1)
@@ -139,7 +138,7 @@ def test_the_report_command_writes_it_again(finished: Remote) -> None:
     there = finished.copy()
     before = there.store.read("sweeps", "tiny", "report.md")
     there.store.remove("sweeps", "tiny", "report.md")
-    result = CliRunner().invoke(report.app, [f"{there.url}/sweeps/tiny"])
+    result = CliRunner().invoke(app, [f"{there.url}/sweeps/tiny"])
     assert result.exit_code == 0, result.output
     fs, path = whole(result.output.strip())
     assert fs.cat_file(path) == before
@@ -197,10 +196,8 @@ def test_a_plan_writes_nothing_and_what_is_there_is_found(finished: Remote) -> N
 
 
 def test_mirroring_again_from_the_storage_changes_nothing(finished: Remote) -> None:
-    app = typer.Typer()
-    app.command()(tracking.main)
     before = {run.info.run_id: run.data.tags["mirrored"] for run in finished.runs()}
-    result = CliRunner().invoke(app, [finished.url, "--tracking-uri", finished.uri])
+    result = CliRunner().invoke(tracking.app, [finished.url, "--tracking-uri", finished.uri])
     assert (result.exit_code, result.output) == (0, f"tiny: 40 runs in {finished.uri}\n")
     assert {run.info.run_id: run.data.tags["mirrored"] for run in finished.runs()} == before
 

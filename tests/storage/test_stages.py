@@ -9,21 +9,20 @@ from typing import Any
 import pytest
 
 from deftx.config import Denoise, Settings, TextSettings, Training
-from deftx.sources.files import FileSource, HubSource
+from deftx.sources.files import FileSource
+from deftx.sources.hub import HubSource
 from deftx.sources.published import HubFolder, LocalFolder
 from deftx.stages import stage as module
-from deftx.stages.stage import (
+from deftx.stages.settings import (
     BackboneSettings,
     CheckSettings,
     DenseSettings,
     GradeSettings,
     SparseSettings,
-    Stage,
     TaskData,
     TextStageSettings,
-    checked_text,
-    walk,
 )
+from deftx.stages.stage import Stage, checked_text, walk
 
 
 def file(digit: str = "0", url: str = "file.txt") -> FileSource:

@@ -16,8 +16,10 @@ from deftx.config import TextSettings
 from deftx.errors import StoreError
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
-from deftx.stages.stage import Stage, TextStageSettings
-from deftx.stages.store import MANIFEST, Attempt, Checkpoint, Manifest, Store
+from deftx.stages.checkpoint import Checkpoint
+from deftx.stages.settings import TextStageSettings
+from deftx.stages.stage import Stage
+from deftx.stages.store import MANIFEST, Attempt, Manifest, Store
 
 FILES = {"model/weights.bin": b"w" * 1000, "model/config.json": b"{}", "scores.json": b"[1]"}
 
@@ -68,7 +70,7 @@ def overwrite(store: Store, name: str, content: bytes) -> None:
 
 def again(store: Store) -> Store:
     """The store as another process opens it."""
-    return Store(store.url, cache=store._cache, cache_bytes=store._cache_bytes)
+    return Store(store.url, cache=store._cache.folder, cache_bytes=store._cache.most)
 
 
 def test_what_is_published_is_read_back(store: Store) -> None:
@@ -208,7 +210,9 @@ def test_small_objects_are_written_whole_created_once_and_removed(store: Store) 
 
 
 def cached_bytes(store: Store) -> int:
-    return sum({path.stat().st_ino: path.stat().st_size for path in store._cache.rglob("*") if path.is_file()}.values())
+    return sum(
+        {path.stat().st_ino: path.stat().st_size for path in store._cache.folder.rglob("*") if path.is_file()}.values()
+    )
 
 
 def test_the_least_recently_used_files_leave_the_cache(remote: Store) -> None:

@@ -7,6 +7,7 @@ and the codes by which a client tells a missing repository, revision or file. Al
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pyarrow
+import pyarrow.parquet
 from support.patience import PATIENCE
 
 T = TypeVar("T")
@@ -225,3 +228,25 @@ def _listing(files: Files, folder: str, recursive: bool) -> list[dict[str, Any]]
 
 def _digest(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
+
+
+NUSAX, WIKIPEDIA = "mteb/NusaX-senti", "wikimedia/wikipedia"
+
+TINY, VECTOR, ANSELL = "somebody/tiny", "somebody/vector", "somebody/composable-sft"
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
+
+def dataset(**configs: dict[str, bytes]) -> dict[str, bytes]:
+    """A repository of parquet files whose card names its configurations, as the real ones do."""
+    files, card = {}, "---\nconfigs:\n"
+    for config, splits in configs.items():
+        card += f"- config_name: '{config}'\n  data_files:\n"
+        for split, content in splits.items():
+            card += f"  - split: {split}\n    path: {config}/{split}-*\n"
+            files[f"{config}/{split}-00000-of-00001.parquet"] = content
+    return {"README.md": f"{card}---\n".encode(), **files}

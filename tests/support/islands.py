@@ -27,7 +27,7 @@ SPACE: dict[str, Any] = {
     "preset": "lt-sft",
     "targets": ["ila", "vek"],
     "source": {"learn": {"rank": 4, "retention": 0.05}},
-    "language": {"text": {"block": 32, "pack": False}, "k": "20%", "training": TRAINING},
+    "language": {"text": {"block": 32, "pack": False}, "k": "40%", "training": TRAINING},
     "task": {"k": "20%", "max_length": 32, "training": TRAINING},
     "rank_l": [2, "90%"],
     "rank_t": [2, "90%"],

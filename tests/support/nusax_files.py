@@ -6,7 +6,7 @@ import csv
 import random
 from pathlib import Path
 
-from deftx.data.examples import benchmark
+from deftx.data.catalogue import benchmark
 
 LABELS = ("negative", "neutral", "positive")
 

@@ -11,7 +11,9 @@ from typing import Any
 from deftx.config import Training
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
-from orchestrator.plan.rows import Materials, PlannedRow, Planner
+from orchestrator.plan.inputs import Materials
+from orchestrator.plan.rows import PlannedRow, Planner
+from orchestrator.search.choice import Choice
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import Job, Schedule
 from orchestrator.space.schema import Space
@@ -49,23 +51,27 @@ class World:
 
 def score_of(row: PlannedRow) -> float:
     """A made-up score that depends on the combination alone."""
-    return random.Random(str(sorted(row.parameters.items()))).random()
+    assert row.combination is not None
+    return random.Random(str(sorted(row.combination.record().items()))).random()
+
+
+class MadeUp(Choice):
+    """A choice by made-up scores; ties go to the earlier combination, for no rank was measured."""
+
+    def score(self, row: PlannedRow) -> float:
+        return score_of(row)
+
+    def _mean_ranks(self, row: PlannedRow) -> tuple[float, float]:
+        return 0.0, 0.0
 
 
 def make_schedule(
     space: Space, world: World, *, baselines: bool = True, checks: bool = False
 ) -> tuple[Replay, Schedule]:
-    planner, replay = make_planner(space), Replay(space)
-    rows = planner.baselines() if baselines else []
-
-    def controls() -> list[PlannedRow]:
-        scores = {number: score for number, score in schedule.scores.items() if score is not None}
-        return planner.controls(replay.asked[max(scores, key=scores.__getitem__, default=0)]) if baselines else []
-
-    schedule = Schedule(
-        replay, planner.combination, rows, controls, score_of, world.published.__contains__, world.failed,
-        planner.checks() if checks else (),
-    )  # fmt: skip
+    planner, replay = make_planner(space if baselines else space.model_copy(update={"baselines": ()})), Replay(space)
+    if not checks:
+        planner.checks = list  # type: ignore[method-assign]
+    schedule = Schedule(replay, planner, MadeUp(space, lambda stage: {}), world.published.__contains__, world.failed)
     schedule.begin()
     return replay, schedule
 

@@ -10,7 +10,8 @@ import pandas as pd
 from deftx.config import Denoise, LanguageRecipe, TaskRecipe, TextSettings, Training
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
-from deftx.stages.stage import DenseSettings, GradeSettings, SparseSettings, Stage, TaskData, TextStageSettings
+from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TaskData, TextStageSettings
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.report.markdown import write_report

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from deftx.data.blocks import Blocks
-from deftx.sft.compose import base_of
+from deftx.models.parameters import base_of
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.train.objectives import Classification, Encoded, MaskedLanguageModelling, Masking
 

@@ -11,23 +11,16 @@ from typing import Any
 
 import pytest
 
-from deftx.data import examples as benchmarks
-from deftx.data.examples import (
-    BENCHMARKS,
-    Benchmark,
-    Examples,
-    Split,
-    benchmark,
-    corpus_source,
-    evaluation_source,
-    read_examples,
-    read_lines,
-    read_training,
-    training_sources,
-)
+from deftx.config import Split
+from deftx.data import corpora, examples
+from deftx.data.catalogue import BENCHMARKS, Benchmark, benchmark
+from deftx.data.corpora import corpus_source, read_lines
+from deftx.data.examples import Examples, evaluation_source, read_examples, read_training, training_sources
 from deftx.errors import ConfigError, DataError, HubError
 from deftx.sources import files as sources
-from deftx.sources.files import FileSource, HubSource
+from deftx.sources import hub as hub_module
+from deftx.sources.files import FileSource
+from deftx.sources.hub import HubSource
 
 NUSAX, AMERICASNLI, ARCHIPELAGO = (BENCHMARKS[name] for name in ("nusax", "americasnli", "archipelago"))
 COMMIT = "0123456789" * 4
@@ -217,8 +210,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return table.cast_column("label", datasets.ClassLabel(names=names)) if names else table
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources, "hub_info", lambda *_: None)
-    monkeypatch.setattr(benchmarks, "hub_commit", lambda repo, kind: COMMIT)
+    monkeypatch.setattr(hub_module, "hub_info", lambda *_: None)
+    for module in (examples, corpora):
+        monkeypatch.setattr(module, "hub_commit", lambda repo, kind: COMMIT)
     return tables
 
 
@@ -281,7 +275,7 @@ def test_original_files_come_from_github_where_the_hub_lacks_them(monkeypatch: p
         asked.append(url.removeprefix("https://raw.githubusercontent.com/"))
         return FileSource(sha256="", url=url)
 
-    monkeypatch.setattr(benchmarks, "online_file", online_file)
+    monkeypatch.setattr(examples, "online_file", online_file)
     training_sources(NUSAX)
     evaluation_source(AMERICASNLI, "nah", "valid")
     smsa = "IndoNLP/indonlu/5ec863db9e04beeb5430e833e0ef26c7a47762bc/dataset/smsa_doc-sentiment-prosa"
@@ -301,7 +295,7 @@ def test_unreachable_addresses_are_hub_errors(monkeypatch: pytest.MonkeyPatch) -
         sources.file_source("http://127.0.0.1:9/x")
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
     with pytest.raises(HubError, match=r"could not be reached for dataset 'no/such' \(connection refused\)"):
-        sources.hub_commit("no/such", kind="dataset")
+        hub_module.hub_commit("no/such", kind="dataset")
 
 
 # --- the whole

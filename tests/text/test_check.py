@@ -11,30 +11,32 @@ from random import Random
 from typing import Any
 
 import pytest
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.patience import PATIENCE
 from support.plans import World as Workers
 from support.plans import make_planner, make_schedule, make_space, simulate
 from support.tiny import make_tokenizer, write_backbone
-from test_algorithm import World, write_files
+from support.world import World, write_files
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from deftx.cli.check import main
+from deftx.cli.app import app
 from deftx.config import TextSettings, Training
 from deftx.data.blocks import token_blocks
-from deftx.data.examples import benchmark, evaluation_source, every_line, read_examples, read_lines
+from deftx.data.catalogue import benchmark
+from deftx.data.corpora import every_line, read_lines
+from deftx.data.examples import evaluation_source, read_examples
 from deftx.data.text_check import Lines, TextCheck, check_text
 from deftx.errors import DataError
 from deftx.method.make import make
 from deftx.sources.files import file_source, read_text
 from deftx.sources.published import resolve_folder
-from deftx.stages.stage import CheckSettings, Stage, TextStageSettings, checked_text
+from deftx.stages.settings import CheckSettings, TextStageSettings
+from deftx.stages.stage import Stage, checked_text
 from deftx.stages.store import Store
 from orchestrator.plan.cost import estimate
 
@@ -305,7 +307,7 @@ def test_the_command_prints_counts_and_warnings(tmp_path: Path) -> None:
     tables = [part for name in ("test.csv", "blank.tsv") for part in ("--evaluation", tmp_path / name)]
     options = ["--backbone", folder, *tables, "--steps", "100"]
     done = subprocess.run(
-        [sys.executable, "-m", "deftx.data.text_check", tmp_path / "ace.txt", *options], capture_output=True, text=True,
+        [sys.executable, "-m", "deftx", "check", tmp_path / "ace.txt", *options], capture_output=True, text=True,
         timeout=PATIENCE, env={**os.environ, "COLUMNS": "100"}, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -325,15 +327,14 @@ def test_the_command_prints_counts_and_warnings(tmp_path: Path) -> None:
 
 
 def test_the_command_answers_a_mistake_with_code_2_and_no_traceback(tmp_path: Path) -> None:
-    app, folder = typer.Typer(), write_backbone(tmp_path / "tiny")
-    app.command()(main)
+    folder = write_backbone(tmp_path / "tiny")
     (tmp_path / "ace.txt").write_bytes(b"w1\n\xff\n")
     for arguments, words in (
         ((tmp_path / "no.txt", "--backbone", folder), "no such file"),
         ((tmp_path / "ace.txt", "--backbone", folder), "line 2: not UTF-8"),
         ((tmp_path / "ace.txt", "--backbone", tmp_path), "no tokenizer"),
     ):
-        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        done = CliRunner().invoke(app, ["check", *(str(argument) for argument in arguments)])
         assert done.exit_code == 2
         assert words in done.stderr.replace("\n", "")
         assert "Traceback" not in done.output

@@ -13,48 +13,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
-from support.hub_stand_in import Client, HubStandIn
+from support.composable_files import encode
+from support.hub_stand_in import ANSELL, NUSAX, TINY, VECTOR, WIKIPEDIA, Client, HubStandIn, dataset, parquet
 from support.islands import sweep, write_data, write_space
 from support.tiny import make_sft, make_tokenizer
-from test_composable import encode
 
-from deftx.data.examples import BENCHMARKS, Examples, corpus_source, evaluation_source, read_examples, read_lines
+from deftx.data.catalogue import BENCHMARKS
+from deftx.data.corpora import corpus_source, read_lines
+from deftx.data.examples import Examples, evaluation_source, read_examples
 from deftx.errors import DataError, HubError
-from deftx.models.load import fingerprint, load_masked_lm, load_tokenizer
+from deftx.models.load import load_masked_lm, load_tokenizer
+from deftx.models.parameters import fingerprint
 from deftx.sft.composable import FILE
 from deftx.sft.vector import SparseFineTuning
-from deftx.sources.files import HubSource, Pins, hub_commit, hub_table, online_file, pinned, read_text
+from deftx.sources.files import online_file, read_text
+from deftx.sources.hub import HubSource, hub_commit, hub_table
+from deftx.sources.pins import Pins, pinned
 from deftx.sources.published import HubFolder, local_folder, resolve_folder
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.run import session
 from orchestrator.space.load import load_space
 
-NUSAX, WIKIPEDIA = "mteb/NusaX-senti", "wikimedia/wikipedia"
-TINY, VECTOR, ANSELL = "somebody/tiny", "somebody/vector", "somebody/composable-sft"
 QUICK = 5.0
 """Seconds within which an unreachable hub must be an answer; the hub's client by itself takes 23."""
-
-
-def parquet(**columns: list[Any]) -> bytes:
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
-    return file.getvalue()
-
-
-def dataset(**configs: dict[str, bytes]) -> dict[str, bytes]:
-    """A repository of parquet files whose card names its configurations, as the real ones do."""
-    files, card = {}, "---\nconfigs:\n"
-    for config, splits in configs.items():
-        card += f"- config_name: '{config}'\n  data_files:\n"
-        for split, content in splits.items():
-            card += f"  - split: {split}\n    path: {config}/{split}-*\n"
-            files[f"{config}/{split}-00000-of-00001.parquet"] = content
-    return {"README.md": f"{card}---\n".encode(), **files}
 
 
 def nusax(first: str) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from random import Random
@@ -10,16 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deftx.data.examples import (
-    BENCHMARKS,
-    Examples,
-    Split,
-    evaluation_source,
-    read_examples,
-    read_training,
-    training_sources,
-)
-from deftx.data.leaks import Cleaned, Dropped, Leak, Mode, clean_training, find_leaks, texts_digest
+from deftx.config import EVALUATION_SPLITS, EvaluationSplit, LeakRule, Split
+from deftx.data.catalogue import BENCHMARKS
+from deftx.data.examples import Examples, evaluation_source, read_examples, read_training, training_sources
+from deftx.data.leaks import Cleaned, Dropped, Leak, clean_training, find_leaks, texts_digest
 
 NUSAX = BENCHMARKS["nusax"]
 SENTENCE = "Tempatnya nyaman, makanannya enak; cocok untuk keluarga!"
@@ -157,13 +152,15 @@ def test_lt_sft_breaks_ties_by_text_and_then_by_row() -> None:
 # --- the whole
 
 
-def _cleaned(mode: Mode) -> Cleaned:
+def _cleaned(mode: LeakRule) -> Cleaned:
     training: dict[Split, Examples] = {
         "train": examples("baik", SENTENCE.lower(), "lain"),
         "valid": examples("buruk sekali", "biasa"),
         "test": examples("terserah"),
     }
-    evaluation: dict[Split, Examples] = {"valid": examples(SENTENCE), "test": examples("Buruk sekali!", "Terserah")}
+    evaluation: dict[EvaluationSplit, Examples] = {
+        "valid": examples(SENTENCE), "test": examples("Buruk sekali!", "Terserah"),
+    }  # fmt: skip
     return clean_training(NUSAX, training, evaluation, mode)
 
 
@@ -193,19 +190,26 @@ def test_nothing_is_dropped_without_a_mode_or_from_another_benchmark() -> None:
 
 
 def test_digest_is_of_texts_in_order_and_of_no_label() -> None:
-    one = examples("a", "b")
-    assert texts_digest(one) == texts_digest(replace(one, labels=(1, 2), ids=("x", "y")))
-    others = (examples("b", "a"), examples("ab"), examples("a"), replace(one, pairs=("c", "d")))
-    assert len({texts_digest(one), *map(texts_digest, others), texts_digest(examples("a"), examples("b"))}) == 6
+    one, a, b = examples("a", "b"), examples("a"), examples("b")
+    assert texts_digest({"test": one}) == texts_digest({"test": replace(one, labels=(1, 2), ids=("x", "y"))})
+    others = [{"test": other} for other in (examples("b", "a"), examples("ab"), a, replace(one, pairs=("c", "d")))]
+    apart = [{"test": a, "valid": b}, {"test": b, "valid": a}]
+    assert len({texts_digest({"test": one}), *map(texts_digest, others), *map(texts_digest, apart)}) == 7
+
+
+def test_digest_takes_the_splits_in_one_order_that_addresses_rely_on() -> None:
+    by_hand = hashlib.sha256(b'[[["t"], null], [["v"], ["h"]]]').hexdigest()
+    valid, test = replace(examples("v"), pairs=("h",)), examples("t")
+    assert texts_digest({"valid": valid, "test": test}) == texts_digest({"test": test, "valid": valid}) == by_hand
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[dict[Split, Examples], dict[Split, Examples]]:
+def real() -> tuple[dict[Split, Examples], dict[EvaluationSplit, Examples]]:
     root = os.environ["DEFTX_DATA_ROOT"]
     training = {split: read_training(NUSAX, found, split) for split, found in training_sources(NUSAX, root).items()}
-    splits: tuple[Split, ...] = ("valid", "test")
     return training, {
-        split: read_examples(NUSAX, evaluation_source(NUSAX, "id", split, root), "id", split) for split in splits
+        split: read_examples(NUSAX, evaluation_source(NUSAX, "id", split, root), "id", split)
+        for split in EVALUATION_SPLITS
     }
 
 
@@ -215,7 +219,7 @@ def real() -> tuple[dict[Split, Examples], dict[Split, Examples]]:
     [("lt-sft", {"train": 383, "valid": 9, "test": 8}), ("strict", {"train": 429, "valid": 5, "test": 10})],
 )
 def test_real_leaks(
-    real: tuple[dict[Split, Examples], dict[Split, Examples]], mode: Mode, counts: dict[Split, int]
+    real: tuple[dict[Split, Examples], dict[EvaluationSplit, Examples]], mode: LeakRule, counts: dict[Split, int]
 ) -> None:
     cleaned = clean_training(NUSAX, *real, mode)
     assert {split: sum(row.split == split for row in cleaned.dropped) for split in counts} == counts
@@ -225,7 +229,7 @@ def test_real_leaks(
 
 @needs_real_files
 def test_copies_planted_into_real_rows_are_found(
-    real: tuple[dict[Split, Examples], dict[Split, Examples]],
+    real: tuple[dict[Split, Examples], dict[EvaluationSplit, Examples]],
 ) -> None:
     _, evaluation = real
     for seed in range(5):

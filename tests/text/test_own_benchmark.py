@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from support.islands import SPACE, TRAINING, folder_of, run, sweep, write_data, write_space
 
-from deftx.data.examples import OwnBenchmark, Split, benchmark, evaluation_source, read_examples
+from deftx.config import Split
+from deftx.data.catalogue import OwnBenchmark, benchmark
+from deftx.data.examples import evaluation_source, read_examples
 from deftx.errors import ConfigError
 from deftx.stages.stage import Stage
 from orchestrator.space.load import load_space
@@ -94,7 +96,8 @@ def test_the_definition_counts_and_targets_do_not(data: Path, tmp_path: Path) ->
 
 
 def planned(space: Space, data: Path) -> str:
-    from orchestrator.plan.rows import Planner, resolve
+    from orchestrator.plan.inputs import resolve
+    from orchestrator.plan.rows import Planner
 
     return Planner(space, resolve(space, str(data))).combination(0, space.cells()[0]).task.address
 

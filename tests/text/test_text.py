@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from deftx.config import TextSettings
-from deftx.data.blocks import Blocks, token_blocks
+from deftx.data.blocks import Blocks, count_blocks, token_blocks
 from deftx.errors import DataError
 
 START, PAD, END, UNKNOWN = range(4)
@@ -83,6 +86,35 @@ def test_sides_share_no_passage_and_repeat_exactly(lengths: list[int], fraction:
         assert (len(blocks.train), len(blocks.valid)) == (len(lengths) - held, held)
 
 
+@given(
+    passages=st.integers(0, 60),
+    block=st.integers(8, 40),
+    pack=st.booleans(),
+    fraction=st.floats(0.01, 0.49),
+    limit=st.none() | st.integers(2, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_blocks_are_counted_as_they_are_cut(
+    passages: int, block: int, pack: bool, fraction: float, limit: int | None, seed: int
+) -> None:
+    text = lines(*Random(seed).choices(range(30), k=passages))
+    settings = TextSettings(block=block, pack=pack, valid_fraction=fraction, max_lines=limit)
+    try:
+        blocks = token_blocks(text, TOKENIZER, settings, seed)
+    except DataError as error:
+        with pytest.raises(DataError, match=f"^{re.escape(str(error))}$"):
+            count_blocks(text, TOKENIZER, settings, seed)
+    else:
+        assert count_blocks(text, TOKENIZER, settings, seed) == (len(blocks.train), len(blocks.valid))
+
+
+def test_blocks_are_counted_without_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deftx.data.blocks.np.full", None)
+    monkeypatch.setattr("deftx.data.blocks.np.fromiter", None)
+    for pack, counts in ((True, (19 * 9 // 8, 1)), (False, (19, 1))):
+        assert count_blocks(lines(*[7] * 20), TOKENIZER, TextSettings(block=8, pack=pack), seed=3) == counts
+
+
 def test_held_out_passages_depend_on_the_seed() -> None:
     settings = TextSettings(block=8, valid_fraction=0.1)
     drawn = {frozenset(held_out(token_blocks(lines(*[9] * 100), TOKENIZER, settings, seed))) for seed in range(5)}
@@ -114,5 +146,6 @@ def test_too_little_text(lengths: tuple[int, ...], settings: TextSettings, messa
 
 
 def test_padding_needs_a_pad_token() -> None:
-    with pytest.raises(DataError, match="no padding token"):
-        token_blocks(lines(9, 9), make_tokenizer(pad=None), TextSettings(block=8, pack=False), seed=0)
+    for of in (token_blocks, count_blocks):
+        with pytest.raises(DataError, match="no padding token"):
+            of(lines(9, 9), make_tokenizer(pad=None), TextSettings(block=8, pack=False), seed=0)

@@ -13,9 +13,10 @@ from deftx.config import Execution, Training
 from deftx.data.archipelago import Sizes, family_files
 from deftx.masks.select import Indices
 from deftx.method.pretrain import _objective, new_model, train_tokenizer
-from deftx.models.load import maskable, untie
+from deftx.models.load import untie
+from deftx.models.parameters import maskable
 from deftx.sources.files import FileSource
-from deftx.stages.stage import BackboneSettings
+from deftx.stages.settings import BackboneSettings
 from deftx.train.loop import train
 from deftx.train.trainable import phase
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy.stats import binom
 from support.tiny import weights_of
-from test_training import HARD, Always, both, half_mask, run
+from support.trainings import HARD, Always, both, half_mask, run
 from torch import Tensor, nn
 
 from deftx.config import Execution
-from deftx.kernels.dropout import Draws, ExampleDropout, attention, drop_by_example
+from deftx.kernels.attention import attention, drop_by_example
+from deftx.kernels.dropout import Draws, ExampleDropout
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,8 @@ from torch.nn.functional import embedding
 from deftx.config import Training
 from deftx.kernels import embedding_rows as rows
 from deftx.kernels.embedding_rows import MaskedRows, RowAdamW, Rows
-from deftx.models.load import load_classifier, load_masked_lm, maskable
+from deftx.models.load import load_classifier, load_masked_lm
+from deftx.models.parameters import maskable
 from deftx.train.loop import train
 from deftx.train.trainable import phase, word_embedding
 

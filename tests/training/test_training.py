@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from support.tiny import LABELS, make_classification, make_mlm, same_bits, weights_of
+from support.tiny import LABELS, make_classification, same_bits, weights_of
+from support.trainings import HARD, SEED, Always, batch_at, both, half_mask, run
 from torch import Tensor, nn
 
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
 from deftx.kernels import sampled_linear as sampled
 from deftx.masks.select import Indices
-from deftx.models.load import head_of, load_classifier, load_masked_lm, maskable
-from deftx.sft.compose import base_of
+from deftx.models.load import load_classifier
+from deftx.models.parameters import base_of, head_of, maskable
 from deftx.train.loop import Outcome, Run, schedule, train
 from deftx.train.objectives import Batch, Objective
 from deftx.train.trainable import Trainable, body_of, phase
 
-SEED = 11
-HARD = Training(
-    max_steps=40, batch_size=4, learning_rate=3e-3, weight_decay=0.1, clip=0.5, warmup=0.2, validate_every=5,
-    dropout=0.0, l1=50.0,
-)  # fmt: skip
-"""Everything on that could move a weight off the mask, clipping at nearly every step."""
 PLAIN = HARD.model_copy(update={"l1": 0.0, "max_steps": 50})
 
 
@@ -36,29 +29,6 @@ def the_gradient_of_chosen_entries_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     """As for large matrices; `test_reference` takes the same steps by whole products."""
     monkeypatch.setattr(sampled, "_LARGE", 1)
     monkeypatch.setattr(sampled, "_FEW", 1.0)
-
-
-def half_mask(model: nn.Module, share: float = 0.3, seed: int = 0) -> Indices:
-    """Random entries of the word embedding and of all other maskable tensors but three."""
-    generator = torch.Generator().manual_seed(seed)
-    words, _, _, _, *others = maskable(model)
-    names = [words, *others]
-    chosen = {name: torch.rand(maskable(model)[name].numel(), generator=generator) < share for name in names}
-    return {name: entries.nonzero().squeeze(1) for name, entries in chosen.items() if entries.any()}
-
-
-def run(
-    model: nn.Module, objective: Objective, settings: Training, mask: Indices | None = None, **options: Any
-) -> Outcome:
-    return train(model, objective, settings, seed=SEED, what=lambda: phase(model, settings, mask), **options)
-
-
-def batch_at(objective: Objective, step: int, size: int) -> Batch:
-    """The batch of a step, from the definition: a permutation of each epoch, masks by (seed, step)."""
-    per_epoch = -(-objective.examples // size)
-    order = np.random.default_rng([SEED, 1, step // per_epoch]).permutation(objective.examples)
-    place = step % per_epoch * size
-    return objective.batch(order[place : place + size], np.random.default_rng([SEED, 2, step]))
 
 
 def plain_training(model: Any, objective: Objective, settings: Training, mask: Indices | None, steps: int) -> None:
@@ -102,38 +72,6 @@ def dense_mask(parameter: nn.Parameter, mask: Indices | None, name: str) -> Tens
     flat = torch.zeros(parameter.numel())
     flat[mask[name]] = 1.0
     return flat.view_as(parameter)
-
-
-class Always(Objective):
-    """An objective whose validation improves at every step, so that the last weights are the best."""
-
-    metric, higher_is_better = "valid_loss", False
-
-    def __init__(self, inner: Objective, scores: Callable[[int], float] | None = None) -> None:
-        self.inner, self.scores, self.calls = inner, scores or (lambda call: -float(call)), 0
-        self.batch, self.loss, self.located = inner.batch, inner.loss, inner.located  # type: ignore[method-assign]
-        self.narrow = inner.narrow  # type: ignore[method-assign]
-
-    @property
-    def examples(self) -> int:
-        return self.inner.examples
-
-    def batch(self, numbers: Any, generator: Any) -> Batch:
-        raise NotImplementedError
-
-    def loss(self, model: Any, batch: Batch) -> Tensor:
-        raise NotImplementedError
-
-    def validate(self, model: Any, device: torch.device) -> dict[str, float]:
-        assert not model.training
-        self.calls += 1
-        return {"valid_loss": self.scores(self.calls)}
-
-
-def both(kind: str, backbone: Path, dropout: float = 0.0) -> tuple[Any, Objective]:
-    if kind == "mlm":
-        return load_masked_lm(backbone, dropout=dropout), make_mlm()
-    return load_classifier(backbone, LABELS, 1, dropout=dropout), make_classification()
 
 
 def in_float64(model: Any, objective: Objective) -> tuple[Any, Objective]:

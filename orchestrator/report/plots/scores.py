@@ -1,6 +1,6 @@
 """The scores of a sweep as pictures, from the same numbers as its tables: by rank and by language.
 
-Vectors are drawn in `vector_plots`, times in `times`; what is common to all is in `drawing`.
+Vectors are drawn in `vectors`, times in `time`; what is common to all is in `page`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from deftx.evaluate.metrics import AVERAGE
+from deftx.config import SPLIT_WORDS
+from deftx.evaluate.bootstrap import AVERAGE
+from deftx.rank import Rank
 from orchestrator.record.sweep import BASELINE_TITLES, RowKind
 from orchestrator.report.plots.page import (
     COLOURS,
@@ -82,7 +84,7 @@ def heatmap(results: Results) -> Figure | None:
     )
     bar.set_label(_unit(results), fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
-    heading(figure, f"Mean {results.split} score by r_l (language vectors) and r_t (task vector)", *lines)
+    heading(figure, f"Mean {SPLIT_WORDS[results.split]} score by r_l (language vectors) and r_t (task vector)", *lines)
     return figure
 
 
@@ -120,7 +122,7 @@ def _norm(values: pd.Series) -> Normalize:
 
 def _draw_panel(axis: Axes, panel: pd.DataFrame, norm: Normalize, size: tuple[int, int]) -> None:
     """The cells of one pair of retentions, low ranks at the bottom left; what was not asked stays empty."""
-    ranks_l, ranks_t = (sorted(panel[rank].unique(), key=_rank_order) for rank in _RANKS)
+    ranks_l, ranks_t = (sorted(panel[rank].unique(), key=Rank.parse) for rank in _RANKS)
     axis.set_xticks(range(len(ranks_t)), ranks_t, rotation=90 if size[1] > 2 * _GROUPS_ABREAST else 0)
     axis.set_yticks(range(len(ranks_l)), ranks_l)
     axis.set_xlim(-0.5, size[1] - 0.5)
@@ -150,11 +152,6 @@ def _draw_cell(axis: Axes, x: int, y: int, cell: dict[str, Any], norm: Normalize
         x, y, words, ha="center", va="center", fontsize=SMALL - 0.5, linespacing=0.95, color=ink(colour),
         bbox=background,
     )  # fmt: skip
-
-
-def _rank_order(rank: str) -> tuple[bool, float]:
-    """Uniform ranks first, then shares of variance, each by size."""
-    return rank.endswith("%"), float(rank.rstrip("%"))
 
 
 def _kept_words(kept_l: float, kept_t: float) -> str:
@@ -189,7 +186,7 @@ def language_bars(results: Results) -> Figure | None:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
     )
-    heading(figure, f"{results.split.capitalize()} scores with joint 95 % intervals", *lines)
+    heading(figure, f"{SPLIT_WORDS[results.split].capitalize()} scores with joint 95 % intervals", *lines)
     return figure
 
 

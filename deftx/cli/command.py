@@ -1,0 +1,69 @@
+"""What every command of the project shares: its console, and how a mistake is told.
+
+    0 done    2 a mistake in what was asked    130 interrupted    others are the command's own
+
+A command is made with `@app.command(cls=Command)`; nothing of it has to catch an error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import Any, TextIO
+
+# before transformers or huggingface_hub is imported anywhere
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperCommand
+
+from deftx.errors import DeftxError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+"""Context settings of every command."""
+
+
+def console(stderr: bool = False, file: TextIO | None = None) -> Console:
+    """A console; a plain one, whatever the environment forces, unless a person watches: in a pipe, and in CI."""
+    stream = file or (sys.stderr if stderr else sys.stdout)
+    watched = stream.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
+    if watched:
+        return Console(file=file, stderr=stderr, highlight=False)
+    return Console(file=file, stderr=stderr, highlight=False, force_terminal=False, no_color=True)
+
+
+class Command(TyperCommand):
+    """A command whose user's mistakes are a message and an exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, and tell what the user did wrong."""
+        with user_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Tell a `DeftxError` in its own words and exit with 2; no character that cannot be shown is an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    err = console(stderr=True)
+    try:
+        yield
+    except DeftxError as error:
+        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: commands to type, a line each."""
+    return "\n\n".join(["Examples:" if len(lines) > 1 else "Example:", *lines])

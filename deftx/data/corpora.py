@@ -1,0 +1,64 @@
+"""Plain text of a language: where it lies, and its passages, one a line. Labelled tables are in `examples`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from deftx.data.catalogue import Benchmark, name_in_files
+from deftx.errors import DataError
+from deftx.sources.files import FileSource, file_source, read_text
+from deftx.sources.hub import HubSource, Source, hub_commit, hub_table
+
+_WIKIPEDIA: Mapping[str, str] = {"aym": "ay", "quy": "qu"} | {
+    code: code for code in ("ace", "ban", "bjn", "bug", "en", "gn", "id", "jv", "mad", "min", "nah", "su")
+}
+"""Language: its Wikipedia. The others of the benchmarks have none."""
+
+
+def corpus_source(benchmark: Benchmark, language: str, data_root: str | None = None) -> Source:
+    """Plain text of a language: `corpora/<code>.txt` under the data root, or its Wikipedia of November 2023.
+
+    Raises:
+        ConfigError: for a language that is none of the benchmark's.
+        DataError: when the file is missing, empty or not UTF-8, or there is no data root and no Wikipedia.
+        HubError: when there is no data root and no network.
+    """
+    languages = benchmark.languages
+    name_in_files(benchmark, language, None if languages is None else (*languages, benchmark.source_language))
+    if data_root is not None:
+        file = f"{data_root.rstrip('/')}/corpora/{language}.txt"
+        return file_source(file, "corpora/<code>.txt: one passage a line, UTF-8", text=True)
+    if language not in _WIKIPEDIA:
+        raise DataError(f"{language}: no Wikipedia is known to be in it; give a data root with corpora/{language}.txt")
+    repo = "wikimedia/wikipedia"
+    config = f"20231101.{_WIKIPEDIA[language]}"
+    return HubSource(repo=repo, commit=hub_commit(repo, kind="dataset"), config=config, split="train")
+
+
+def read_lines(source: Source) -> list[str]:
+    """The passages of a corpus: its non-empty stripped lines.
+
+    Raises:
+        DataError: when there is none, or a file is not UTF-8.
+        HubError: when a hub data set cannot be had.
+    """
+    passages = list(filter(None, every_line(source)))
+    if not passages:
+        raise DataError(f"{source.where}: there is no text in it")
+    return passages
+
+
+def every_line(source: Source) -> Iterator[str]:
+    """The stripped lines of a corpus, empty ones too: counted from 1 they have the numbers that an editor shows.
+
+    Raises:
+        DataError, HubError: as `read_lines`, but a text may be empty.
+    """
+    return (line.strip() for text in _texts(source) for line in text.split("\n"))
+
+
+def _texts(source: Source) -> Iterator[str]:
+    if isinstance(source, FileSource):
+        yield read_text(source)
+    else:
+        yield from (row["text"] for row in hub_table(source, ["text"]))

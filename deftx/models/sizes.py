@@ -1,0 +1,119 @@
+"""How large a backbone is, told from its config.json without its weights: what a plan needs to know.
+
+sizes.json beside this file holds the published backbones and those that the shipped spaces pre-train, so that planning
+them needs no torch; any other shape is built on torch's `meta` device, where tensors have no entries. Both come from
+the one definition of what may change, that of `parameters`. To add a backbone, write its config (and its hub ids) into
+sizes.json; `python -m deftx.models.sizes` then makes every size in it anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_FILE = Path(__file__).with_name("sizes.json")
+_SHAPE = (
+    "model_type", "vocab_size", "max_position_embeddings", "type_vocab_size", "num_hidden_layers", "hidden_size",
+    "intermediate_size",
+)  # fmt: skip
+"""What of a config.json decides on the size of an encoder such as XLM-R."""
+_MOST, _MOST_PARTS = 2**20, 1000
+"""Bounds of a model that is built: of any number in its config, and of layers, heads and the like."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a backbone: its maskable entries, those outside the embeddings, its vocabulary, width and layers."""
+
+    maskable: int
+    body: int
+    vocabulary: int
+    hidden: int
+    layers: int
+
+    @property
+    def embeddings(self) -> int:
+        """Entries of the word, position and token-type embeddings."""
+        return self.maskable - self.body
+
+
+def size_of_repository(name: str) -> Size | None:
+    """The size of a backbone on the hub, None where it is not in the table."""
+    return next((Size(**entry["size"]) for entry in _table() if name in entry["hub"]), None)
+
+
+def size_of_folder(folder: Path) -> Size | None:
+    """The size of the backbone in a folder, None where its config.json is none that can be built."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return size_of(config) if isinstance(config, dict) else None
+    except (OSError, ValueError, RecursionError):  # the last where it is nested a thousand deep
+        return None
+
+
+def size_of(config: Mapping[str, Any]) -> Size | None:
+    """The size of the backbone that a config.json describes, None where it cannot be built."""
+    decoder = config.get("add_cross_attention")  # each layer has one more attention then
+    for entry in () if decoder else _table():
+        if all(config.get(name) == entry["config"][name] for name in _SHAPE):
+            return Size(**entry["size"])
+    return _built(json.dumps(config, sort_keys=True))
+
+
+@cache
+def _table() -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
+    return table
+
+
+@cache
+def _built(text: str) -> Size | None:
+    config = json.loads(text)
+    try:
+        return size_by_definition(config) if _bounded(config) else None
+    except Exception:  # transformers lets through whatever a wrong value makes it raise
+        return None
+
+
+def _bounded(value: object, name: str = "") -> bool:
+    """Whether a model is built in seconds: each layer takes time, even where no tensor has entries."""
+    if isinstance(value, dict):
+        return all(_bounded(part, str(key)) for key, part in value.items())
+    if isinstance(value, list):
+        return all(_bounded(part, name) for part in value)
+    if not isinstance(value, int | float):
+        return True
+    return 0 <= value <= _MOST_PARTS if "layer" in name or name.startswith("num_") else value <= _MOST
+
+
+def size_by_definition(config: Mapping[str, Any]) -> Size:
+    """The size of the model itself, built without entries as it is loaded for language modelling. Imports torch.
+
+    Raises:
+        Exception: of any kind, for a config that no model can be built from.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    from deftx.models.load import quiet
+    from deftx.models.parameters import embeddings_of, maskable
+
+    with quiet(), torch.device("meta"):
+        known = AutoConfig.for_model(**config)
+        model = AutoModelForMaskedLM.from_config(known, trust_remote_code=False)
+    entries = {name: parameter.numel() for name, parameter in maskable(model).items()}
+    total, embeddings = sum(entries.values()), sum(entries[name] for name in embeddings_of(model))
+    return Size(total, total - embeddings, known.vocab_size, known.hidden_size, known.num_hidden_layers)
+
+
+def remade() -> list[dict[str, Any]]:
+    """The table, each size made anew from its config."""
+    return [{**entry, "size": asdict(size_by_definition(entry["config"]))} for entry in _table()]
+
+
+if __name__ == "__main__":
+    _FILE.write_text(json.dumps(remade(), indent=1) + "\n", encoding="utf-8")

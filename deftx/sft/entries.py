@@ -1,0 +1,36 @@
+"""The plain content of an SFT, before it is known where it comes from: chosen entries, their values, a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deftx.errors import DataError
+from deftx.masks.select import Indices
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Attributes as those of `SparseFineTuning`, which adds its origin."""
+
+    indices: Indices
+    values: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    head: dict[str, Tensor]
+
+
+def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Check that indices are ascending, within the shape and one for each finite value.
+
+    Raises:
+        DataError: naming the file and the tensor.
+    """
+    size = int(torch.Size(shape).numel())
+    if index.dim() != 1 or index.shape != values.shape:
+        raise DataError(f"{where}: {name}: {tuple(index.shape)} indices for {tuple(values.shape)} values")
+    if index.numel() and (int(index[0]) < 0 or int(index[-1]) >= size or bool((index[1:] <= index[:-1]).any())):
+        raise DataError(f"{where}: {name}: indices must ascend within 0 and {size - 1}")
+    if not bool(values.isfinite().all()):
+        raise DataError(f"{where}: {name}: values are NaN or infinite")

@@ -1,0 +1,147 @@
+"""The Hugging Face hub: revisions as commits, and data sets at a commit. Models and SFTs are in `published`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from deftx.config import Settings
+from deftx.errors import DataError, HubError, reason
+from deftx.sources.files import FileSource, keep
+from deftx.sources.pins import UNRESOLVED, resolve_once
+
+
+class HubSource(Settings):
+    """One split of a hub data set at one commit (parquet, no loading script)."""
+
+    kind: Literal["hub"] = "hub"
+    repo: str
+    commit: str
+    config: str | None = None
+    split: str
+
+    @property
+    def where(self) -> str:
+        """Repository, configuration and split, for messages."""
+        return "/".join(part for part in (self.repo, self.config, self.split) if part)
+
+
+Source = FileSource | HubSource
+
+
+def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "dataset"] = "model") -> str:
+    """The commit that a revision of a hub repository points to: pinned, or from the hub or, offline, the local cache.
+
+    Raises:
+        HubError: when the hub cannot be reached and the cache does not know it, or the id or revision is unknown.
+    """
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    return resolve_once(f"{kind} {repo}@{revision}", lambda: _ask_hub(repo, revision, kind))
+
+
+def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any:
+    """What the hub says of a repository at a revision: one question, not asked twice.
+
+    Raises:
+        HubError: when the hub cannot be reached, or the id or revision is unknown.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10)
+    except GatedRepoError:
+        raise gated_error(repo, revision, kind) from None
+    except RevisionNotFoundError:
+        raise HubError(f"{kind} {repo!r} has no revision {revision!r} on the hub") from None
+    except RepositoryNotFoundError:
+        raise HubError(f"there is no {kind} {repo!r} on the hub, or it is private and no token was given") from None
+    except Exception as error:  # the hub client lets through whatever its HTTP library raises
+        local = "data root" if kind == "dataset" else "local folder"
+        raise _UnreachableError(
+            f"the hub could not be reached for {kind} {repo!r} ({reason(error)}); "
+            f"give a {local} instead, or run where there is a network"
+        ) from None
+
+
+def gated_error(repo: str, revision: str, kind: Literal["model", "dataset"]) -> HubError:
+    """What to do about a repository whose owner lets in only whom he knows."""
+    at = revision[:12] if re.fullmatch(r"[0-9a-f]{40}", revision) else revision
+    return HubError(
+        f"{kind} {repo!r} at {at} is gated: ask for access on its page on the hub, then set HF_TOKEN, "
+        f"or give a local folder instead"
+    )
+
+
+class _UnreachableError(HubError):
+    """The hub does not answer; the local cache may."""
+
+
+def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str:
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}", "refs", revision)
+    try:
+        commit: str | None = hub_info(repo, revision, kind).sha
+    except _UnreachableError:
+        if cached.is_file():
+            return cached.read_text(encoding="ascii").strip()
+        raise
+    if commit is None:
+        raise HubError(f"the hub did not say which commit {repo!r} is at")
+    keep(commit.encode(), cached)  # where the client notes a branch: downloads by commit leave no trace of it
+    return commit
+
+
+def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
+    """One split of a hub data set, with these columns only, as a `datasets.Dataset`.
+
+    Raises:
+        HubError: when it cannot be had.
+        DataError: when a column is missing.
+    """
+    if source.commit == UNRESOLVED:
+        raise HubError(f"{source.where}: its commit is not known")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # else datasets asks s3.amazonaws.com, to be counted
+    try:
+        if (table := _prepared_table(source)) is None:
+            table = _downloaded_table(source)
+    except Exception as error:  # as above, and the errors of datasets have no common ancestor
+        raise HubError(
+            f"{source.where}: could not be had from the hub at commit {source.commit[:12]} ({reason(error)})"
+        ) from error
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise DataError(
+            f"{source.where}: no column {missing[0]!r}; "
+            f"found: {', '.join(table.column_names)}; expected: {', '.join(columns)}"
+        )
+    return table.select_columns(list(columns))
+
+
+def _prepared_table(source: HubSource) -> Any:
+    """The table where `datasets` has it at this commit from before, without a question to the hub; else None."""
+    from datasets import config
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name, commit = source.config or "default", source.commit
+    for folder in Path(config.HF_DATASETS_CACHE).glob(f"*/{name}/*/{commit}"):
+        known = {"repo_id": source.repo, "dataset_name": source.repo.rpartition("/")[2], "config_name": name}
+        found = Cache(**known, version=folder.parent.name, hash=commit)
+        if Path(found.cache_dir) == folder:
+            return found.as_dataset(split=source.split)
+    return None
+
+
+def _downloaded_table(source: HubSource) -> Any:
+    from datasets import load_dataset
+
+    hub_info(source.repo, source.commit, "dataset")  # an unreachable hub is found out here, else after 23 s of retries
+    table = load_dataset(source.repo, source.config, split=source.split, revision=source.commit)
+    if any(source.commit not in file["filename"] for file in table.cache_files):
+        # in trouble, datasets takes the last commit it has, whichever that is
+        raise HubError("it did not come through, and only another commit is in the local cache")
+    return table

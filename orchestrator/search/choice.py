@@ -1,0 +1,45 @@
+"""Which combination is chosen: the score of each by the space's rule of selection, and how ties are broken.
+
+Reads what stages measured on validation, and nothing of test.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from deftx.stages.stage import Stage
+from orchestrator.plan.rows import PlannedRow
+from orchestrator.space.schema import Space
+
+Metrics = Callable[[Stage], Mapping[str, float]]
+"""What a published stage measured."""
+
+
+class Choice:
+    """The rule of selection of one space."""
+
+    def __init__(self, space: Space, metrics: Metrics) -> None:
+        self._space, self._metrics = space, metrics
+
+    def score(self, row: PlannedRow) -> float:
+        """The score of a combination whose stages are all published: the higher, the better."""
+        if self._space.selection == "target-valid":
+            metric = f"valid_{self._space.of.metric}"
+            return statistics.fmean(self._metrics(grade)[metric] for grade in row.grades.values())
+        # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
+        losses = [self._metrics(stage)["valid_loss"] for stage in row.languages.values()]
+        return self._metrics(row.task)["valid_score"] - statistics.fmean(losses)
+
+    def chosen(self, rows: Sequence[PlannedRow], scores: Mapping[int, float | None]) -> int | None:
+        """The combination with the best score; ties go to the smaller ranks, then to the earlier one.
+
+        Returns:
+            Its number, or none while no combination has a score.
+        """
+        known = {number: score for number, score in scores.items() if score is not None}
+        return min(known, key=lambda number: (-known[number], *self._mean_ranks(rows[number]), number), default=None)
+
+    def _mean_ranks(self, row: PlannedRow) -> tuple[float, float]:
+        languages = [self._metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
+        return statistics.fmean(languages or [0.0]), self._metrics(row.task).get("mean_rank", 0.0)
