@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from support.patience import PATIENCE
 from typer.testing import CliRunner
 
 from deftx.cli.app import app as deftx
@@ -72,7 +73,7 @@ def test_an_interrupt_is_code_130_and_a_bug_stays_a_traceback() -> None:
 
 def test_a_character_that_cannot_be_shown_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deftx", "export", "ñ", "y"], capture_output=True, timeout=120,
+        [sys.executable, "-m", "deftx", "export", "ñ", "y"], capture_output=True, timeout=PATIENCE,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.returncode == 2 and b"Traceback" not in done.stderr
@@ -81,5 +82,5 @@ def test_a_character_that_cannot_be_shown_is_no_error(tmp_path: Path) -> None:
 def test_the_installed_command_completes_in_a_shell() -> None:
     script = Path(sys.executable).parent / "deftx"
     environment = {**os.environ, "_DEFTX_COMPLETE": "complete_bash", "COMP_WORDS": "deftx ", "COMP_CWORD": "1"}
-    done = subprocess.run([script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.split() == ["check", "export"]
