@@ -21,7 +21,7 @@ ui: $(VENV)/.installed ## MLflow on a storage, in the browser: make ui STORAGE=r
 	  --artifacts-destination "$(abspath $(STORAGE))/mlartifacts" --host 127.0.0.1 --port $(PORT) --workers 1
 
 test: $(VENV)/.installed-test ## install with the test extra, then all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-test ## what CI checks besides the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo --no-cache

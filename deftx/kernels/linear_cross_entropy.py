@@ -40,7 +40,7 @@ def linear_loss(hidden: Tensor, output: nn.Linear, labels: Tensor) -> Tensor:
 
 
 def _sum(logits: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(_wide(logits), labels, reduction="sum")
+    return cross_entropy(widened(logits), labels, reduction="sum")
 
 
 class _LabelledLoss(torch.autograd.Function):
@@ -48,14 +48,14 @@ class _LabelledLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        narrow, wide = weight.to(dtype), _wide(hidden)
+        narrow, wide = weight.to(dtype), widened(hidden)
         loss, of_hidden, of_bias = wide.new_zeros(()), torch.empty_like(wide), torch.zeros_like(bias)
         rows = max(1, _CHUNK // len(weight))
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(hidden), rows):
                 here = slice(start, start + rows)
                 logits = torch.addmm(bias.to(dtype), hidden[here].to(dtype), narrow.T)
-                logs = _wide(logits).log_softmax(-1)
+                logs = widened(logits).log_softmax(-1)
                 del logits
                 wanted = labels[here].unsqueeze(1)
                 loss -= logs.gather(1, wanted).sum()
@@ -76,5 +76,6 @@ def _rows(output: nn.Linear) -> int:
     return max(1, _CHUNK // output.out_features)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 at least, as losses are: a float64 model's stay in float64."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

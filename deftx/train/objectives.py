@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from deftx.config import Metric
 from deftx.data.blocks import Blocks
 from deftx.evaluate.metrics import score
-from deftx.kernels.linear_cross_entropy import head_loss
+from deftx.kernels.linear_cross_entropy import head_loss, widened
 from deftx.models.parameters import base_of
 
 Batch = dict[str, Tensor]
@@ -222,7 +222,7 @@ class Classification(Objective):
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Cross-entropy summed over the batch."""
         logits = model(batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
-        return cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        return cross_entropy(widened(logits), batch["labels"], reduction="sum")
 
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """The benchmark's metric, in 0..1."""

@@ -437,14 +437,16 @@ def test_ray_gives_the_same_vectors_bit_for_bit_and_the_same_choice(
 
 
 @pytest.mark.slow
-def test_ray_is_interrupted_cleanly_and_survives_its_drivers_death(space: Path, data: Path, tmp_path: Path) -> None:
+def test_ray_is_interrupted_cleanly_and_survives_its_drivers_death(data: Path, tmp_path: Path) -> None:
+    """One combination without baselines: 15 stages."""
+    space = write_space(tmp_path / "tiny.yaml", rank_l=[2], rank_t=[2], baselines=[], source=None)
     process = subprocess.Popen(command(space, data, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_for(tmp_path, 5, process)
+    wait_for(tmp_path, 4, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, (out, err)
     process = subprocess.Popen(command(space, data, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(tmp_path, 15, process)
+    wait_for(tmp_path, 9, process)
     process.kill()
     process.wait()
     before = {address: attempts(tmp_path)[address] for address in published(tmp_path)}

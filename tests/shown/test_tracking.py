@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.patience import PATIENCE
 from typer.testing import CliRunner, Result
 
 from deftx.config import Denoise, TextSettings, Training
@@ -485,17 +486,21 @@ def test_a_later_choice_replaces_the_earlier_one(sweep: Sweep) -> None:
 
 def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_uri: str) -> None:
     mirror = sweep.mirror(dead_uri)
-    begun = time.monotonic()
+    begun, making = time.monotonic(), 0.0
     mirror.start()
     for stage in sweep.stages:
         mirror.stage_started(stage)
         mirror.progress(stage.address, 10, {"train_loss": 2.0})
+        before = time.monotonic()
         sweep.make([stage])
+        making += time.monotonic() - before
         mirror.stage_done(stage, reused=False)
-    assert time.monotonic() - begun < 1
+    # giving up on a dead tracker takes more than 2 s on any machine, and there were 25 calls
+    assert time.monotonic() - begun - making < 5
     sweep.end()
+    ending = time.monotonic()
     mirror.finish("FINISHED")
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - ending < 40
     assert mirror.warning is not None and dead_uri in mirror.warning and "\n" not in mirror.warning
     assert mirror.warning.endswith(f"`python -m orchestrator.tracking {sweep.folder.path} --tracking-uri {dead_uri}`")
     assert len(mirror.warning) < 600
@@ -529,12 +534,12 @@ def test_a_driver_that_is_cut_short_waits_for_no_answer(sweep: Sweep, end: str) 
         words = [sys.executable, "-c", DRIVER, str(sweep.store.root), sweep.name, uri, end]
         driver = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            deaf.settimeout(120)
+            deaf.settimeout(PATIENCE)
             with deaf.accept()[0] as asked:
                 assert asked.recv(4) == b"GET "
                 if end == "finish":
                     driver.send_signal(signal.SIGINT)
-                _, err = driver.communicate(timeout=10)
+                _, err = driver.communicate(timeout=40)  # the thread gives up after three times 20 s
         finally:
             driver.kill()
             driver.wait()

@@ -37,7 +37,7 @@ from orchestrator.record.sweep import SweepFolder
 from orchestrator.run import session
 from orchestrator.space.load import load_space
 
-QUICK = 5.0
+QUICK = 15.0
 """Seconds within which an unreachable hub must be an answer; the hub's client by itself takes 23."""
 
 

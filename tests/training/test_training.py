@@ -55,8 +55,8 @@ def plain_training(model: Any, objective: Objective, settings: Training, mask: I
             parameter.grad = None if parameter.grad is None else parameter.grad * on[name]
         norm = float(sum(p.grad.double().square().sum() for p in trained.values() if p.grad is not None)) ** 0.5
         for parameter in trained.values():
-            if parameter.grad is not None and norm > settings.clip:
-                parameter.grad.mul_(settings.clip / norm)
+            if parameter.grad is not None:
+                parameter.grad.mul_(min(1.0, settings.clip / (norm + 1e-6)))  # as torch defines it
         up = (step + 1) / rising if step < rising else (settings.max_steps - step) / (settings.max_steps - rising)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * up
         optimizer.step()
