@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deftx.kernels.dropout import Draws, ExampleDropout
+from deftx.kernels.linear_cross_entropy import widened
 
 ATTENTION = "deftx"
 """Under this name transformers knows `attention`."""
@@ -53,13 +54,13 @@ class _Attention(torch.autograd.Function):
         q, k, v, out, bias = ctx.saved_tensors
         found = [torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format) for t in (q, k, v)]
         dq, dk, dv = (t.transpose(1, 2) for t in found)
-        inner = (_wide(gradient) * _wide(out)).sum(-1).transpose(1, 2).unsqueeze(-1)  # = sum of P * dP over keys
+        inner = (widened(gradient) * widened(out)).sum(-1).transpose(1, 2).unsqueeze(-1)  # = sum of P * dP over keys
         for start, part in _parts(q):
             above = gradient[part].transpose(1, 2)
             p = _probabilities(q[part], k[part], _of(bias, part), ctx.scale)
             factors = _factors(ctx.dropout, p, start)
             torch.matmul((p * factors).to(q.dtype).mT, above, out=dv[part])
-            ds = _wide(torch.matmul(above, v[part].mT)).mul_(factors)
+            ds = widened(torch.matmul(above, v[part].mT)).mul_(factors)
             ds = ds.sub_(inner[part]).mul_(p).mul_(ctx.scale).to(q.dtype)
             torch.matmul(ds, k[part], out=dq[part])
             torch.matmul(ds.mT, q[part], out=dk[part])
@@ -77,12 +78,8 @@ def _of(bias: Tensor | None, part: slice) -> Tensor | None:
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Softmax of the scores, in float32 at least."""
-    scores = _wide(torch.matmul(q, k.mT)).mul_(scale)
+    scores = widened(torch.matmul(q, k.mT)).mul_(scale)
     return (scores if bias is None else scores.add_(bias)).softmax(-1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def _factors(dropout: ExampleDropout, p: Tensor, start: int) -> Tensor:
