@@ -37,7 +37,7 @@ def truncated(matrix: Tensor, rank: int) -> Array:
 
 def rounding(matrix: Tensor) -> float:
     """What the float32 products of L may lose: processors add up in another order, some by the number of rows too."""
-    return 6e-7 * float(matrix.abs().max())
+    return 4e-7 * float(matrix.abs().max())
 
 
 def rank_by_variance(singular: Array, percent: str) -> int:
