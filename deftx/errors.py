@@ -7,9 +7,15 @@ shown without a traceback, and a trial that meets one is not retried. Bugs stay 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from deftx.passwords import without_password
+
 
 class DeftxError(Exception):
     """Something that trying again will not mend; the message says what, where and what would be right."""
+
+    def __str__(self) -> str:
+        """The message, in which no URL shows its password."""
+        return without_password(super().__str__())
 
 
 class ConfigError(DeftxError):
@@ -39,5 +45,5 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of what an error says, without passwords, or its name where it says nothing."""
+    return without_password(next(iter(str(error).splitlines()), "")) or type(error).__name__

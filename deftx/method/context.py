@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from deftx.config import Execution, Settings
 from deftx.sft.vector import SparseFineTuning
-from deftx.sources.published import HubFolder, Published, local_folder, name_of
+from deftx.sources.published import Published, local_folder
 from deftx.stages.checkpoint import Checkpoint
 from deftx.stages.files import MODEL, SFT
 from deftx.stages.settings import DenseSettings, TextStageSettings
@@ -58,11 +58,8 @@ def dense_of(stage: Stage) -> Stage:
 def vector_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
     """The vector in a role: of the input stage there, else the published one, else none."""
     if (needed := stage.input(role)) is not None:
-        return SparseFineTuning.from_pretrained(store.fetch_folder(needed.address, SFT))
-    if published is None:
-        return None
-    revision = published.commit if isinstance(published, HubFolder) else "main"
-    return SparseFineTuning.from_pretrained(name_of(published), revision)
+        return SparseFineTuning.from_folder(store.fetch_folder(needed.address, SFT))
+    return SparseFineTuning.from_published(published) if published else None
 
 
 def backbone_folder(store: Store, stage: Stage) -> Path:

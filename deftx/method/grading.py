@@ -61,7 +61,7 @@ def _evaluated(settings: GradeSettings) -> list[tuple[EvaluationSplit, Source, s
 
 def _task_vector(store: Store, stage: Stage) -> SparseFineTuning:
     if stage.kind == "sparse":
-        return SparseFineTuning.from_pretrained(store.fetch_folder(stage.address, SFT))
+        return SparseFineTuning.from_folder(store.fetch_folder(stage.address, SFT))
     delta, head = LazyTensors(store.fetch(stage.address, DELTA)), LazyTensors(store.fetch(stage.address, HEAD))
     mask = non_zero(delta)
     metadata = SFTMetadata(backbone="dense phase", k=sum(index.numel() for index in mask.values()))

@@ -140,7 +140,9 @@ def _downloaded_table(source: HubSource) -> Any:
     from datasets import load_dataset
 
     hub_info(source.repo, source.commit, "dataset")  # an unreachable hub is found out here, else after 23 s of retries
-    table = load_dataset(source.repo, source.config, split=source.split, revision=source.commit)
+    table = load_dataset(
+        source.repo, source.config, split=source.split, revision=source.commit, trust_remote_code=False
+    )
     if any(source.commit not in file["filename"] for file in table.cache_files):
         # in trouble, datasets takes the last commit it has, whichever that is
         raise HubError("it did not come through, and only another commit is in the local cache")

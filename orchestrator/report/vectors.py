@@ -158,7 +158,7 @@ def _by_layer(name: str) -> list[int]:
 def _mask(store: Store, subject: str, address: str) -> Mask:
     from deftx.sft.vector import SparseFineTuning  # torch is slow to import
 
-    sft = SparseFineTuning.from_pretrained(store.fetch_folder(address, SFT))
+    sft = SparseFineTuning.from_folder(store.fetch_folder(address, SFT))
     sizes = {name: int(np.prod(shape)) for name, shape in sft.shapes.items()}
     return Mask(subject, sizes, {name: _packed(index.numpy(), sizes[name]) for name, index in sft.indices.items()})
 
