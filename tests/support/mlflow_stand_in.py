@@ -52,12 +52,7 @@ class MlflowStandIn:
                 return {"runs": list(self.runs.values())}
             case "runs/log-batch" | "runs/set-tag" | "runs/update":
                 run = self.runs[given["run_id"]]
-                tags = (
-                    [{"key": given["key"], "value": given["value"]}]
-                    if call == "runs/set-tag"
-                    else given.get("tags", [])
-                )
-                run["data"]["tags"] += tags
+                run["data"]["tags"] += [given] if call == "runs/set-tag" else given.get("tags", [])
                 run["info"]["status"] = given.get("status", run["info"]["status"])
                 return {"run_info": run["info"]}
             case "experiments/set-experiment-tag" | "runs/delete-tag" | "metrics/get-history":
