@@ -53,7 +53,7 @@ class Mirror:
         self.warning: str | None = None
         self._sweep = SweepWriter(store, folder, info, tracking_uri)
         self._tracker = without_password(tracking_uri)
-        self._again = to_type(f"python -m orchestrator.tracking {folder.url()} --tracking-uri {tracking_uri}")
+        self._again = to_type(f"`python -m orchestrator.tracking {folder.url()} --tracking-uri {tracking_uri}`")
         self._points: deque[tuple[str, Point]] = deque()
         self._flush_at = self._quiet_until = 0.0
         # At its exit Python would wait for a ThreadPoolExecutor's thread: a minute for a tracker that does not answer
@@ -104,7 +104,7 @@ class Mirror:
 
     def _catch_up(self, status: RunStatus) -> None:
         self.warning = None
-        self._make(lambda: self._sweep.everything(status), f"once it answers, by: {self._again}")
+        self._make(lambda: self._sweep.everything(status), f"once it answers, by {self._again}")
 
     def _make(self, call: Call, again: str) -> None:
         try:

@@ -123,7 +123,7 @@ def test_a_sweep_with_a_dead_tracker_leaves_and_prints_no_password(
     warning = "warning: MLflow at http://me:***@127.0.0.1:9 did not take an update (API request to http://me:***@127"
     assert warning in result.output
     again = f"python -m orchestrator.tracking {tmp_path}/results/sweeps/tiny --tracking-uri http://me:***@127.0.0.1:9"
-    assert f"is mirrored once it answers, by: {again}  (with the password in place of ***)\n" in result.output
+    assert f"is mirrored once it answers, by `{again}`  (with the password in place of ***)\n" in result.output
     assert "browse: http://me:***@127.0.0.1:9  (with the password in place of ***)\n" in result.output
     report = Path(folder_of(tmp_path / "results", "tiny").path, "report.md").read_text()
     assert "--tracking-uri 'http://me:***@127.0.0.1:9' '--tracking-uri=http://me:***@127.0.0.1:9'" in report
