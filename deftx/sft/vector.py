@@ -22,7 +22,7 @@ from deftx.errors import DataError
 from deftx.masks.select import Indices
 from deftx.sft import composable
 from deftx.sft.entries import check_entries
-from deftx.sources.published import HubFolder, Published, local_folder, resolve_folder
+from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder
 from deftx.stages.files import METADATA, TENSORS
 
 
@@ -119,23 +119,25 @@ class SparseFineTuning:
             DataError: as `from_pretrained`, and when a local folder has changed since.
             HubError: as `from_pretrained`.
         """
-        return cls.from_folder(local_folder(source), source.commit if isinstance(source, HubFolder) else None)
+        commit = source.commit if isinstance(source, HubFolder) else None
+        return cls._read(local_folder(source), name_of(source), commit)
 
     @classmethod
-    def from_folder(cls, folder: Path, revision: str | None = None) -> SparseFineTuning:
+    def from_folder(cls, folder: Path) -> SparseFineTuning:
         """Load from a folder whose files were verified before, such as one that a store fetched.
-
-        Args:
-            revision: of a composable-sft vector: the hub's commit, for the metadata.
 
         Raises:
             DataError: as `from_pretrained`.
         """
+        return cls._read(folder, str(folder), None)
+
+    @classmethod
+    def _read(cls, folder: Path, name: str, revision: str | None) -> SparseFineTuning:
         if (folder / TENSORS).is_file():
             return _load(folder)
         if (folder / composable.FILE).is_file():
             return cls._composable(folder / composable.FILE, revision)
-        raise DataError(f"{folder}: holds neither {TENSORS} nor {composable.FILE}, so it is not an SFT")
+        raise DataError(f"{name}: holds neither {TENSORS} nor {composable.FILE}, so it is not an SFT")
 
     @classmethod
     def _composable(cls, path: Path, revision: str | None) -> SparseFineTuning:
