@@ -6,9 +6,10 @@ L is the truncated SVD of rank r, S the largest share of the entries of |W - L|.
     m < n:   W W^T = U Sigma^2 U^T,  L = U_r U_r^T W
 
 So the eigenvectors of the smaller side's Gram matrix give L for every rank: a matrix is factorised once for any number
-of settings. They are computed in float64, since squaring costs half of the digits, and kept and multiplied in float32: closer
-to a float64 SVD than a float32 SVD is, and faster. Rows of words that training never saw are zero and cost nothing.
-What is a matrix and what is left alone (biases) is decided here; which entries then train is decided in `select`.
+of settings. They are computed in float64, since squaring costs half of the digits, and kept and multiplied in float32:
+closer to a float64 SVD than a float32 SVD is, and faster. Rows of words that training never saw are zero and cost
+nothing. What is a matrix and what is left alone (biases) is decided here; which entries then train is decided in
+`select`.
 """
 
 from __future__ import annotations
