@@ -238,7 +238,7 @@ def test_sources_on_the_hub() -> None:
     ]
     with pytest.raises(DataError, match="bzd: no Wikipedia is known to be in it"):
         corpus_source(AMERICASNLI, "bzd")
-    with pytest.raises(DataError, match="archipelago is not on line"):
+    with pytest.raises(DataError, match="archipelago cannot be downloaded"):
         evaluation_source(ARCHIPELAGO, "ila", "test")
 
 

@@ -141,7 +141,7 @@ def table(source: HubSource, *columns: str) -> dict[str, list[Any]]:
 
 def commit_under(found: dict[str, str], repo: str) -> tuple[str, dict[str, str]]:
     with pinned(Pins(dict(found))) as pins:
-        return hub_commit(repo), pins.found
+        return hub_commit(repo), pins.resolved
 
 
 def begin(space: Path, data: Path, storage: Path, name: str) -> str:
