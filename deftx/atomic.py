@@ -16,9 +16,9 @@ def replacing(path: Path) -> Iterator[Path]:
     After an exception in the block it is removed and `path` is as before. Missing parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        yield beside
-        os.replace(beside, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)  # a rename leaves both names where they are hard links to one file
+        temporary.unlink(missing_ok=True)  # a rename leaves both names where they are hard links to one file

@@ -77,8 +77,8 @@ class Kept(Mapping[str, Tensor]):
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep these tensors in place of those before, which stay when writing fails."""
         path = Path(self._folder.name) / "tensors"
-        with replacing(path) as beside:
-            write(beside, tensors)
+        with replacing(path) as temporary:
+            write(temporary, tensors)
         self._tensors = LazyTensors(path)
 
     def __getitem__(self, name: str) -> Tensor:

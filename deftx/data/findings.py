@@ -16,7 +16,7 @@ MOST_PASSES = 100
 FEWEST_HELD_OUT = 10
 """Fewest held-out blocks: the validation loss of fewer is mostly chance, and it picks the checkpoint."""
 MOST_TOKENS_A_WORD = 4
-"""Most tokens of a word on average: with more, the tokenizer spells words out and the embeddings know none of them."""
+"""Most tokens of a word on average: with more, words are spelled out, and few have an embedding of their own."""
 MOST_UNKNOWN = 0.01
 """Largest share of tokens that the tokenizer does not know."""
 MOST_BLEMISHED = 0.01

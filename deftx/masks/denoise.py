@@ -87,7 +87,7 @@ def low_rank(matrix: Tensor, factorisation: Factorisation, rank: int) -> Tensor:
 
     Args:
         matrix: [m, n] float32.
-        factorisation: of this matrix, or of one that has rows of zeros besides.
+        factorisation: of this matrix, or of one that has rows of zeros in addition.
         rank: from 1; from min(m, n) on the matrix itself is returned, so that no rounding becomes a residual.
     """
     if rank >= min(matrix.shape):
@@ -148,15 +148,15 @@ def _denoise(matrix: Tensor, low: Tensor, rank: int, number: int | None, retenti
     number = min(share_of(retention, present) if number is None else number, present)
     if number == 0:
         return Denoised(low, rank, 0.0, 0.0)
-    whole, values, kept = matrix.reshape(-1), low.view(-1), 0.0
+    flat, values, kept_energy = matrix.reshape(-1), low.view(-1), 0.0
     for _, index in largest(residual, number):
         index = index.to(matrix.device)
-        chosen = whole.index_select(0, index)
-        kept += float((chosen - values.index_select(0, index)).double().square().sum())
+        chosen = flat.index_select(0, index)
+        kept_energy += float((chosen - values.index_select(0, index)).double().square().sum())
         # L + (W - L) is W: W itself is taken, without a rounding
         values.index_copy_(0, index, chosen)
-    # `energy` is summed in float32, where squares of entries below 1e-23 vanish: it may come out below `kept`
-    return Denoised(low, rank, number / present, kept / energy if kept < energy else 1.0)
+    # `energy` is summed in float32, where squares of entries below 1e-23 vanish: it may come out below `kept_energy`
+    return Denoised(low, rank, number / present, kept_energy / energy if kept_energy < energy else 1.0)
 
 
 def is_matrix(tensor: Tensor) -> bool:

@@ -99,8 +99,8 @@ def file_size(source: FileSource) -> int | None:
 @cache
 def _size_at(url: str) -> int | None:
     try:
-        kept = _place(url)
-        fs, path = fsspec.url_to_fs(str(kept) if kept.is_file() else url, **_options(url))
+        cached = _place(url)
+        fs, path = fsspec.url_to_fs(str(cached) if cached.is_file() else url, **_options(url))
         size: int | None = fs.size(path)
     except Exception:  # every file system raises its own errors, and the size is needed for an estimate only
         return None
@@ -144,8 +144,8 @@ def _place(url: str) -> Path:
 
 def keep(content: bytes, path: Path) -> None:
     """Write a file of a cache atomically; a cache that cannot be written to is left as it is."""
-    with suppress(OSError), replacing(path) as beside:
-        beside.write_bytes(content)
+    with suppress(OSError), replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_text(source: FileSource) -> str:

@@ -305,10 +305,10 @@ class Run:
 
 def _freeze_all_but(model: nn.Module, what: Trainable) -> None:
     """Let autograd compute gradients for what trains only, and drop those of before."""
-    wanted = {id(parameter) for name, parameter in what.parameters.items() if name not in what.replaced}
+    trained = {id(parameter) for name, parameter in what.parameters.items() if name not in what.replaced}
     for parameter in model.parameters():
         parameter.grad = None
-        parameter.requires_grad_(id(parameter) in wanted)
+        parameter.requires_grad_(id(parameter) in trained)
 
 
 def _no_numbers(what: Trainable) -> Iterator[str]:
