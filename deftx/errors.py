@@ -21,7 +21,7 @@ class DataError(DeftxError):
 
 
 class HubError(DeftxError):
-    """A model or data set cannot be had from the hub: it is unreachable, or the id or revision is unknown."""
+    """A model or data set cannot be fetched from the hub: it is unreachable, or the id or revision is unknown."""
 
 
 class StoreError(DeftxError):

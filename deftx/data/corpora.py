@@ -45,7 +45,7 @@ def read_lines(source: Source) -> list[str]:
 
     Raises:
         DataError: when there is no text, or a file is not UTF-8.
-        HubError: when a hub data set cannot be had.
+        HubError: when a hub data set cannot be loaded.
     """
     passages = list(filter(None, every_line(source)))
     if not passages:

@@ -89,7 +89,7 @@ def read_examples(benchmark: Benchmark, source: Source, language: str, split: Sp
     Raises:
         ConfigError: for a language that the benchmark does not have.
         DataError: naming file and line: what `read_rows` raises, an unknown label, an id that occurs twice.
-        HubError: when a hub data set cannot be had.
+        HubError: when a hub data set cannot be loaded.
     """
     name_in_files(benchmark, language, benchmark.languages)
     return _examples(benchmark, benchmark.evaluation, (source,), split)

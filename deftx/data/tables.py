@@ -66,7 +66,7 @@ def read_rows(source: Source, layout: Layout) -> list[Row]:
     Raises:
         DataError: for a missing column, an empty or missing cell or broken quoting, naming file and line; or when
             there are no rows.
-        HubError: when a hub data set cannot be had.
+        HubError: when a hub data set cannot be loaded.
     """
     cells = _file_cells(source, layout) if isinstance(source, FileSource) else _hub_cells(source, layout)
     # without ids, rows with the same number in different files must not be taken for the same item

@@ -106,7 +106,7 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
     """A split of a hub data set with some of its columns, as a `datasets.Dataset`.
 
     Raises:
-        HubError: when it cannot be had.
+        HubError: when it cannot be loaded.
         DataError: when a column is missing.
     """
     if source.commit == UNRESOLVED:
@@ -117,7 +117,7 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
             table = _downloaded_table(source)
     except Exception as error:  # as above, and the errors of datasets have no common base class
         raise HubError(
-            f"{source.where}: could not be had from the hub at commit {source.commit[:12]} ({reason(error)})"
+            f"{source.where}: could not be loaded from the hub at commit {source.commit[:12]} ({reason(error)})"
         ) from error
     if missing := [column for column in columns if column not in table.column_names]:
         raise DataError(

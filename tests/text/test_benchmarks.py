@@ -253,7 +253,7 @@ def test_labels_of_the_hub_go_by_name(hub: dict[str, Any]) -> None:
 
 
 def test_bad_tables_of_the_hub(hub: dict[str, Any]) -> None:
-    with pytest.raises(HubError, match="mteb/NusaX-senti/ace/test: could not be had from the hub"):
+    with pytest.raises(HubError, match="mteb/NusaX-senti/ace/test: could not be loaded from the hub"):
         from_hub(NUSAX, "ace")
     hub["mteb/NusaX-senti"] = {"text": ["a", "b"], "label": [0, -1]}, None
     with pytest.raises(DataError, match="mteb/NusaX-senti/ace/test, row 1: label -1 has no name; names: negative"):

@@ -242,7 +242,7 @@ def test_data_sets_by_parquet(hub: HubStandIn, online: Client, fetched: dict[str
     assert online(examples, "id", "test").texts == ("baik",)
     assert fetched["text"] == ["Nanggroë", "Aceh", "Banda"]
     commit = hub.branches["dataset", NUSAX]["main"]
-    with pytest.raises(HubError, match=f"^{NUSAX}/acee/test: could not be had from the hub"):
+    with pytest.raises(HubError, match=f"^{NUSAX}/acee/test: could not be loaded from the hub"):
         online(table, HubSource(repo=NUSAX, commit=commit, config="acee", split="test"), "text")
     with pytest.raises(DataError, match=f"^{NUSAX}/ace/test: no column 'tweet'; found: text, label"):
         online(table, HubSource(repo=NUSAX, commit=commit, config="ace", split="test"), "tweet")
