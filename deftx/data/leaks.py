@@ -33,7 +33,7 @@ RULES: Mapping[Rule, str] = {
 _SIMILAR = 85
 """Smallest ratio of an edited sentence: 100 * (1 - insertions and deletions / length of both)."""
 _CONTAINED = 20
-"""Fewest characters of a text that counts as part of another: shorter ones are stock phrases."""
+"""Fewest characters of a text that counts as part of another: shorter ones are often stock phrases."""
 _TELLING = 30
 """Fewest characters of a sentence that no text has by chance: texts of the demo's families share up to 24."""
 _GAP = "\n"
