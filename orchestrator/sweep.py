@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from deftx.cli.command import HELP, Command, console, example
 from deftx.stages.files import SFT
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
 from orchestrator.record.sweep import SweepFolder, known_sweep

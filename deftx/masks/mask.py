@@ -65,27 +65,33 @@ def denoise_all(
         values[name] = result.values
         facts.append(
             {"name": name, "rank": result.rank, "rank_share": result.rank / min(tensor.shape),
-             "entries_kept": result.entries_kept, "energy_kept": result.energy_kept}
+             "nonzero_retention": result.nonzero_retention, "energy_retention": result.energy_retention}
         )  # fmt: skip
     return values, facts
 
 
 def choose(
     delta: Mapping[str, Tensor], denoised: Mapping[str, Tensor], settings: SparseSettings
-) -> tuple[Indices, dict[str, float]]:
+) -> tuple[Indices, float | None]:
     """The mask, and its overlap with LT-SFT's mask from the same delta: denoising is never a silent no-op.
+
+    The overlap is None where nothing is pruned.
 
     Raises:
         DataError: when fewer than k entries of the denoised change differ from zero.
         ConfigError: when k is larger than the number of entries.
     """
     if settings.k is None:
-        mask = non_zero(denoised)
-        return mask, {"k": sum(index.numel() for index in mask.values())}
+        return non_zero(denoised), None
     k = resolve_k(settings.k, sum(delta[name].numel() for name in delta))
     mask = select(denoised, k)
     if denoised is delta:
-        return mask, {"k": k, "jaccard_lt_sft": 1.0}
+        return mask, 1.0
     # L fills in rows of zeros, so the delta itself may have fewer entries than k
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
-    return mask, {"k": k, "jaccard_lt_sft": jaccard(mask, select(delta, min(k, changed)))}
+    return mask, jaccard(mask, select(delta, min(k, changed)))
+
+
+def mask_size(mask: Indices) -> int:
+    """How many entries a mask has."""
+    return sum(index.numel() for index in mask.values())
