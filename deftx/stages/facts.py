@@ -14,7 +14,7 @@ from deftx.config import Metric
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0 + 1e-6)]  # sums of squares are rounded
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class Facts(BaseModel):

@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.facts import metrics_of
 from support.islands import folder_of, run, write_data, write_space
 from support.patience import PATIENCE
 from support.plans import World, make_planner, make_schedule, make_space
 
 from deftx.cli.command import console
+from deftx.stages.kinds import F, facts_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Failure, SweepFolder
@@ -58,8 +60,8 @@ class FakeDriver:
     def seconds(self, stage: Stage) -> float:
         return self.took[stage.address]
 
-    def metrics(self, stage: Stage) -> dict[str, float]:
-        return {"steps": 10.0, "train_blocks": 80.0}
+    def facts(self, stage: Stage, kind: type[F]) -> F:
+        return facts_of(manifest(stage), kind)
 
     def manifest(self, stage: Stage) -> Manifest:
         return manifest(stage)
@@ -91,7 +93,8 @@ class FakeDriver:
 
 
 def manifest(stage: Stage, **facts: Any) -> Manifest:
-    given = {"attempt": "attempt-0", "files": {}, "metrics": {}, "seconds": 2.0, **facts}
+    given = {"attempt": "attempt-0", "files": {}, "seconds": 2.0, **facts}
+    given["metrics"] = metrics_of(stage, **facts.get("metrics", {}))
     return Manifest(address=stage.address, kind=stage.kind, label=stage.label, identity=stage.identity(), **given)
 
 
