@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 
 from deftx.config import METRIC_WORDS, resolve_k
-from deftx.errors import ConfigError, hint
 from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
 from deftx.sources.hub import Source
 from deftx.sources.published import HubFolder, LocalFolder, Published
 from deftx.stages.files import CHECK, SFT
+from deftx.stages.kinds import unknown_kind
 from deftx.stages.settings import BackboneSettings, DenseSettings, SparseSettings, TextStageSettings
 from deftx.stages.stage import Stage, settings_of
 
@@ -108,7 +108,7 @@ def shown_as(kind: str) -> ShownKind:
         ConfigError: with the nearest name, for one that was never registered.
     """
     if kind not in SHOWN:
-        raise ConfigError(f"unknown kind of stage {kind!r}{hint(kind, SHOWN)}; there are {', '.join(SHOWN)}")
+        raise unknown_kind(kind, SHOWN)
     return SHOWN[kind]
 
 

@@ -99,7 +99,7 @@ def status(name: Name, storage: Storage = "results") -> None:
     state = folder.state()
     out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
     table = Table("kind", "done", "reused", "failed", "waiting")
-    for kind in KINDS:
+    for kind in dict.fromkeys([*KINDS, *(entry.kind for entry in state.stages.values())]):
         found = [entry.status for entry in state.stages.values() if entry.kind == kind]
         if found:
             table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))

@@ -8,7 +8,7 @@ that planning is instant: what runs a kind is named, and imported when it runs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,6 +94,15 @@ def register(kind: Kind) -> None:
     KINDS[kind.name] = kind
 
 
+def unknown_kind(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a kind that was never registered, with the nearest name."""
+    names = [*known]
+    return ConfigError(
+        f"unknown kind of stage {name!r}{hint(name, names)}; there are {', '.join(names)}, "
+        f"and those that a module registers when it is imported"
+    )
+
+
 def kind_of(name: str) -> Kind:
     """The kind of this name.
 
@@ -101,7 +110,7 @@ def kind_of(name: str) -> Kind:
         ConfigError: with the nearest name, for one that was never registered.
     """
     if name not in KINDS:
-        raise ConfigError(f"unknown kind of stage {name!r}{hint(name, KINDS)}; there are {', '.join(KINDS)}")
+        raise unknown_kind(name, KINDS)
     return KINDS[name]
 
 
