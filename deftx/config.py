@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -66,7 +67,7 @@ class Settings(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name in cls._since():
+        for name in later_fields(cls):
             if cls.model_fields[name].is_required():
                 raise TypeError(f"{cls.__name__}.{name}: a field marked Since needs a default")
 
@@ -74,18 +75,20 @@ class Settings(BaseModel):
         """All that counts towards an address, as JSON has it; settings within these settings likewise."""
         return self.model_dump(mode="json", context={_IDENTITY: True})
 
-    @classmethod
-    def _since(cls) -> list[str]:
-        """The names of the fields marked `Since`."""
-        return [name for name, field in cls.model_fields.items() if any(isinstance(m, Since) for m in field.metadata)]
-
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, whole: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         dumped: dict[str, Any] = whole(self)
-        for name in self._since() if info.context and info.context.get(_IDENTITY) else ():
+        for name in later_fields(type(self)) if info.context and info.context.get(_IDENTITY) else ():
             if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
                 dumped.pop(name, None)
         return dumped
+
+
+@cache
+def later_fields(settings: type[Settings]) -> tuple[str, ...]:
+    """The names of the fields of a class of settings that are marked `Since`."""
+    fields = settings.model_fields.items()
+    return tuple(name for name, field in fields if any(isinstance(mark, Since) for mark in field.metadata))
 
 
 def count_text(value: object) -> int | str:

@@ -277,11 +277,11 @@ def _holds(run: Run, content: RunContent) -> bool:
 
 def _experiment_tags(info: SweepInfo) -> dict[str, str]:
     """The tags of a sweep's experiment. What a user has changed since is theirs: they are for an experiment without."""
-    views = [(kind, shown.view) for kind, shown in SHOWN.items() if shown.view]
+    views = sorted((shown.view.name, kind, shown.view) for kind, shown in SHOWN.items() if shown.view)
     return {
         "mlflow.note.content": _NOTE.format(benchmark=info.benchmark),
         "mlflow.experimentKind": "custom_model_development",
-        **dict(_view(info, kind, view) for kind, view in views),
+        **dict(_view(info, kind, view) for _, kind, view in views),
     }
 
 

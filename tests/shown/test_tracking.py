@@ -298,6 +298,8 @@ def test_curves_have_each_point_once_and_results_stand_beside_them(finished: Swe
         "curve/validation loss": [(10, 1.75), (20, 1.5)],
         "result/best validation loss": [(0, 1.5)],
         "result/best step": [(0, 20.0)],
+        "result/steps": [(0, 20.0)],
+        "mask/entries trained": [(0, 100.0)],
         "time and memory/seconds": [(0, 40.0)],
         "time and memory/peak GiB": [(0, 0.5)],
     }
@@ -596,7 +598,7 @@ def test_two_sweeps_of_one_name_are_kept_apart(sweep: Sweep, tmp_path: Path) -> 
 def test_a_long_curve_arrives_whole(sweep: Sweep) -> None:
     stage = sweep.stages[1]
     curve = [{"step": step, "train_loss": 1.0 / step} for step in range(1, 1202)]
-    sweep.store.attempt(stage.address).publish(stage, metrics={}, curve=curve, seconds=1.0)
+    sweep.store.attempt(stage.address).publish(stage, metrics=metrics_of(stage), curve=curve, seconds=1.0)
     sweep.mark(stage, "done")
     mirror_sweep(sweep.store, sweep.folder, sweep.uri)
     assert sweep.history(sweep.runs()[stage.address], "curve/training loss") == [

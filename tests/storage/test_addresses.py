@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, create_model
 from support.later import LaterTraining, later
 
-from deftx.config import Denoise, Settings, Since, Training
+from deftx.config import Denoise, Settings, Since, Training, later_fields
 from deftx.stages.kinds import KINDS
 from deftx.stages.settings import DenseSettings
 from deftx.stages.stage import Stage
@@ -41,7 +41,7 @@ ADDRESSED = {of.__name__: of for kind in KINDS.values() for of in classes(kind.s
 
 def counted(of: type[Settings]) -> list[str]:
     """The fields that are in every address."""
-    return sorted(name for name, field in of.model_fields.items() if name not in of._since() and not field.exclude)
+    return sorted(name for name, field in of.model_fields.items() if name not in later_fields(of) and not field.exclude)
 
 
 def test_every_class_that_is_part_of_an_address_is_on_record() -> None:
