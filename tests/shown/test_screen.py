@@ -261,6 +261,15 @@ def test_every_width_keeps_its_lines_whole() -> None:
     assert "text 1/2, dense 0/3, sparse 0/5," in narrow
 
 
+def test_a_label_that_leaves_no_room_for_the_time_is_cut_to_subject_and_kind() -> None:
+    driver, label = two_languages(), "ace · grade · task rank 8 keep 5 % + ace rank 8 keep 5 %"
+    driver.start(label)
+    driver.now = 5.0
+    assert drawn(driver, len(f"> {label}, 5 s"))[-1] == f"> {label}, 5 s"
+    for width in (len(f"> {label}, 5 s") - 1, 40):
+        assert drawn(driver, width)[-1] == "> ace · grade, 5 s"
+
+
 def test_twelve_languages_in_a_terminal_of_24_lines() -> None:
     source = {"learn": {"rank": 8, "retention": 0.05}, "start": False}  # the twelfth: Indonesian
     driver = two_languages(targets=TARGETS, source=source, baselines=["task+source"])
