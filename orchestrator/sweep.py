@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from deftx.cli.command import HELP, Command, console, example
 from deftx.passwords import to_type, without_password
 from deftx.stages.files import SFT
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
 from orchestrator.record.sweep import SweepFolder, known_sweep
@@ -101,7 +101,7 @@ def status(name: Name, storage: Storage = "results") -> None:
     state = folder.state()
     out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
     table = Table("kind", "done", "reused", "failed", "waiting")
-    for kind in KINDS:
+    for kind in dict.fromkeys([*KINDS, *(entry.kind for entry in state.stages.values())]):
         found = [entry.status for entry in state.stages.values() if entry.kind == kind]
         if found:
             table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))

@@ -32,7 +32,7 @@ from deftx.stages.settings import (
     BackboneShape,
 )
 from deftx.stages.stage import Stage
-from orchestrator.plan.cost import size_of_backbone
+from orchestrator.kinds import size_of_backbone
 from orchestrator.space.schema import Space
 
 T = TypeVar("T")

@@ -17,6 +17,7 @@ from multiprocessing.pool import ThreadPool
 
 from deftx.errors import DeftxError, reason
 from deftx.passwords import to_type, without_password
+from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder, SweepInfo, known_sweep
@@ -151,7 +152,7 @@ class SweepWriter:
         A grade that has its run from an earlier start is left as it is until the end: it may show its test score.
         """
         entry = StageEntry.of(stage).model_copy(update={"status": status})
-        if entry.kind == "grade" and status == "reused" and stage.address in self.runs.addresses():
+        if kind_of(entry.kind).seals and status == "reused" and stage.address in self.runs.addresses():
             return
         content = self._content.ended(stage.address, entry, self._folder.state(), failure, sealed=True)
         if content is not None:
