@@ -165,6 +165,7 @@ def _run(
         here = machine.slots(workplace.resources) if machine else prepared.space.parallel
         slots = 1 if serial else min(prepared.space.parallel, here)
         with kept(folder, DRIVER):
+            driver.write_state()  # the search goes on: before anything else reads how far it is
             mirror.start()
             screen.start(Outlook(driver, prepared.planner, slots))
             try:

@@ -11,7 +11,7 @@ from typing import Any
 from deftx.config import METRIC_WORDS, Metric, Training
 from deftx.evaluate.bootstrap import Estimate
 from deftx.rank import Rank
-from deftx.stages.store import Manifest
+from deftx.stages.manifest import Manifest
 from orchestrator.record.sweep import SweepInfo
 
 NOTHING = "-"

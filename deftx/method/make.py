@@ -28,9 +28,10 @@ from deftx.method.phases import dense, sparse
 from deftx.method.pretrain import pretrain
 from deftx.models.load import load_tokenizer
 from deftx.stages.files import BLOCKS, CHECK, MODEL
+from deftx.stages.manifest import Manifest
 from deftx.stages.settings import BackboneSettings, CheckSettings, TextStageSettings
 from deftx.stages.stage import Stage, checked_text
-from deftx.stages.store import Attempt, Manifest, Store
+from deftx.stages.store import Attempt, Store
 from deftx.train.loop import Report
 
 log = logging.getLogger("deftx")

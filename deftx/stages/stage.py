@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -39,8 +39,7 @@ class Stage:
     @cached_property
     def address(self) -> str:
         """Content address: 32 hexadecimal digits of SHA-256 over the identity."""
-        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        return address_of(self.identity())
 
     def identity(self) -> dict[str, object]:
         """All that counts: kind, version, settings without excluded fields, addresses of the inputs."""
@@ -85,6 +84,12 @@ class Stage:
         if isinstance(self.settings, GradeSettings):
             parts.append(_vector_words(self))
         return " · ".join(part for part in dict.fromkeys(parts) if part)
+
+
+def address_of(identity: Mapping[str, object]) -> str:
+    """The address of the stage with an identity, as `Stage.identity` makes it or as a manifest holds it."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def checked_text(check: Stage) -> Stage:

@@ -1,11 +1,12 @@
 """The vectors of a sweep: how far denoising went, which entries each mask holds, and the spectra they were cut from.
 
 Read from manifests, from the masks of the chosen vectors, and from the singular values that dense phases keep. What was
-never published, or is gone, is left out.
+never published, or is gone or damaged, is left out: a picture is not worth that a dense phase is trained again.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deftx.config import Denoise
+from deftx.errors import StoreError
 from deftx.stages.files import SFT, SPECTRA, TENSORS
+from deftx.stages.manifest import Manifest
 from deftx.stages.stage import denoise_words
-from deftx.stages.store import Manifest, Store
+from deftx.stages.store import Store
 from orchestrator.record.sweep import Row, State
+
+log = logging.getLogger("deftx")
 
 VECTOR_COLUMNS = [
     "subject", "setting", "chosen", "k", "mean_rank", "entries_kept", "energy_kept", "jaccard_lt_sft", "seconds",
@@ -143,7 +148,11 @@ def _spectra(store: Store, subject: str, sparse: Manifest) -> Iterator[Spectrum]
         return
     from safetensors.numpy import load_file
 
-    values = load_file(store.fetch(dense.address, SPECTRA))
+    try:
+        values = load_file(store.fetch(dense.address, SPECTRA))
+    except StoreError as error:
+        log.warning("no spectra of %s in the report: %s", subject, error)
+        return
     ranks = {matrix["name"]: matrix["rank"] for matrix in sparse.details.get("matrices", [])}
     for words, pattern in MATRICES.items():
         if names := sorted((name for name in values if re.search(pattern, name)), key=_by_layer):
