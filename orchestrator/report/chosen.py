@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from deftx.config import EVALUATION_SPLITS
+from deftx.config import EvaluationSplit
 from deftx.sft.composition import CHOSEN, Composition, Part, Score, Stored
 from deftx.sources.published import Published
 from deftx.stages.settings import GradeSettings
@@ -20,6 +20,9 @@ from orchestrator.record.sweep import SweepFolder
 from orchestrator.report.results import Results, read_results
 from orchestrator.space.schema import Space
 from orchestrator.wording import selection_words
+
+_SPLITS: tuple[EvaluationSplit, ...] = ("valid", "test")
+"""In the order of the file."""
 
 
 def forget_choice(folder: SweepFolder) -> None:
@@ -75,7 +78,7 @@ def _origin(folder: SweepFolder, space: Space) -> str:
 
 
 def _scores(folder: SweepFolder, targets: Sequence[str]) -> dict[str, tuple[Score, ...]]:
-    splits = [read_results(folder, targets, split, chosen_only=True) for split in EVALUATION_SPLITS]
+    splits = [read_results(folder, targets, split, chosen_only=True) for split in _SPLITS]
     return {target: tuple(_score(results, target) for results in splits if results) for target in targets}
 
 

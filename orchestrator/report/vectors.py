@@ -106,7 +106,7 @@ def chosen_spectra(store: Store, state: State) -> list[Spectrum]:
 def chosen_masks(store: Store, state: State) -> list[Mask]:
     """The masks of the chosen combination: of its languages in their order, then of the task."""
     there = [(subject, found) for subject, found in _chosen(store, state) if _MASK in found.files]
-    return [_mask(store, subject, found.address) for subject, found in there]
+    return [mask for subject, found in there for mask in _masks(store, subject, found.address)]
 
 
 def overlap(a: Mask, b: Mask) -> Overlap:
@@ -164,12 +164,16 @@ def _by_layer(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def _mask(store: Store, subject: str, address: str) -> Mask:
+def _masks(store: Store, subject: str, address: str) -> Iterator[Mask]:
     from deftx.sft.vector import SparseFineTuning  # torch is slow to import
 
-    sft = SparseFineTuning.from_pretrained(store.fetch_folder(address, SFT))
+    try:
+        sft = SparseFineTuning.from_pretrained(store.fetch_folder(address, SFT))
+    except StoreError as error:
+        log.warning("no mask of %s in the report: %s", subject, error)
+        return
     sizes = {name: int(np.prod(shape)) for name, shape in sft.shapes.items()}
-    return Mask(subject, sizes, {name: _packed(index.numpy(), sizes[name]) for name, index in sft.indices.items()})
+    yield Mask(subject, sizes, {name: _packed(index.numpy(), sizes[name]) for name, index in sft.indices.items()})
 
 
 def _packed(index: NDArray[np.int64], size: int) -> NDArray[np.uint8]:

@@ -46,7 +46,8 @@ class Preview:
         """Plan a prepared sweep."""
         space, rows, planner = prepared.space, _rows(prepared), prepared.planner
         chosen = _chosen_before(prepared, rows)
-        others = planner.baselines() + planner.controls(chosen.combination if chosen else space.cells()[0])
+        controlled = (chosen.combination if chosen else None) or space.cells()[0]
+        others = planner.baselines() + planner.controls(controlled)
         grades = [grade for row in rows + others for grade in row.grades.values()]
         parts = chosen.parts if chosen else []
         has = _has(prepared.folder.store, [*grades, *parts])
