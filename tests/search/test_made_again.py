@@ -271,7 +271,9 @@ def test_all_broken_manifests_are_made_again_at_once(
     assert codes == {"status": 0, "failed": 0, "gc": 0, "report": 2, "tracking": 1, "export": 2}
     caplog.clear()
     storage.again()
-    assert sum("manifest.json: not a manifest" in words for words in caplog.messages) == len(broken)
+    # those of the controls are met when the search has ended, and the screen is the sweep's own then
+    words = "\n".join(caplog.messages) + (storage.sweep / "logs/driver.log").read_text()
+    assert words.count("manifest.json: not a manifest") == len(broken)
     assert published(storage.path) == before
     assert all(storage.folder.store.intact(address) for address in before)
     assert storage.written() == written
@@ -339,9 +341,8 @@ def test_a_manifest_of_a_newer_version_is_told_and_left_as_it_is(storage: Storag
     path.write_text(content)
     results = {**readers(storage, tmp_path / "model"), "run": storage.run()}
     told = {name for name, result in results.items() if result.exit_code == 2}
-    assert told == {"gc", "report", "run"}
+    assert told == {"gc", "report", "tracking", "run"}
     assert all("was written by a newer version" in results[name].output.replace("\n", " ") for name in told)
-    assert "was written by a newer version" in results["tracking"].output
     assert path.read_text() == content
 
 
