@@ -55,7 +55,7 @@ class Preview:
         baselines = {stage.address: stage for stage in unmade(_wanted(others), has)}
         checks = planner.checks()
         found = [stage for stage in walk([*checks, *grades]) if has(stage.address)]
-        unresolved = sorted(key for key, found in prepared.pins.found.items() if found == UNRESOLVED)
+        unresolved = sorted(key for key, answer in prepared.pins.resolved.items() if answer == UNRESOLVED)
         return cls(
             space, list(search.values()), [stage for address, stage in baselines.items() if address not in search],
             [check for check in checks if not has(check.address)], found, len(rows), unresolved,
