@@ -168,6 +168,7 @@ def _run(
         here = machine.slots(workplace.resources) if machine else prepared.space.parallel
         slots = 1 if serial else min(prepared.space.parallel, here)
         with kept(folder, DRIVER):
+            driver.write_state()  # the search goes on: before anything else reads how far it is
             mirror.start()
             screen.start(Outlook(driver, prepared.planner, slots))
             try:
@@ -209,6 +210,8 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
         from orchestrator.report.chosen import export_command
 
         for name, address in {"task": row.task_sft, **row.language_sfts}.items():
+            if folder.store.manifest(str(address)) is None:  # it was lost, and could not be made again
+                continue
             out.print(f"  vector of {name}: {folder.store.url_of(str(address), SFT)}", soft_wrap=True)
         out.print(f"export: {escape(export_command(folder, space))}", soft_wrap=True)
     if code == 3:

@@ -13,7 +13,7 @@ from deftx.evaluate.bootstrap import Estimate
 from deftx.rank import Rank
 from deftx.stages.facts import SparseFacts, TrainingFacts
 from deftx.stages.kinds import facts_of, kind_of
-from deftx.stages.store import Manifest
+from deftx.stages.manifest import Manifest
 from orchestrator.record.sweep import SweepInfo
 
 NOTHING = "-"

@@ -14,8 +14,9 @@ from deftx.config import Execution
 from deftx.method import environment
 from deftx.method.context import Context, Made
 from deftx.stages.kinds import kind_of
+from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
-from deftx.stages.store import Attempt, Manifest, Store
+from deftx.stages.store import Attempt, Store
 from deftx.train.loop import Report
 
 log = logging.getLogger("deftx")

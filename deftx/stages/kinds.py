@@ -27,8 +27,8 @@ from deftx.stages.settings import (
 )
 
 if TYPE_CHECKING:
+    from deftx.stages.manifest import Manifest
     from deftx.stages.stage import Stage
-    from deftx.stages.store import Manifest
 
 F = TypeVar("F", bound=Facts)
 

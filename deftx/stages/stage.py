@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -38,8 +38,7 @@ class Stage:
     @cached_property
     def address(self) -> str:
         """Content address: 32 hexadecimal digits of SHA-256 over the identity."""
-        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        return address_of(self.identity())
 
     def identity(self) -> dict[str, object]:
         """All that counts: kind, version, settings that count, addresses of the inputs."""
@@ -99,6 +98,12 @@ class Stage:
         """What a person calls it, such as `ace · sparse · rank 100 · keep 5 %`."""
         parts = [self.subject, self.kind, *kind_of(self.kind).words(self)]
         return " · ".join(part for part in dict.fromkeys(parts) if part)
+
+
+def address_of(identity: Mapping[str, object]) -> str:
+    """The address of the stage with an identity, as `Stage.identity` makes it or as a manifest holds it."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def settings_of(stage: Stage, kind: type[S]) -> S:

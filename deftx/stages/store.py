@@ -11,6 +11,7 @@ match its manifest is an error that names it. `sweeps/` beside `stages/` belongs
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import uuid
@@ -18,55 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from deftx.errors import StoreError
 from deftx.stages.cache import Cache, mismatch, sha256_of
-from deftx.stages.facts import Facts
-from deftx.stages.kinds import facts_of
+from deftx.stages.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from deftx.stages.objects import Objects
+from deftx.stages.records import BrokenRecord
 from deftx.stages.stage import Stage
 
-MANIFEST = "manifest.json"
 _SMALL = 1 << 18
-
-
-class FileEntry(BaseModel):
-    """Size in bytes and SHA-256 of one published file."""
-
-    size: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """Everything a reader may know of a published stage without opening its files."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    address: str
-    kind: str
-    label: str
-    identity: dict[str, Any]
-    attempt: str
-    files: dict[str, FileEntry]
-    metrics: dict[str, float]
-    curve: list[dict[str, float]] = []
-    details: dict[str, Any] = {}
-    seconds: float
-    peak_bytes: int = 0
-    execution: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-    git_commit: str | None = None
-    created: str = ""
-
-    @property
-    def facts(self) -> Facts:
-        """What the stage measured, typed by its kind.
-
-        Raises:
-            StoreError: see `facts_of`.
-        """
-        return facts_of(self)
+log = logging.getLogger("deftx")
 
 
 class Store(Objects):
@@ -86,30 +47,37 @@ class Store(Objects):
         super().__init__(url)
         self._cache = Cache(cache or Path.home() / ".cache" / "deftx", cache_bytes)
         self._verified: set[str] = set()
+        self._warned: set[str] = set()
 
     def manifest(self, address: str) -> Manifest | None:
-        """The manifest of a published stage, or none.
+        """The manifest of a published stage, or none: one that is not to be believed is warned of and does not count.
 
         Raises:
-            StoreError: when it is there but is not a manifest.
+            StoreError: when a newer version wrote it.
         """
-        content = self.read("stages", address, MANIFEST)
-        if content is None:
-            return None
         try:
-            manifest = Manifest.model_validate_json(content)
-        except ValidationError as error:
-            where = self.path("stages", address, MANIFEST)
-            raise StoreError(f"{where}: not a manifest ({error.errors()[0]['msg']}); remove it") from None
-        self.path(manifest.attempt, *manifest.files)
+            return self._manifest(address)
+        except BrokenRecord as error:
+            self._warn(str(error))
+            return None
+
+    def published(self, address: str) -> Manifest:
+        """The manifest of a stage that has to be there.
+
+        Raises:
+            StoreError: when it is not, or is not to be believed.
+        """
+        manifest = self._manifest(address)
+        if manifest is None:
+            raise StoreError(f"{self.path('stages', address)}: not published")
         return manifest
 
     def has(self, address: str) -> bool:
-        """Whether the stage is published and every file of it lies there whole.
+        """Whether the stage is published, measured what its kind measures, and every file of it lies there whole.
 
         Small files are compared byte by byte; of large ones the size is, and the bytes when they are read.
         """
-        manifest = self.manifest(address)
+        manifest = self._complete(address)
         return manifest is not None and all(
             self._size(address, manifest.attempt, name) == entry.size
             and (entry.size > _SMALL or self._whole(address, name))
@@ -117,9 +85,28 @@ class Store(Objects):
         )
 
     def intact(self, address: str) -> bool:
-        """Whether the stage is published and every file of it holds the bytes its manifest names."""
-        manifest = self.manifest(address)
+        """Whether `has` is true and every file of the stage, large ones too, holds the bytes its manifest names."""
+        manifest = self._complete(address)
         return manifest is not None and all(self._whole(address, name) for name in manifest.files)
+
+    def _manifest(self, address: str) -> Manifest | None:
+        content = self.read("stages", address, MANIFEST)
+        return None if content is None else read_manifest(content, address, self.path("stages", address, MANIFEST))
+
+    def _complete(self, address: str) -> Manifest | None:
+        """The manifest, unless a fact of its kind is missing or is no number: then the stage counts as not made."""
+        manifest = self.manifest(address)
+        try:
+            return manifest if manifest is None or manifest.facts else None
+        except StoreError as error:
+            self._warn(f"{error}; the command that made the stage makes it again")
+            return None
+
+    def _warn(self, words: str) -> None:
+        """Log a warning, each once."""
+        if words not in self._warned:
+            self._warned.add(words)
+            log.warning("%s", words)
 
     def _whole(self, address: str, name: str) -> bool:
         try:
@@ -146,8 +133,8 @@ class Store(Objects):
         Raises:
             StoreError: when the stage is not published, has no such file, or the file does not match the manifest.
         """
-        manifest = self.manifest(address)
-        if manifest is None or name not in manifest.files:
+        manifest = self.published(address)
+        if name not in manifest.files:
             raise StoreError(f"{self.path('stages', address)}: has no published file {name}")
         entry, remote = manifest.files[name], self.path("stages", address, manifest.attempt, name)
         if not self.local:
@@ -165,9 +152,9 @@ class Store(Objects):
         Raises:
             StoreError: as `fetch`.
         """
-        manifest = self.manifest(address)
-        names = [name for name in manifest.files if name.startswith(f"{prefix}/")] if manifest else []
-        if manifest is None or not names:
+        manifest = self.published(address)
+        names = [name for name in manifest.files if name.startswith(f"{prefix}/")]
+        if not names:
             raise StoreError(f"{self.path('stages', address)}: has no published folder {prefix}")
         if self.local:
             for name in names:
@@ -183,10 +170,7 @@ class Store(Objects):
         Raises:
             StoreError: when the stage is not published.
         """
-        manifest = self.manifest(address)
-        if manifest is None:
-            raise StoreError(f"{self.path('stages', address)}: not published")
-        path = self.path("stages", address, manifest.attempt, name)
+        path = self.path("stages", address, self.published(address).attempt, name)
         return path if self.local else str(self.fs.unstrip_protocol(path))
 
     def _size(self, address: str, attempt: str, name: str) -> int:
@@ -236,8 +220,9 @@ class Attempt:
                 target = self._store.path("stages", self._address, self.id, name)
                 self._store.fs.put_file(str(self.folder / name), target)
             shutil.rmtree(self.folder)
-        self._store.create(manifest.model_dump_json(indent=1).encode(), "stages", self._address, MANIFEST)
+        content = manifest.model_dump_json(indent=1).encode()
+        parts = ("stages", self._address, MANIFEST)
+        if not self._store.create(content, *parts) and self._store.manifest(self._address) is None:
+            self._store.write(content, *parts)  # in the place of one that is not to be believed
         self._store.remove("stages", self._address, "checkpoint")
-        published = self._store.manifest(self._address)
-        assert published is not None
-        return published
+        return self._store.published(self._address)

@@ -5,7 +5,7 @@ Pure: nothing is opened here. What a space reads is resolved in `inputs`; in wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,6 +51,13 @@ class PlannedRow:
         """Every stage the row needs, inputs first."""
         return list(walk(self.grades.values()))
 
+    @property
+    def parts(self) -> list[Stage]:
+        """What models of the row are composed of: its vectors, and before them the backbone where it is made here."""
+        backbones = [stage.input("backbone") for stage in self.stages]
+        vectors = [stage for stage in with_vectors(self.grades.values()) if stage.kind != "grade"]
+        return list({stage.address: stage for stage in [*backbones, *vectors] if stage is not None}.values())
+
     def record(self) -> Row:
         """The row as the sweep's state keeps it."""
         return Row(
@@ -59,6 +66,13 @@ class PlannedRow:
             grades={target: grade.address for target, grade in self.grades.items()},
             language_sfts={target: stage.address for target, stage in self.languages.items()},
         )  # fmt: skip
+
+
+def with_vectors(grades: Iterable[Stage]) -> Iterator[Stage]:
+    """Grades, each after the vectors it composes: all that has to be there of a row, once it was made."""
+    for grade in grades:
+        yield from (needed for _, needed in grade.inputs if needed.kind == "sparse")
+        yield grade
 
 
 def _sparse_settings(recipe: LanguageRecipe | TaskRecipe, denoise: Denoise | None) -> SparseSettings:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from deftx.errors import StoreError
 from deftx.stages.files import DELTA, VECTORS
-from deftx.stages.store import MANIFEST, Store
+from deftx.stages.manifest import MANIFEST
+from deftx.stages.store import Store
 from orchestrator.record.lease import living_driver
 from orchestrator.record.sweep import SweepFolder
 
@@ -52,7 +53,7 @@ def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_
     kept = {MANIFEST, manifest.attempt} if manifest else set()
     for name in store.names("stages", address):
         if name not in kept and name != "checkpoint":
-            removed.attempts += 1
+            removed.attempts += name != MANIFEST  # one that is not to be believed goes with its attempts
             _drop(store, removed, remove, address, name)
     if manifest and not keep_delta:
         there = {DELTA, VECTORS} & set(store.names("stages", address, manifest.attempt))

@@ -1,26 +1,27 @@
 """The grades of a sweep: what was predicted on validation and, sealed until the search has ended, on test.
 
-No words and no intervals: what is made of the predictions is in the report.
+The one place that opens sealed test scores: report, choice and tracker get them here, and nobody else does. No words
+and no intervals: what is made of the predictions is in the report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from deftx.config import EvaluationSplit, Metric
+from deftx.config import METRIC_WORDS, EvaluationSplit, Metric
 from deftx.errors import StoreError
 from deftx.evaluate.bootstrap import Predictions
 from deftx.stages.files import SCORES, SEALED
-from deftx.stages.store import Store
-from orchestrator.record.sweep import Row, State
+from deftx.stages.records import read_record
+from orchestrator.record.sweep import Row, SweepFolder
 
 _FILES: dict[EvaluationSplit, str] = {"valid": SCORES, "test": SEALED}
 
 
 class Grade(BaseModel):
-    """One split of one grade stage: what was predicted for each row of a target's data."""
+    """One split of one grade stage: what was predicted for each row of a target's data, and the scores of that."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
@@ -29,35 +30,56 @@ class Grade(BaseModel):
     ids: list[str]
     gold: list[int]
     predicted: list[int]
+    macro_f1: float
+    accuracy: float
 
     @property
     def predictions(self) -> Predictions:
         """The columns that are resampled."""
         return Predictions(self.ids, self.gold, self.predicted)
 
-
-def read_grades(
-    store: Store, state: State, targets: Sequence[str], split: EvaluationSplit
-) -> list[tuple[Row, dict[str, Grade]]]:
-    """Each row with its grades on one split, in the order of the targets; a row that is complete must have them all.
-
-    Raises:
-        StoreError: for the test split before the search has ended, or a grade that is gone, altered or unreadable.
-    """
-    if split == "test" and not state.ended:
-        raise StoreError("the test scores stay sealed until the search has ended")
-    return [(row, _read_row(store, row, targets, split)) for row in state.rows]
+    @property
+    def scores(self) -> dict[Metric, float]:
+        """The score by each metric, as a share."""
+        return {metric: float(getattr(self, metric)) for metric in METRIC_WORDS}
 
 
-def _read_row(store: Store, row: Row, targets: Sequence[str], split: EvaluationSplit) -> dict[str, Grade]:
-    wanted = {name: row.grades[name] for name in targets if name in row.grades}
-    there = {n: a for n, a in wanted.items() if row.status == "complete" or store.manifest(a) is not None}
-    return {name: _read_grade(store, address, split) for name, address in there.items()}
+class Grades:
+    """The grades of a sweep on one split. For the test split there is no such object before the search has ended."""
 
+    def __init__(self, folder: SweepFolder, split: EvaluationSplit) -> None:
+        """Look how far the sweep is, and open its grades.
 
-def _read_grade(store: Store, address: str, split: EvaluationSplit) -> Grade:
-    path = store.fetch(address, _FILES[split])
-    try:
-        return Grade.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise StoreError(f"{path}: not a grade ({error.errors()[0]['msg']})") from None
+        Raises:
+            StoreError: for the test split before the search has ended.
+        """
+        self.state = folder.state()
+        if split == "test" and not self.state.ended:
+            raise StoreError("the test scores stay sealed until the search has ended")
+        self._store, self._file = folder.store, _FILES[split]
+
+    def rows(self, targets: Sequence[str], *, chosen_only: bool = False) -> list[tuple[Row, dict[str, Grade]]]:
+        """Each row (or the chosen one alone) with its grades, in the order of the targets; a complete row has them all.
+
+        Raises:
+            StoreError: for a grade that is gone, altered or unreadable.
+        """
+        chosen = self.state.chosen_row
+        rows = [row for row in self.state.rows if row is chosen or not chosen_only]
+        return [(row, self._of_row(row, targets)) for row in rows]
+
+    def read(self, address: str) -> Grade:
+        """The grade of one stage.
+
+        Raises:
+            StoreError: when it is gone, altered or unreadable.
+        """
+        path = self._store.fetch(address, self._file)
+        advice = "run the sweep again, which makes it again"
+        return read_record(Grade, path.read_bytes(), str(path), name="a grade", advice=advice)
+
+    def _of_row(self, row: Row, targets: Sequence[str]) -> dict[str, Grade]:
+        addresses = {name: row.grades[name] for name in targets if name in row.grades}
+        complete = row.status == "complete"
+        there = {name: a for name, a in addresses.items() if complete or self._store.manifest(a) is not None}
+        return {name: self.read(address) for name, address in there.items()}

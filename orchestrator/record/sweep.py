@@ -13,6 +13,7 @@ Stages themselves are in the store; no Ray, Optuna or MLflow here, so that `swee
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any, Literal
 
@@ -20,8 +21,11 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from deftx.errors import ConfigError, StoreError
 from deftx.passwords import without_password
+from deftx.stages.records import BrokenRecord, M, read_record
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
+
+log = logging.getLogger("deftx")
 
 RowKind = Literal["combination", "lt-sft", "task", "task+source", "other-language", "dense-task"]
 
@@ -160,29 +164,46 @@ class SweepFolder:
         return path if self.store.local else str(self.store.fs.unstrip_protocol(path))
 
     def info(self) -> SweepInfo | None:
-        """What the sweep is, or none when it was never started."""
-        content = self.store.read("sweeps", self.name, "sweep.json")
-        return SweepInfo.model_validate_json(content) if content else None
+        """What the sweep is, or none when it was never started.
+
+        Raises:
+            StoreError: when that is broken, or written by a newer version.
+        """
+        return self._read(
+            SweepInfo, "sweep.json", advice="remove it, and the sweep's command starts with the revisions that the hub "
+            "has now; what is made already is kept and used as far as it is the same",
+        )  # fmt: skip
 
     def write_info(self, info: SweepInfo) -> None:
         """Record what the sweep is."""
         self._write(info, "sweep.json")
 
     def state(self) -> State:
-        """How far the sweep is; an empty state when it was never started."""
-        content = self.store.read("sweeps", self.name, "state.json")
-        return State.model_validate_json(content) if content else State()
+        """How far the sweep is; an empty state when it was never started.
+
+        Raises:
+            StoreError: when that is broken (never taken for empty: `gc` would remove all that the sweep has), or
+                written by a newer version.
+        """
+        return self._read(State, "state.json", advice="the sweep's command writes it anew") or State()
 
     def write_state(self, state: State) -> None:
         """Replace the state."""
         self._write(state, "state.json")
 
     def failures(self) -> dict[str, Failure]:
-        """The failures on record, by address."""
+        """The failures on record, by address; a broken record says only that the stage is to be tried again."""
         names = [name for name in self.store.names("sweeps", self.name, "failures") if name.endswith(".json")]
-        contents = [self.store.read("sweeps", self.name, "failures", name) for name in names]
-        found = [Failure.model_validate_json(content) for content in contents if content]
-        return {failure.address: failure for failure in found}
+        failures = [failure for name in names if (failure := self._failure(name))]
+        return {failure.address: failure for failure in failures}
+
+    def _failure(self, name: str) -> Failure | None:
+        try:
+            return self._read(Failure, "failures", name, advice="the stage is tried again")
+        except BrokenRecord as error:
+            log.warning("%s", error)
+            address = name.removesuffix(".json")
+            return Failure(address=address, label=address, reason=str(error), final=False)
 
     def final_failures(self) -> dict[str, Failure]:
         """The failures for good, by address: these stages are not tried again unless that is asked for."""
@@ -213,6 +234,12 @@ class SweepFolder:
         """Write a report, a table or a plot; returns its path."""
         self.store.write(content, "sweeps", self.name, *parts)
         return self.store.path("sweeps", self.name, *parts)
+
+    def _read(self, model: type[M], *parts: str, advice: str) -> M | None:
+        content = self.store.read("sweeps", self.name, *parts)
+        if content is None:
+            return None
+        return read_record(model, content, self.url(*parts), name="what a sweep writes", advice=advice)
 
     def _write(self, record: BaseModel, *parts: str) -> None:
         self.store.write(record.model_dump_json(indent=1).encode(), "sweeps", self.name, *parts)

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
+from deftx.config import EvaluationSplit
 from deftx.sft.composition import CHOSEN, Composition, Part, Score, Stored
 from deftx.sources.published import Published
 from deftx.stages.settings import GradeSettings
 from deftx.stages.stage import Stage, settings_of
 from orchestrator.plan.rows import PlannedRow
-from orchestrator.record.sweep import State, SweepFolder
+from orchestrator.record.sweep import SweepFolder
 from orchestrator.report.results import Results, read_results
 from orchestrator.space.schema import Space
 from orchestrator.wording import selection_words
+
+_SPLITS: tuple[EvaluationSplit, ...] = ("valid", "test")
+"""In the order of the file."""
 
 
 def forget_choice(folder: SweepFolder) -> None:
@@ -47,7 +51,7 @@ def export_command(folder: SweepFolder, space: Space) -> str:
 def _compositions(
     folder: SweepFolder, space: Space, backbone: Published | Stage, row: PlannedRow
 ) -> dict[str, Composition]:
-    origin, scores = _origin(folder, space), _scores(folder, row)
+    origin, scores = _origin(folder, space), _scores(folder, [*row.grades])
     found = {}
     for target, grade in row.grades.items():
         settings = settings_of(grade, GradeSettings)
@@ -73,15 +77,14 @@ def _origin(folder: SweepFolder, space: Space) -> str:
     )
 
 
-def _scores(folder: SweepFolder, row: PlannedRow) -> Mapping[str, tuple[Score, ...]]:
-    alone = State(rows=[row.record().model_copy(update={"status": "complete"})], chosen=row.number, ended=True)
-    found = (read_results(folder.store, alone, [*row.grades], split) for split in ("valid", "test"))
-    splits = [results for results in found if results]
-    return {target: tuple(_score(results, target) for results in splits) for target in row.grades}
+def _scores(folder: SweepFolder, targets: Sequence[str]) -> dict[str, tuple[Score, ...]]:
+    splits = [read_results(folder, targets, split, chosen_only=True) for split in _SPLITS]
+    return {target: tuple(_score(results, target) for results in splits if results) for target in targets}
 
 
 def _score(results: Results, target: str) -> Score:
-    one = results.rows[0].scores[target]
+    assert results.chosen is not None
+    one = results.chosen.scores[target]
     return Score(
         split=results.split, metric=results.metric, value=one.value, low=one.low, high=one.high,
         items=results.items(target),

@@ -15,9 +15,8 @@ import pandas as pd
 
 from deftx.config import SPLIT_WORDS, EvaluationSplit, Metric
 from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions, System
-from deftx.stages.store import Store
-from orchestrator.record.grades import read_grades
-from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, State
+from orchestrator.record.grades import Grades
+from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, SweepFolder
 
 RESULT_COLUMNS = [
     "row", "kind", "number", "chosen", "rank_l", "rank_t", "retention_l", "retention_t", "status", "language", "split",
@@ -85,14 +84,17 @@ class Results:
         }  # fmt: skip
 
 
-def read_results(store: Store, state: State, targets: Sequence[str], split: EvaluationSplit) -> Results | None:
-    """All rows on one split, or none while nothing was graded.
+def read_results(
+    folder: SweepFolder, targets: Sequence[str], split: EvaluationSplit, *, chosen_only: bool = False
+) -> Results | None:
+    """All rows (or the chosen one alone) on one split, or none while nothing was graded.
 
     Raises:
         StoreError: for the test split before the search has ended, or a grade that is gone, altered or unreadable.
         DataError: when rows were graded on different items.
     """
-    grades = sorted(read_grades(store, state, targets, split), key=lambda read: _place(read[0]))
+    opened = Grades(folder, split)
+    grades = sorted(opened.rows(targets, chosen_only=chosen_only), key=lambda read: _place(read[0]))
     first = next((grade for _, found in grades for grade in found.values()), None)
     if first is None:
         return None
@@ -100,7 +102,7 @@ def read_results(store: Store, state: State, targets: Sequence[str], split: Eval
     systems = [(row, {name: grade.predictions for name, grade in found.items()}) for row, found in grades]
     lt_sft = next((system for row, system in systems if row.kind == "lt-sft"), {})
     rows = tuple(_row_result(bootstrap, row, system, lt_sft, targets) for row, system in systems)
-    chosen = next((one for one in rows if one.row is state.chosen_row), None)
+    chosen = next((one for one in rows if one.row is opened.state.chosen_row), None)
     return Results(split, tuple(targets), first.labels, first.metric, rows, chosen, bootstrap)
 
 

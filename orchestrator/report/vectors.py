@@ -1,11 +1,12 @@
 """The vectors of a sweep: how far denoising went, which entries each mask holds, and the spectra they were cut from.
 
 Read from manifests, from the masks of the chosen vectors, and from the singular values that dense phases keep. What was
-never published, or is gone, is left out.
+never published, or is gone or damaged, is left out: a picture is not worth that a dense phase is trained again.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deftx.config import Denoise
+from deftx.errors import StoreError
 from deftx.stages.files import SFT, SPECTRA, TENSORS
 from deftx.stages.kinds import denoise_words, kind_of
-from deftx.stages.store import Manifest, Store
+from deftx.stages.manifest import Manifest
+from deftx.stages.store import Store
 from orchestrator.record.sweep import Row, State
+
+log = logging.getLogger("deftx")
 
 VECTOR_COLUMNS = [
     "subject", "setting", "chosen", "k", "mean_rank", "nonzero_retention", "energy_retention", "jaccard_lt_sft",
@@ -101,7 +106,7 @@ def chosen_spectra(store: Store, state: State) -> list[Spectrum]:
 def chosen_masks(store: Store, state: State) -> list[Mask]:
     """The masks of the chosen combination: of its languages in their order, then of the task."""
     there = [(subject, found) for subject, found in _chosen(store, state) if _MASK in found.files]
-    return [_mask(store, subject, found.address) for subject, found in there]
+    return [mask for subject, found in there for mask in _masks(store, subject, found.address)]
 
 
 def overlap(a: Mask, b: Mask) -> Overlap:
@@ -147,7 +152,11 @@ def _spectra(store: Store, subject: str, sparse: Manifest) -> Iterator[Spectrum]
         return
     from safetensors.numpy import load_file
 
-    values = load_file(store.fetch(dense.address, SPECTRA))
+    try:
+        values = load_file(store.fetch(dense.address, SPECTRA))
+    except StoreError as error:
+        log.warning("no spectra of %s in the report: %s", subject, error)
+        return
     ranks = {matrix["name"]: matrix["rank"] for matrix in sparse.details.get("matrices", [])}
     for words, pattern in MATRICES.items():
         if names := sorted((name for name in values if re.search(pattern, name)), key=_by_layer):
@@ -159,12 +168,16 @@ def _by_layer(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def _mask(store: Store, subject: str, address: str) -> Mask:
+def _masks(store: Store, subject: str, address: str) -> Iterator[Mask]:
     from deftx.sft.vector import SparseFineTuning  # torch is slow to import
 
-    sft = SparseFineTuning.from_folder(store.fetch_folder(address, SFT))
+    try:
+        sft = SparseFineTuning.from_folder(store.fetch_folder(address, SFT))
+    except StoreError as error:
+        log.warning("no mask of %s in the report: %s", subject, error)
+        return
     sizes = {name: int(np.prod(shape)) for name, shape in sft.shapes.items()}
-    return Mask(subject, sizes, {name: _packed(index.numpy(), sizes[name]) for name, index in sft.indices.items()})
+    yield Mask(subject, sizes, {name: _packed(index.numpy(), sizes[name]) for name, index in sft.indices.items()})
 
 
 def _packed(index: NDArray[np.int64], size: int) -> NDArray[np.uint8]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from deftx.stages.kinds import F, facts_of
+from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
-from deftx.stages.store import Manifest
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder
 from orchestrator.run.machine import Workplace
@@ -54,7 +54,8 @@ class Driver:
         """Set by Ctrl-C: no further job is handed out."""
         self._asks = Replay(space)
         reasons = {address: failure.reason for address, failure in folder.final_failures().items()}
-        self.schedule = Schedule(self._asks, planner, Choice(space, self.facts), folder.store.has, reasons)
+        store, choice = folder.store, Choice(space, self.facts)
+        self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
         self.schedule.begin()
 
     @property
@@ -113,6 +114,7 @@ class Driver:
     def _done(self, stage: Stage, failed_before: bool) -> None:
         if failed_before:
             self.folder.forget_failure(stage.address)
+        self._manifests.pop(stage.address, None)  # of an earlier start, where the stage was made again
         self.schedule.done(stage.address)
         for observer in self._observers:
             observer.stage_done(stage, False)
@@ -166,7 +168,5 @@ class Driver:
     def manifest(self, stage: Stage) -> Manifest:
         """The manifest of a published stage."""
         if stage.address not in self._manifests:
-            manifest = self.folder.store.manifest(stage.address)
-            assert manifest is not None, f"{stage.label} is published"
-            self._manifests[stage.address] = manifest
+            self._manifests[stage.address] = self.folder.store.published(stage.address)
         return self._manifests[stage.address]

@@ -6,15 +6,17 @@ Exact for a grid. For TPE the first `lag` combinations, and the worst case, in w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from humanize import natural_list
 
 from deftx.sources.pins import UNRESOLVED
 from deftx.stages.kinds import KINDS
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.rows import PlannedRow
+from deftx.stages.store import Store
+from orchestrator.plan.rows import PlannedRow, with_vectors
 from orchestrator.run.session import Prepared
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import unmade
@@ -46,13 +48,16 @@ class Preview:
     @classmethod
     def of(cls, prepared: Prepared) -> Preview:
         """Plan a prepared sweep."""
-        space, has = prepared.space, prepared.folder.store.has
-        rows, planner = _rows(prepared), prepared.planner
-        others = planner.baselines() + planner.controls(space.cells()[0])
-        search = {stage.address: stage for row in rows for stage in unmade(row.grades.values(), has)}
-        baselines = {stage.address: stage for row in others for stage in unmade(row.grades.values(), has)}
-        checks = planner.checks()
+        space, rows, planner = prepared.space, _rows(prepared), prepared.planner
+        chosen = _chosen_before(prepared, rows)
+        controlled = (chosen.combination if chosen else None) or space.cells()[0]
+        others = planner.baselines() + planner.controls(controlled)
         grades = [grade for row in rows + others for grade in row.grades.values()]
+        parts = chosen.parts if chosen else []
+        has = _has(prepared.folder.store, [*grades, *parts])
+        search = {stage.address: stage for stage in unmade([*parts, *_wanted(rows)], has)}
+        baselines = {stage.address: stage for stage in unmade(_wanted(others), has)}
+        checks = planner.checks()
         found = [stage for stage in walk([*checks, *grades]) if has(stage.address)]
         unresolved = sorted(key for key, answer in prepared.pins.resolved.items() if answer == UNRESOLVED)
         return cls(
@@ -74,6 +79,22 @@ class Preview:
             worst = more * (len(self.space.targets) + 1)
             words += f"; the {more} later combinations need at most {worst} sparse trainings more"
         return words
+
+
+def _has(store: Store, exact: Iterable[Stage]) -> Callable[[str], bool]:
+    """Whether a run would find a stage in the store: by every byte of what is read at its end, else by `Store.has`."""
+    by_bytes = {stage.address for stage in exact}
+    return cache(lambda address: store.intact(address) if address in by_bytes else store.has(address))
+
+
+def _wanted(rows: Iterable[PlannedRow]) -> Iterator[Stage]:
+    return with_vectors(grade for row in rows for grade in row.grades.values())
+
+
+def _chosen_before(prepared: Prepared, rows: Iterable[PlannedRow]) -> PlannedRow | None:
+    """The row that an earlier start chose."""
+    chosen = prepared.folder.state().chosen_row
+    return next((row for row in rows if chosen and row.record().grades == chosen.grades), None)
 
 
 def _rows(prepared: Prepared) -> list[PlannedRow]:

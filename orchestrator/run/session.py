@@ -77,12 +77,11 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
 
 
 def run(driver: Driver, work: Run) -> int:
-    """Run a sweep to its end.
+    """Run a sweep to its end, its state on record as not ended.
 
     Returns:
         The exit code: 0, 3 or 130.
     """
-    driver.write_state()
     with suppress(KeyboardInterrupt), _interruptible(driver):
         work(driver)
     finished = driver.finished() and not driver.interrupted

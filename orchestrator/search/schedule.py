@@ -3,6 +3,9 @@
 A job is one stage, or the missing grades of one row (the compose-evaluate trial). Stages come from the rows: the
 combinations, asked one by one as their results allow, then the baselines; the checks of the texts go before all. A
 stage that failed for good fails what needs it, with the reason, while the rest goes on; no row needs a check.
+
+Of a row its grades and its vectors have to be there, and of the chosen one byte by byte; what these were made of is
+needed only where one of them has to be made again.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.rows import PlannedRow, Planner
+from orchestrator.plan.rows import PlannedRow, Planner, with_vectors
 from orchestrator.search.choice import Choice
 from orchestrator.space.combination import Combination
 
@@ -52,6 +55,7 @@ class Schedule:
         planner: Planner,
         choice: Choice,
         published: Callable[[str], bool],
+        intact: Callable[[str], bool],
         failed_before: Mapping[str, str] | None = None,
     ) -> None:
         """Bind what the schedule asks and is answered by; `begin` asks what can be asked.
@@ -60,10 +64,11 @@ class Schedule:
             planner: of the rows: the combinations asked, the baselines, and the controls once a combination is chosen.
             choice: scores a combination whose stages are all published, and chooses one.
             published: whether an address is in the store already; asked once for each stage.
+            intact: whether every byte of it is right; asked of what is read at the end: grades, and the chosen parts.
             failed_before: reasons of failures on record, by address; these stages are not run again.
         """
         self._asks, self._planner, self._choice = asks, planner, choice
-        self._published, self._failed_before = published, dict(failed_before or {})
+        self._published, self._intact, self._failed_before = published, intact, dict(failed_before or {})
         self.combinations: list[PlannedRow] = []
         self.baselines = planner.baselines()
         self.checks = planner.checks()
@@ -74,6 +79,7 @@ class Schedule:
         self.done_before: set[str] = set()
         self.failures: dict[str, str] = {}
         self.scores: dict[int, float | None] = {}
+        self._chosen_parts: list[Stage] = []
         self._done: set[str] = set()
         self._running: set[str] = set()
 
@@ -91,12 +97,12 @@ class Schedule:
 
     def ready(self) -> Job | None:
         """The next job that can run, marked as running; none when nothing can run now."""
-        for stage in self._missing(self.checks):
+        for stage in self._missing([*self.checks, *self._chosen_parts]):
             if self._can_run(stage):
                 return self._start(stage.label, [stage])
         for row in self.rows:
             together = {grade.address for grade in row.grades.values()}
-            for stage in self._missing(row.grades.values()):
+            for stage in self._missing(self._wanted(row)):
                 if stage.address not in together and self._can_run(stage):
                     return self._start(stage.label, [stage])
             grades = [stage for stage in row.grades.values() if self._waits(stage)]
@@ -120,8 +126,8 @@ class Schedule:
 
     def finished(self) -> bool:
         """Whether nothing is left to run or to ask."""
-        checked = all(self._settled(check) for check in self.checks)
-        return checked and self.complete and all(self.settled(row) for row in self.rows)
+        others = all(self._settled(stage) for stage in [*self.checks, *self._chosen_parts])
+        return others and self.complete and all(self.settled(row) for row in self.rows)
 
     @property
     def chosen(self) -> PlannedRow | None:
@@ -145,12 +151,17 @@ class Schedule:
         return address in self._running
 
     def settled(self, row: PlannedRow) -> bool:
-        """Whether every grade of a row is published or failed."""
-        return all(self._settled(grade) for grade in row.grades.values())
+        """Whether every grade of a row is published or failed, and every vector of those that are published."""
+        return all(self._settled(stage) for stage in self._wanted(row))
 
     def reason(self, row: PlannedRow) -> str | None:
-        """Why a row is incomplete: the failures of its grades."""
-        reasons = {t: self.failures[g.address] for t, g in row.grades.items() if g.address in self.failures}
+        """Why a row is incomplete: the failures of its grades, or of vectors that could not be made again."""
+        reasons = {
+            target: self.failures[stage.address]
+            for target, grade in row.grades.items()
+            for stage in with_vectors([grade])
+            if stage.address in self.failures
+        }
         return "; ".join(f"{target}: {reason}" for target, reason in reasons.items()) or None
 
     def _advance(self) -> None:
@@ -173,13 +184,23 @@ class Schedule:
             for row in self._planner.controls(chosen) if chosen else ():
                 self.baselines.append(row)
                 self._enlist(row.stages)
+            self._chosen_parts = self.chosen.parts if self.chosen else []
+            self._look_over(self._chosen_parts)
+
+    def _look_over(self, stages: Iterable[Stage]) -> None:
+        """Take back that stages of an earlier start are done, where a byte of one is not right."""
+        for stage in stages:
+            if stage.address in self.done_before and not self._intact(stage.address):
+                self.done_before.discard(stage.address)
+                self._done.discard(stage.address)
 
     def _enlist(self, stages: Iterable[Stage]) -> None:
         for stage in stages:
             if stage.address in self.stages:
                 continue
             self.stages[stage.address] = stage
-            if self._published(stage.address):
+            there = self._intact if stage.kind == "grade" else self._published
+            if there(stage.address):
                 self._done.add(stage.address)
                 self.done_before.add(stage.address)
             elif stage.address in self._failed_before:
@@ -200,9 +221,13 @@ class Schedule:
                 return
 
     def missing(self) -> list[Stage]:
-        """Every stage still to be made, inputs first; a published stage needs none of its inputs."""
-        wanted = [*self.checks, *(grade for row in self.rows for grade in row.grades.values())]
+        """Every stage still to be made, inputs first: of each row its grades and vectors, and what these need."""
+        wanted = [*self.checks, *self._chosen_parts, *(stage for row in self.rows for stage in self._wanted(row))]
         return list({stage.address: stage for stage in self._missing(wanted)}.values())
+
+    def _wanted(self, row: PlannedRow) -> Iterator[Stage]:
+        """The grades of a row that did not fail, each after its vectors."""
+        return with_vectors(grade for grade in row.grades.values() if grade.address not in self.failures)
 
     def _missing(self, stages: Iterable[Stage]) -> Iterator[Stage]:
         return unmade(stages, lambda address: address in self._done or address in self.failures)

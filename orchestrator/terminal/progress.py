@@ -17,7 +17,7 @@ from functools import lru_cache
 from deftx.stages.facts import TextFacts, TrainingFacts
 from deftx.stages.kinds import KINDS
 from deftx.stages.stage import Stage
-from orchestrator.plan.rows import PlannedRow, Planner
+from orchestrator.plan.rows import PlannedRow, Planner, with_vectors
 from orchestrator.run.driver import Driver
 from orchestrator.search.schedule import Job, unmade
 from orchestrator.wording import score_words
@@ -166,7 +166,7 @@ class Outlook:
         found = {stage.address: stage for stage in schedule.missing()}
         for row in self._rows_to_come():
             grades = [grade for grade in row.grades.values() if not self._doomed(grade)]
-            found |= {stage.address: stage for stage in unmade(grades, self._settled)}
+            found |= {stage.address: stage for stage in unmade(with_vectors(grades), self._settled)}
         return list(found.values())
 
     def _rows_to_come(self) -> Iterator[PlannedRow]:

@@ -1,8 +1,8 @@
 """What MLflow shows of a sweep, as plain data: one run for the sweep, one for each of its stages. No mlflow here.
 
 Everything is read from the store, so that a mirror grown while the sweep ran and one made afterwards hold the same.
-Test scores are read in one place (`_sealed_scores`), and only once the search has ended. Numbers are called by words
-with their unit, scores in percent points as in the report; what is before the slash is a section of MLflow's charts.
+Test scores are those of `Grades`, which opens them only once the search has ended. Numbers are called by words with
+their unit, scores in percent points as in the report; what is before the slash is a section of MLflow's charts.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from deftx.config import METRIC_WORDS
-from deftx.stages.files import SEALED, SFT
+from deftx.stages.files import SFT
 from deftx.stages.kinds import kind_of
+from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
-from deftx.stages.store import Manifest
 from orchestrator.kinds import metric_words, result, score_name, shown_as
+from orchestrator.record.grades import Grade, Grades
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.wording import by_few_labels, selection_words
 
@@ -90,8 +90,8 @@ class SweepContent:
     def __init__(self, folder: SweepFolder, info: SweepInfo) -> None:
         self.folder, self.info = folder, info
 
-    def sweep(self, state: State, status: RunStatus, *, sealed: bool) -> RunContent:
-        """The parent run: what was asked for and the combination chosen; while `sealed`, without test scores.
+    def sweep(self, state: State, status: RunStatus, test: Grades | None = None) -> RunContent:
+        """The parent run: what was asked for and the combination chosen, with its test scores where there are any.
 
         Scores of combinations are with their grades: a tracker never forgets a point of a curve, and a widened space
         gives ask numbers to other combinations.
@@ -102,7 +102,7 @@ class SweepContent:
             tags=self._tags(PARENT, "sweep", self.info.git_commit) | self._description(state),
             params={"benchmark": self.info.benchmark, "backbone": self.info.backbone, "seed": str(self.info.seed)},
             # a count of a living sweep would stay as one more point of the metric
-            metrics={} if status == "RUNNING" else rounded(self._sweep_metrics(state, sealed=sealed)),
+            metrics={} if status == "RUNNING" else rounded(self._sweep_metrics(state, test)),
             files=self._sweep_files(state),
             span=self._sweep_span(state),
         )
@@ -113,7 +113,7 @@ class SweepContent:
         return RunContent(entry.label, "RUNNING", self._stage_tags(stage.address, entry), params(settings))
 
     def ended(
-        self, address: str, entry: StageEntry, state: State, failure: Failure | None, *, sealed: bool
+        self, address: str, entry: StageEntry, state: State, failure: Failure | None, test: Grades | None = None
     ) -> RunContent | None:
         """A stage that is published or failed for good; none for one that waits or that the store does not have.
 
@@ -122,7 +122,7 @@ class SweepContent:
             entry: the stage in the sweep's plan; one that was `reused` points to its SFT and does not carry it.
             state: tells which combinations a grade serves.
             failure: why it failed, where that is on record.
-            sealed: whether test scores stay out.
+            test: where test scores are read.
         """
         if entry.status == "waiting":
             return None
@@ -134,13 +134,13 @@ class SweepContent:
         # A driver that resumes finds in the store what this very sweep made: that is no reuse.
         reused = entry.status == "reused" and not self.folder.has_log(address)
         rows = [row for row in state.rows if address in row.grades.values()]
-        test = self._test_scores(address) if kind_of(entry.kind).seals and not sealed else {}
+        scores = _test_scores(test.read(address)) if kind_of(entry.kind).seals and test else {}
         return RunContent(
             name=entry.label,
             status="FINISHED",
             tags=self._done_tags(entry, manifest, reused) | _row_tags(rows, state),
             params=params(manifest.identity["settings"]) | _row_params(rows),
-            metrics=rounded(_results(manifest) | self._best_score(rows) | test),
+            metrics=rounded(_results(manifest) | self._best_score(rows) | scores),
             curve=_curve(manifest),
             files=_details(manifest) | ({} if reused else _published_files(manifest)),
             span=_span(manifest),
@@ -150,27 +150,6 @@ class SweepContent:
         tags = self._stage_tags(address, entry) | {"reason": failure.reason if failure else "not on record"}
         words = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n" if failure else ""
         return RunContent(entry.label, "FAILED", tags, files={"failure.txt": words.encode()} if words else {})
-
-    def _test_scores(self, address: str) -> dict[str, float]:
-        scores = self._sealed_scores(address)
-        return {score_name("test", metric): 100 * scores[metric] for metric in METRIC_WORDS if metric in scores}
-
-    def _mean_test_scores(self, grades: Mapping[str, str]) -> dict[str, float]:
-        """The mean over languages, and each language's by the benchmark's own metric."""
-        sealed = {language: self._sealed_scores(address) for language, address in grades.items()}
-        each = {
-            f"test {metric_words(scores['metric'])} by language/{language} points": 100 * scores[scores["metric"]]
-            for language, scores in sealed.items()
-            if scores
-        }
-        return each | _means([self._test_scores(address) for address in grades.values()])
-
-    def _sealed_scores(self, address: str) -> dict[str, Any]:
-        """The test scores of a grade, for whoever has seen that the search has ended; a report has them of `grades`."""
-        manifest = self.folder.store.manifest(address)
-        if manifest is None or SEALED not in manifest.files:
-            return {}
-        return dict(json.loads(self.folder.store.fetch(address, SEALED).read_bytes()))
 
     def _tags(self, address: str, kind: str, commit: str | None) -> dict[str, str]:
         tags = {
@@ -213,7 +192,7 @@ class SweepContent:
         )
         return {"mlflow.note.content": f"{asked}\n\n{chosen} {more}", "chosen": _title(row)}
 
-    def _sweep_metrics(self, state: State, *, sealed: bool) -> dict[str, float]:
+    def _sweep_metrics(self, state: State, test: Grades | None) -> dict[str, float]:
         statuses = [row.status for row in state.combinations]
         metrics = {
             "search/combinations graded": float(statuses.count("complete")),
@@ -224,8 +203,8 @@ class SweepContent:
             return metrics
         graded = [self.folder.store.manifest(address) for address in chosen.grades.values()]
         scores = [{k: v for k, v in _results(one).items() if k.startswith("score/")} for one in graded if one]
-        test = {} if sealed else self._mean_test_scores(chosen.grades)
-        return metrics | self._best_score([chosen]) | _means(scores) | test
+        sealed = _mean_test_scores({language: test.read(a) for language, a in chosen.grades.items()}) if test else {}
+        return metrics | self._best_score([chosen]) | _means(scores) | sealed
 
     def _best_score(self, rows: list[Row]) -> dict[str, float]:
         """What the search made of the best of these combinations: the mean over all its languages."""
@@ -320,6 +299,19 @@ def _results(manifest: Manifest) -> dict[str, float]:
     named = dict(result(manifest.kind, key, value) for key, value in manifest.facts.metrics().items())
     memory = {"time and memory/peak GiB": manifest.peak_bytes / 2**30} if manifest.peak_bytes else {}
     return named | {"time and memory/seconds": manifest.seconds} | memory
+
+
+def _test_scores(grade: Grade) -> dict[str, float]:
+    return {score_name("test", metric): 100 * score for metric, score in grade.scores.items()}
+
+
+def _mean_test_scores(grades: Mapping[str, Grade]) -> dict[str, float]:
+    """The mean over languages, and each language's by the benchmark's own metric."""
+    each = {
+        f"test {metric_words(grade.metric)} by language/{language} points": 100 * grade.scores[grade.metric]
+        for language, grade in grades.items()
+    }
+    return each | _means([_test_scores(grade) for grade in grades.values()])
 
 
 def _curve(manifest: Manifest) -> tuple[Point, ...]:

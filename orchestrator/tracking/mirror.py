@@ -20,6 +20,7 @@ from deftx.passwords import to_type, without_password
 from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
+from orchestrator.record.grades import Grades
 from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder, SweepInfo, known_sweep
 from orchestrator.tracking.client import MlflowRuns
 from orchestrator.tracking.content import PARENT, Point, RunContent, RunStatus, SweepContent, curve_points, sweep_status
@@ -154,7 +155,7 @@ class SweepWriter:
         entry = StageEntry.of(stage).model_copy(update={"status": status})
         if kind_of(entry.kind).seals and status == "reused" and stage.address in self.runs.addresses():
             return
-        content = self._content.ended(stage.address, entry, self._folder.state(), failure, sealed=True)
+        content = self._content.ended(stage.address, entry, self._folder.state(), failure)
         if content is not None:
             self._write(stage.address, content)
             self.runs.attach(stage.address, content)
@@ -170,10 +171,11 @@ class SweepWriter:
         """
         self.runs.addresses()
         state, problems = self._folder.state(), list[str]()
-        contents = self._write_stages(state, problems)
+        test = Grades(self._folder, "test") if state.ended else None
+        contents = self._write_stages(state, test, problems)
         with self._noting("runs that were open", problems):
             self.runs.end_running()
-        contents[PARENT] = self._write_parent(state, status, problems)
+        contents[PARENT] = self._write_parent(state, status, test, problems)
         for address, content in contents.items():
             with self._noting(content.name, problems):
                 self.runs.attach(address, content)
@@ -181,25 +183,24 @@ class SweepWriter:
             raise MirrorError(problems)
         return len(self.runs.addresses())
 
-    def _write_stages(self, state: State, problems: list[str]) -> dict[str, RunContent]:
+    def _write_stages(self, state: State, test: Grades | None, problems: list[str]) -> dict[str, RunContent]:
         """Write every stage that is done or failed; what was written, by address."""
         failures = self._folder.failures()
         written: dict[str, RunContent] = {}
         for address, entry in state.stages.items():
             with self._noting(entry.label, problems):
-                failure = failures.get(address)
-                content = self._content.ended(address, entry, state, failure, sealed=not state.ended)
+                content = self._content.ended(address, entry, state, failures.get(address), test)
                 if content is not None:
                     self._write(address, content)
                     written[address] = content
         return written
 
-    def _write_parent(self, state: State, status: RunStatus, problems: list[str]) -> RunContent:
+    def _write_parent(self, state: State, status: RunStatus, test: Grades | None, problems: list[str]) -> RunContent:
         """End the sweep's own run, without test scores when a grade cannot be read."""
-        content = self._content.sweep(state, status, sealed=True)
-        if state.ended:
+        content = self._content.sweep(state, status)
+        if test is not None:
             with self._noting("test scores of the sweep", problems):
-                content = self._content.sweep(state, status, sealed=False)
+                content = self._content.sweep(state, status, test)
         with self._noting(content.name, problems):
             self.runs.write(PARENT, content)
         return content
@@ -215,7 +216,7 @@ class SweepWriter:
             self.runs.addresses()
 
     def _open_parent(self) -> RunContent:
-        content = self._content.sweep(self._folder.state(), "RUNNING", sealed=True)
+        content = self._content.sweep(self._folder.state(), "RUNNING")
         self.runs.write(PARENT, content)
         return content
 

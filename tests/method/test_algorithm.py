@@ -34,12 +34,13 @@ from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import resolve_folder
 from deftx.stages.kinds import Kind
+from deftx.stages.manifest import Manifest
 from deftx.stages.settings import (
     BackboneSettings,
     SparseSettings,
 )
 from deftx.stages.stage import Stage
-from deftx.stages.store import Manifest, Store
+from deftx.stages.store import Store
 
 K = 300
 DENOISE = Denoise(rank=3, retention=0.05)

@@ -133,6 +133,55 @@ def test_a_published_stage_needs_none_of_its_inputs() -> None:
     assert again.missing() == []
 
 
+def test_vectors_that_are_lost_are_made_again_and_nothing_else() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, 1, 0)
+    runs, lost = len(world.runs), {a for a in world.published if schedule.stages[a].kind in ("sparse", "dense")}
+    world.published -= lost
+    _, again = make_schedule(make_space(), world)
+    assert not again.finished()
+    assert {stage.address for stage in again.missing()} == lost
+    simulate(again, world, 2, 0)
+    assert again.finished()
+    assert set(world.runs[runs:]) == lost
+    assert again.scores == schedule.scores
+    assert all(again.reason(row) is None for row in again.rows)
+
+
+def test_of_the_chosen_row_every_byte_is_looked_at_and_of_every_row_the_grades() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, 1, 0)
+    chosen, runs = schedule.chosen, len(world.runs)
+    assert chosen is not None
+    grade = next(row for row in schedule.rows if row.kind == "dense-task").grades["ban"]
+    world.flipped = {a for a in world.published if schedule.stages[a].kind in ("dense", "sparse")} | {grade.address}
+    _, again = make_schedule(make_space(), world)
+    wrong = {stage.address for stage in chosen.parts} | {grade.address}
+    assert len(wrong) == 4
+    assert {stage.address for stage in again.missing()} == wrong
+    assert again.done_before == world.published - wrong
+    simulate(again, world, 2, 0)
+    assert again.finished()
+    assert set(world.runs[runs:]) == wrong
+    assert again.chosen == chosen
+
+
+def test_a_vector_that_cannot_be_made_again_fails_its_row() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, 1, 0)
+    row = schedule.combinations[0]
+    vector = row.languages["ban"]
+    world.published.remove(vector.address)
+    _, again = make_schedule(make_space(), world)
+    simulate(again, world, 1, 0, fails=lambda job: "no memory")
+    assert again.finished()
+    assert again.failures == {vector.address: "no memory"}
+    assert (again.reason(again.combinations[0]), again.scores[0]) == ("ban: no memory", None)
+
+
 def test_the_grades_of_a_row_are_one_job() -> None:
     world = World()
     _, schedule = make_schedule(make_space(), world, baselines=False)

@@ -199,7 +199,7 @@ def test_test_scores_stay_sealed_until_the_search_has_ended(sweep: HandMade) -> 
     assert "## Sealed test sets" not in report
     assert set(sweep.results()["split"]) == {"validation"}
     with pytest.raises(StoreError, match="sealed until the search has ended"):
-        read_results(sweep.store, sweep.state, TARGETS, "test")
+        read_results(sweep.folder, TARGETS, "test")
     sweep.state.ended, sweep.state.chosen = True, chosen
     with pytest.raises(StoreError, match=r"sealed_test\.json"):
         sweep.report()

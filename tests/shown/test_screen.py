@@ -24,8 +24,9 @@ from support.plans import World, make_planner, make_schedule, make_space
 
 from deftx.cli.command import console
 from deftx.stages.kinds import F, facts_of
+from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
-from deftx.stages.store import Manifest, Store
+from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
 from orchestrator.search.schedule import Job

@@ -24,9 +24,10 @@ from deftx.config import Denoise, TextSettings, Training
 from deftx.errors import ConfigError
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
+from deftx.stages.manifest import Manifest
 from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TaskData, TextStageSettings
 from deftx.stages.stage import Stage, walk
-from deftx.stages.store import Manifest, Store
+from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.tracking.__main__ import app
 from orchestrator.tracking.client import artifact_place, check_tracking_uri, default_tracking_uri
@@ -85,9 +86,10 @@ def publish(store: Store, stage: Stage, test_score: float = 0.5) -> Manifest:
         if stage.subject != "task":
             facts["metrics"] |= {"best_step": 20.0, "steps": 20.0, "valid_loss": 1.5}
     if stage.kind == "grade":
-        (attempt.folder / "sealed_test.json").write_text(
-            f'{{"language": "{stage.language}", "metric": "macro_f1", "macro_f1": {test_score}, "accuracy": 0.125}}'
-        )
+        predictions = {"labels": ["no", "yes"], "ids": ["1"], "gold": [0], "predicted": [0]}
+        scores = {"metric": "macro_f1", "macro_f1": test_score, "accuracy": 0.125}
+        sealed = {"language": stage.language, **predictions, **scores}
+        (attempt.folder / "sealed_test.json").write_text(json.dumps(sealed))
         facts["metrics"] = {"valid_macro_f1": 0.625, "valid_accuracy": 0.75}
     return attempt.publish(stage, git_commit="abc123", **facts)
 

@@ -23,7 +23,7 @@ from support.islands import folder_of, published, write_data, write_space
 from support.patience import PATIENCE
 
 from deftx.sft.vector import SparseFineTuning
-from deftx.stages.store import Manifest
+from deftx.stages.manifest import Manifest
 from orchestrator.record.sweep import SweepFolder
 
 pytestmark = pytest.mark.slow

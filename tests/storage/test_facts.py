@@ -13,8 +13,8 @@ from support.sweep_by_hand import grade_stage, sparse_stage
 from deftx.errors import StoreError
 from deftx.stages.facts import DenseFacts, GradeFacts, SparseFacts, TrainingFacts
 from deftx.stages.kinds import facts_of
+from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
-from deftx.stages.store import Manifest
 
 SPARSE = sparse_stage("ace", "8")
 DENSE = SPARSE.needed("dense")

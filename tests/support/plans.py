@@ -49,6 +49,11 @@ class World:
     published: set[str] = field(default_factory=set)
     runs: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    flipped: set[str] = field(default_factory=set)
+    """Published, with a bit that is not right."""
+
+    def intact(self, address: str) -> bool:
+        return address in self.published and address not in self.flipped
 
 
 def score_of(row: PlannedRow) -> float:
@@ -77,7 +82,8 @@ def make_schedule(
     planner, replay = make_planner(space if baselines else space.model_copy(update={"baselines": ()})), Replay(space)
     if not checks:
         planner.checks = list  # type: ignore[method-assign]
-    schedule = Schedule(replay, planner, MadeUp(space, unmeasured), world.published.__contains__, world.failed)
+    choice = MadeUp(space, unmeasured)
+    schedule = Schedule(replay, planner, choice, world.published.__contains__, world.intact, world.failed)
     schedule.begin()
     return replay, schedule
 
