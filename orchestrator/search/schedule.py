@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage, walk
 from orchestrator.plan.rows import PlannedRow, Planner, with_vectors
 from orchestrator.search.choice import Choice
@@ -199,7 +200,7 @@ class Schedule:
             if stage.address in self.stages:
                 continue
             self.stages[stage.address] = stage
-            there = self._intact if stage.kind == "grade" else self._published
+            there = self._intact if kind_of(stage.kind).seals else self._published
             if there(stage.address):
                 self._done.add(stage.address)
                 self.done_before.add(stage.address)
