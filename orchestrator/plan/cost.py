@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from deftx.config import Training, resolve_k
-from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
+from deftx.models.sizes import Size
 from deftx.sources.files import FileSource, file_size
-from deftx.sources.published import HubFolder, LocalFolder, Published
+from deftx.stages.backbones import size_of_backbone
 from deftx.stages.settings import BackboneSettings, DenseSettings, SparseSettings, TextStageSettings
 from deftx.stages.stage import Stage
 
@@ -54,22 +52,6 @@ def _size_of(stage: Stage) -> Size | None:
     if stage.kind == "backbone":
         return size_of_backbone(stage)
     return size_of_backbone(dense.input("backbone") or getattr(dense.settings, "backbone", None))
-
-
-def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
-    """The size of a backbone, None where it cannot be told without its weights."""
-    if isinstance(backbone, Stage):
-        assert isinstance(backbone.settings, BackboneSettings)
-        return size_of({"model_type": "xlm-roberta", **backbone.settings.config})
-    if isinstance(backbone, HubFolder):
-        return size_of_repository(backbone.repo)
-    return None if backbone is None else _size_of_folder(backbone)
-
-
-@cache
-def _size_of_folder(backbone: LocalFolder) -> Size | None:
-    """The size of the backbone in a folder, told once: the folder is known by its content."""
-    return size_of_folder(Path(backbone.path))
 
 
 def _training(stage: Stage) -> Training | None:
