@@ -14,7 +14,7 @@ from deftx.evaluate.metrics import score
 from deftx.masks.select import non_zero
 from deftx.method.context import Context, Facts, backbone_folder, dense_of, settings_of, vector_of
 from deftx.models.load import load_classifier, load_tokenizer
-from deftx.sft.compose import compose
+from deftx.sft.compose import composed
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.hub import Source
 from deftx.stages.files import DELTA, HEAD, SCORES, SEALED, SFT
@@ -39,7 +39,7 @@ def grade(context: Context) -> Facts:
     device = torch.device(context.execution.device)
     model = load_classifier(folder, known.labels, seed=0).to(device).eval()
     facts = Facts()
-    with compose(model, task, language, settings.weights):
+    with composed(model, task, language, settings.weights):
         for split, source, name in _evaluated(settings):
             rows = read_examples(known, source, settings.language, split)
             encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, settings.max_length)

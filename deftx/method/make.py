@@ -35,13 +35,16 @@ from deftx.train.loop import Report
 
 log = logging.getLogger("deftx")
 
+Watch = Callable[[Stage], Report | None]
+"""Called with a stage as it begins; what it returns is called with each point of the stage's curve."""
 
-def make(stage: Stage, store: Store, execution: Execution | None = None, report: Report | None = None) -> Manifest:
+
+def make(stage: Stage, store: Store, execution: Execution | None = None, watch: Watch | None = None) -> Manifest:
     """Make a stage, and first whatever it needs that the store does not have whole.
 
     Args:
         execution: device, threads and the like; none of it is meant to change the result.
-        report: called with each point of the stage's own curve.
+        watch: called with each stage that is run, whatever the store has no more of among them.
 
     Returns:
         The stage's manifest: the one in the store when it was there already, nothing being run then.
@@ -55,8 +58,8 @@ def make(stage: Stage, store: Store, execution: Execution | None = None, report:
         store.discard(stage.address)
     execution = execution or Execution()
     for needed in _read_by(stage):
-        make(needed, store, execution)
-    return _run(stage, store, execution, report)
+        make(needed, store, execution, watch)
+    return _run(stage, store, execution, watch)
 
 
 def _read_by(stage: Stage) -> Iterator[Stage]:
@@ -68,8 +71,8 @@ def _read_by(stage: Stage) -> Iterator[Stage]:
         yield backbone
 
 
-def _run(stage: Stage, store: Store, execution: Execution, report: Report | None) -> Manifest:
-    started = time.monotonic()
+def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None) -> Manifest:
+    started, report = time.monotonic(), watch(stage) if watch else None
     log.info("%s: starts (%s)", stage.label, stage.address)
     environment.prepare(stage.seed, execution, _precision(stage))
     environment.reset_peak_memory()

@@ -164,6 +164,7 @@ def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: In
         k=sum(index.numel() for index in mask.values()),
         rank=str(settings.denoise.rank) if settings.denoise else None,
         retention=settings.denoise.retention if settings.denoise else None,
+        max_length=of.task.max_length if of.task else None,
         versions=environment.versions(),
     )
 

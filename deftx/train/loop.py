@@ -81,7 +81,7 @@ def train(
         what: what trains, see `phase`; called once the model is on its device. Everything else is frozen.
         seed: of batches, masks and dropout.
         checkpoints: where to continue from and to save to.
-        report: called with each point of the curve.
+        report: called at the start with `step` and, to come to, `steps`; then with each point of the curve.
 
     Raises:
         TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as
@@ -99,6 +99,8 @@ def train(
             with TemporaryDirectory(prefix="deftx-") as folder:
                 if (file := checkpoints.load(Path(folder))) is not None:
                     run.restore(file)
+        if report is not None:
+            report({"step": float(run.step), "steps": float(run.outcome.steps)})
         saved = time.monotonic()
         while run.step < run.outcome.steps:
             run.advance()
