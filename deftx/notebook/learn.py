@@ -17,6 +17,7 @@ from deftx.data.catalogue import BENCHMARKS, OwnBenchmark, benchmark
 from deftx.data.corpora import wikipedia
 from deftx.data.inputs import TaskInputs, read_tables, task_inputs
 from deftx.errors import ConfigError, Problems
+from deftx.method.environment import restored
 from deftx.method.make import make
 from deftx.notebook.progress import Bars
 from deftx.recipes import denoising, explain_all, preset, recipe_of
@@ -219,7 +220,7 @@ def task_stage(
 
 def _learn(stage: Stage, store: PathLike | Store, execution: Execution | None, progress: bool) -> SparseFineTuning:
     place = store if isinstance(store, Store) else Store(str(store))
-    with Bars(stage, progress) as bars:
+    with restored(), Bars(progress) as bars:
         make(stage, place, execution or _here(), bars.watch)
     return replace(SparseFineTuning.from_pretrained(place.fetch_folder(stage.address, SFT)), stage=stage)
 

@@ -24,7 +24,8 @@ class _Steps(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """The steps made and to make of a stage that trains, else nothing."""
-        return Text(f"{int(task.completed):,}/{int(task.total):,}" if task.total else "", style="progress.download")
+        made, steps = int(task.completed), task.fields["steps"]
+        return Text(f"{made:,}/{steps:,}" if steps else "", style="progress.download")
 
 
 class _Left(ProgressColumn):
@@ -39,13 +40,13 @@ class _Left(ProgressColumn):
 class Bars:
     """A row for each stage that is run, with a bar once its training says how many steps it takes."""
 
-    def __init__(self, stage: Stage, wanted: bool) -> None:
-        """Prepare to show how a stage is made.
+    def __init__(self, wanted: bool) -> None:
+        """Prepare to show what is made.
 
         Args:
             wanted: false for none whatever the output is.
         """
-        self._console, self._stage = Console(stderr=True), stage
+        self._console = Console(stderr=True)
         self._notebook = self._console.is_jupyter
         self._shown = wanted and (self._notebook or sys.stderr.isatty())
         self._cell: Any = None
@@ -73,7 +74,7 @@ class Bars:
             self._end(whole=True)
         elif not self._notebook:
             self._bars.start()
-        row = self._row = self._bars.add_task(stage.label, total=None, score="")
+        row = self._row = self._bars.add_task(stage.label, total=None, steps=0, score="")
         self._draw()
         return lambda point: self._point(row, point)
 
@@ -81,7 +82,8 @@ class Bars:
         told = [f"{words} {point[name]:.3f}" for name, words in _SCORES.items() if name in point]
         score: dict[str, Any] = {"score": told[0]} if told else {}
         if "steps" in point:  # the bar's pace is that of the steps to come: those of a checkpoint took no time here
-            self._bars.reset(row, total=int(point["steps"]), completed=int(point["step"]))
+            steps = int(point["steps"])
+            self._bars.reset(row, total=steps, completed=int(point["step"]), steps=steps, score="")
         self._bars.update(row, completed=int(point["step"]), **score)
         self._draw()
 
