@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -16,7 +16,7 @@ from deftx.config import Execution, LanguageRecipe, LeakRule, Metric, PresetName
 from deftx.data.catalogue import BENCHMARKS, OwnBenchmark, benchmark
 from deftx.data.corpora import wikipedia
 from deftx.data.inputs import TaskInputs, read_tables, task_inputs
-from deftx.errors import ConfigError, Problems
+from deftx.errors import ConfigError, Problems, hint
 from deftx.method.environment import restored
 from deftx.method.make import make
 from deftx.notebook.progress import Bars
@@ -208,6 +208,7 @@ def task_stage(
     recipe = problems.get(lambda: recipe_of(TaskRecipe, _below(preset, task_kind, "task"), training))
     denoise = problems.get(lambda: denoising(rank, retention))
     problems.get(lambda: _check_seed(seed))
+    problems.get(lambda: _check_leaks(leaks))
     inputs = problems.get(lambda: _inputs(given, tables, leaks, data_root)) if given else None
     base = problems.get(lambda: resolve_folder(str(backbone), revision))
     start = problems.get(lambda: _start(source))
@@ -240,6 +241,12 @@ def _below(name: PresetName, kind: TaskKind, part: str) -> dict[str, Any]:
 def _check_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise ConfigError(f"seed: a whole number from 0 to {2**31 - 1:,} (given: {seed!r})")
+
+
+def _check_leaks(leaks: str) -> None:
+    rules = get_args(LeakRule)
+    if leaks not in rules:
+        raise ConfigError(f"leaks: {', '.join(rules)} (given: {leaks!r}){hint(str(leaks), rules)}")
 
 
 def _language(text: PathLike, language: str | None) -> str:

@@ -96,6 +96,10 @@ def test_a_preset_that_there_is_not_and_a_k_without_room_are_told_before_anythin
         ({"train": "a.csv", "labels": ["x", "y"]}, "valid= is missing"),
         ({"of": "nusacks", "data_root": "x"}, "unknown benchmark 'nusacks' (did you mean 'nusax'?)"),
         ({"of": "nusax", "language": "ace", "data_root": "x"}, "'ace' is for tables of your own"),
+        (
+            {"of": "nusax", "leaks": "stric", "data_root": "x"},
+            "leaks: strict, lt-sft, none (given: 'stric') (did you mean",
+        ),
         ({"of": "nusax", "data_root": "nowhere"}, "nowhere/smsa/train.tsv: no such file"),
         ({"of": "nusax", "data_root": "nowhere"}, "nowhere/nusax/indonesian/test.csv: no such file"),
         ({"train": "a.csv", "valid": "b.csv", "labels": ["x"]}, "labels: "),
