@@ -29,10 +29,10 @@ check: $(VENV)/.installed-test ## what CI checks besides the tests
 docs: $(VENV)/.installed-docs ## the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes benchmarks/demo_seeds.md
+demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes docs/results/demo-seeds.md
 	$(BIN)/python -m benchmarks.demo_seeds --storage $(STORAGE)/seeds $(SEEDS)
 
-benchmark: $(VENV)/.installed ## every stage against its plain reference: benchmarks/results.md (40 minutes, 20 GiB)
+benchmark: $(VENV)/.installed ## every stage against its plain reference: docs/results/speed.md (40 minutes, 20 GiB)
 	$(BIN)/python -m benchmarks $(if $(wildcard $(DATA)/nusax),--data-root $(DATA))
 
 full-shape: $(VENV)/.installed ## seconds and peak memory by stage at XLM-R base's full shape, random weights

@@ -1,6 +1,6 @@
 """Every part against its plain reference, one after the other: about 30 minutes and 20 GiB.
 
-Writes results.md, results.json and growth.png. Each part runs alone too: `python -m benchmarks.train`, and so on.
+Writes speed.md, speed.json and growth.png. Each part runs alone too: `python -m benchmarks.train`, and so on.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     with Peak(options.device) as peak: ...                                # there: peak.bytes, beyond those at its start
     floor = rates(options.device).seconds(flop, bytes_, "bf16")           # this machine's rates, measured once
 
-What becomes of the figures (rows, requirements, results.md) is in `results`. No model is built here.
+What becomes of the figures (rows, requirements, speed.md) is in `results`. No model is built here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ import torch
 from deftx.config import Execution
 from deftx.method import environment
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+"""Where tables of results stand, for the documentation."""
 GIB = 2**30
 
 
@@ -44,14 +46,14 @@ class Options:
         device: `cpu` or `cuda`.
         threads: of the processor.
         data_root: where real sentences lie; none: made-up ones of the same lengths.
-        out: where results.json and results.md go; none: nothing is written.
+        out: where speed.json and speed.md go; None: nothing is written.
     """
 
     small: bool = False
     device: str = "cpu"
     threads: int = 2
     data_root: Path | None = None
-    out: Path | None = HERE
+    out: Path | None = RESULTS
 
 
 def interleaved(
@@ -119,7 +121,7 @@ def fresh(function: str, options: Options, **arguments: Any) -> Any:
     call = json.dumps([function, {**asdict(options), "data_root": None, "out": None}, arguments])
     variables = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "benchmarks.measure", call]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables, cwd=HERE.parent)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,4 +1,4 @@
-"""Measured rows, what they must reach, and the table of them: results.json and results.md.
+"""Measured rows, what they must reach, and the table of them: speed.json and speed.md.
 
 A part is a module with `rows(options) -> list[Row]`, and `if __name__ == "__main__": command({"PART": rows}, __doc__)`
 makes it a program: `python -m benchmarks.PART [--small] [--device cuda] [--threads 2] [--data-root DIR] [--out DIR]`.
@@ -7,7 +7,7 @@ makes it a program: `python -m benchmarks.PART [--small] [--device cuda] [--thre
     at_most(Row("dense MLM step", "GiB", ours, reference=theirs), 0.7)                     # ours / theirs
     below(Row("select", "seconds", ours), 6)
 
-Every run of a part replaces its own rows in results.json and writes results.md anew; `--small` only prints, unless
+Every run of a part replaces its own rows in speed.json and writes speed.md anew; `--small` only prints, unless
 `--out` names a folder. How to measure is in `measure`.
 """
 
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from benchmarks.measure import HERE, Options, machine
+from benchmarks.measure import RESULTS, Options, machine
 from deftx.config import Execution
 from deftx.errors import DeftxError
 from deftx.method import environment
@@ -37,7 +37,7 @@ ON_CPU = ("select", "denoise", "growth")
 Small = Annotated[bool, typer.Option("--small", help="tiny shapes, under a minute a part")]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="what models are trained on")]
 Data = Annotated[Path | None, typer.Option(help="folder with nusax/, for the lengths of sentences; else drawn")]
-Out = Annotated[Path | None, typer.Option(help="default: benchmarks/, whose rows are replaced; none with --small")]
+Out = Annotated[Path | None, typer.Option(help="default: docs/results/, whose rows are replaced; none with --small")]
 
 NO_GPU = """No GPU was at hand: nothing here was measured on one, and the tests marked `gpu` were skipped. With one:
 
@@ -101,7 +101,7 @@ def command(parts: Mapping[str, Callable[[Options], list[Row]]], doc: str | None
     def main(
         small: Small = False, device: Device = "cpu", threads: int = 2, data_root: Data = None, out: Out = None
     ) -> None:
-        options = Options(small, device, threads, data_root, out or (None if small else HERE))
+        options = Options(small, device, threads, data_root, out or (None if small else RESULTS))
         try:
             raise typer.Exit(0 if run(parts, options) else 1)
         except DeftxError as error:
@@ -129,10 +129,10 @@ def run(parts: Mapping[str, Callable[[Options], list[Row]]], options: Options) -
 
 
 def publish(part: str, rows: list[Row], options: Options) -> None:
-    """Replace the rows of a part (on a device) in results.json, then write results.md anew from it."""
+    """Replace the rows of a part (on a device) in speed.json, then write speed.md anew from it."""
     assert options.out is not None
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "results.json"
+    path = options.out / "speed.json"
     parts = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     device = "cpu" if part in ON_CPU else options.device
     parts[part if device == "cpu" else f"{part} on {device}"] = {
@@ -144,11 +144,11 @@ def publish(part: str, rows: list[Row], options: Options) -> None:
         "rows": [asdict(row) for row in rows],
     }
     path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
-    (options.out / "results.md").write_text(markdown(parts), encoding="utf-8")
+    (options.out / "speed.md").write_text(markdown(parts), encoding="utf-8")
 
 
 def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """results.md: a table for each part, with its machine, versions and date."""
+    """speed.md: a table for each part, with its machine, versions and date."""
     ordered = sorted(parts, key=lambda name: (PARTS.index(name.partition(" on ")[0]), name))
     text = [
         "# What every stage takes\n\nMeasured by `python -m benchmarks`, each part by `python -m benchmarks.PART`; "

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, then renamed. On a file system only."""
+"""Atomic writing of local files: they are written under another name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at the end of the block; after an error it is gone."""
+    """A temporary path beside `path`: the file written there replaces it at the end of the block.
+
+    After an exception in the block it is removed and `path` is as before. Missing parent folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        yield beside
-        os.replace(beside, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)  # two names of one file are both left by a rename
+        temporary.unlink(missing_ok=True)  # a rename leaves both names where they are hard links to one file

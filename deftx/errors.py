@@ -1,7 +1,7 @@
 """The errors that deftx and the orchestrator raise for what a user or the outside world did.
 
-A `DeftxError` is an answer, not an accident: its message names the file, field or value and what would be right, it is
-shown without a traceback, and a trial that meets one is not retried. Bugs stay ordinary Python exceptions.
+A `DeftxError` names the file, field or value at fault and what would be right. It is shown without a traceback, and a
+trial that raises one is not retried. Bugs stay ordinary Python exceptions.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class DeftxError(Exception):
-    """Something that trying again will not mend; the message says what, where and what would be right."""
+    """A fault that trying again will not mend; the message says what, where and what would be right."""
 
 
 class ConfigError(DeftxError):
@@ -24,7 +24,7 @@ class DataError(DeftxError):
 
 
 class HubError(DeftxError):
-    """A model or data set could not be had from the hub: unreachable, unknown id or unknown revision."""
+    """A model or data set cannot be fetched from the hub: it is unreachable, or the id or revision is unknown."""
 
 
 class StoreError(DeftxError):
@@ -32,7 +32,7 @@ class StoreError(DeftxError):
 
 
 class TrainingError(DeftxError):
-    """A loss or a weight stopped being a number. Names the step and the tensor."""
+    """A loss or a weight became NaN or infinite. Names the step and the tensor."""
 
 
 class Problems:
@@ -68,12 +68,13 @@ def explain(problem: Any) -> str:
     return message if value is None or hasattr(value, "keys") else f"{message} (given: {value!r})"
 
 
-def hint(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` with the known name that is nearest, or nothing where none is near."""
-    nearest = get_close_matches(name, list(known), n=1, cutoff=0.4)
+def hint(name: str, valid: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` with the nearest of the valid names, or "" where all are far."""
+    # 0.4 where difflib's default of 0.6 has no `mad` for `madurese`: a wrong guess does no harm
+    nearest = get_close_matches(name, list(valid), n=1, cutoff=0.4)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
+    """The first line of an error's message, or the name of its class where there is no message."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,6 +1,6 @@
 """How a rank is written: `100`, a uniform rank, or `90%`, the smallest rank that explains 90 % of the variance.
 
-The one place that knows the grammar. No torch until a rank meets singular values.
+No other module parses a rank. torch is imported only where a rank meets singular values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Rank:
-    """A rank as a setting, made by `parse`. Ordered by size, all uniform ranks before all shares of variance.
+    """A rank as a setting, made by `parse`. Ordered by number, uniform ranks before shares of variance.
 
     Attributes:
         is_share: whether it is a share of variance.
@@ -68,12 +68,12 @@ class Rank:
             raise ValueError(
                 "a range of ranks is written {from: 25, to: 400, step: 25} or {from: 50%, to: 99%, step: 7%}"
             )
-        words = [str(limits[key]).replace(" ", "") for key in ("from", "to", "step")]
-        percent = [word.endswith("%") for word in words]
+        texts = [str(limits[key]).replace(" ", "") for key in ("from", "to", "step")]
+        percent = [text.endswith("%") for text in texts]
         if any(percent) != all(percent):
             raise ValueError("a range of ranks has `from`, `to` and `step` all whole numbers or all with %")
         try:
-            first, last, step = (int(word.removesuffix("%")) for word in words)
+            first, last, step = (int(text.removesuffix("%")) for text in texts)
         except ValueError:
             raise ValueError("a range of ranks has whole numbers") from None
         if step < 1 or last < first:
@@ -85,22 +85,25 @@ class Rank:
 
     @property
     def uniform(self) -> int | None:
-        """The uniform rank; none for a share of variance."""
+        """The uniform rank; None for a share of variance."""
         return None if self.is_share else int(self.number)
 
     @property
     def share(self) -> float | None:
-        """The share of variance between 0 and 1; none for a uniform rank."""
+        """The share of variance between 0 and 1; None for a uniform rank."""
         return float(self.number) / 100 if self.is_share else None
 
     def of(self, singular_values: Tensor) -> int:
-        """The rank of one matrix: a uniform one clamped to min(m, n), else the smallest that explains the share.
+        """The rank of one m x n matrix, from 1 to s = min(m, n).
 
-        That is the smallest rank whose squared singular values sum to at least the share of the total; `100%` is full
-        rank.
+        A uniform rank is clamped to s. A share p is the smallest r with
+
+            sigma_1^2 + ... + sigma_r^2 >= p * (sigma_1^2 + ... + sigma_s^2),
+
+        and `100%` is s.
 
         Args:
-            singular_values: (s,) float64, descending, s = min(m, n).
+            singular_values: [s] float64, descending.
         """
         import torch
 
@@ -123,6 +126,6 @@ class Rank:
 
 
 def percentage(text: str) -> Decimal | None:
-    """The number before a `%`, in one form for each value (`90.50%` is 90.5); none for any other text."""
+    """The number before a `%`, in one form for each value (`90.50%` is 90.5); None for any other text."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
     return Decimal(match.group(1)).normalize() if match else None

@@ -1,6 +1,6 @@
-"""Tensors on disk instead of a second time in memory: a run's start, and its best checkpoint so far.
+"""Safetensors files written and read one tensor at a time: a run's start, and its best checkpoint so far.
 
-Files are safetensors, written and read one tensor at a time; `safetensors.torch.save_file` holds the bytes of them all.
+`safetensors.torch.save_file` holds the bytes of all tensors in memory, which for these would be a second model.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from deftx.atomic import replacing
 
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.int64: "I64"}
 Change = Callable[[str, Tensor], Tensor]
+"""From a tensor's name and the tensor to another of its shape and dtype."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], change: Change | None = None) -> None:
     """Write a safetensors file, one tensor at a time.
 
     Args:
-        tensors: by name, on any device.
-        change: what to write in place of each tensor: of the same shape and type.
+        path: where to; a file there is overwritten.
+        tensors: by name, on any device; float32, float64, bfloat16 or int64.
+        change: what to write in place of each tensor; None: the tensor itself.
     """
     header, end = {}, 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():
-            here = (change(name, tensor.detach()) if change else tensor.detach()).cpu().contiguous()
-            file.write(here.reshape(-1).view(torch.uint8).numpy().data)
+            written = (change(name, tensor.detach()) if change else tensor.detach()).cpu().contiguous()
+            file.write(written.reshape(-1).view(torch.uint8).numpy().data)
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -65,18 +67,18 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 class Kept(Mapping[str, Tensor]):
-    """Tensors kept in a temporary file, which goes with the object; empty at first."""
+    """Tensors kept in a temporary file, which is removed with the object; empty at first."""
 
     def __init__(self) -> None:
-        """Make the folder."""
+        """Make a temporary folder."""
         self._folder = tempfile.TemporaryDirectory(prefix="deftx-", ignore_cleanup_errors=True)
         self._tensors: Mapping[str, Tensor] = {}
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace what is kept; nothing is changed when writing fails."""
+        """Keep these tensors in place of those before, which stay when writing fails."""
         path = Path(self._folder.name) / "tensors"
-        with replacing(path) as beside:
-            write(beside, tensors)
+        with replacing(path) as temporary:
+            write(temporary, tensors)
         self._tensors = LazyTensors(path)
 
     def __getitem__(self, name: str) -> Tensor:

@@ -1,1 +1,1 @@
-"""Benchmarks, plain text and the rows of both, and what must not be in them; where bytes come from is in `sources`."""
+"""Benchmarks and plain text: their rows, and the rows that have to go. Where bytes come from is in `sources`."""

@@ -1,7 +1,7 @@
-"""Plain text as token blocks, the training data of a language vector: made once, read by both phases.
+"""Token blocks from plain text, the training data of a language vector: made once, read by both phases.
 
-Packing is that of Hugging Face's run_mlm: passages with their special tokens, end to end, cut into full blocks. What is
-held out is whole passages, drawn before blocks are cut, so no block mixes the two sides. Masking is not done here.
+Packing is that of Hugging Face's run_mlm.py: passages with their special tokens, end to end, cut into full blocks.
+Whole passages are held out, drawn before blocks are cut, so no block mixes the two sides. Masking is in `objectives`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int32]
 
-_CHUNK = 1000  # passages tokenised at once: a whole corpus as lists of Python ints would take ten times its arrays
+_CHUNK = 1000
+"""Passages tokenised at once: a whole corpus as lists of Python ints would take ten times the memory of its arrays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,19 +31,22 @@ class Blocks:
     """Token ids to train on and to validate on."""
 
     train: Tokens
-    """int32 (blocks, block)"""
+    """[blocks, tokens] int32"""
     valid: Tokens
-    """int32 (held-out blocks, block)"""
+    """[held-out blocks, tokens] int32"""
 
 
 def token_blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, seed: int) -> Blocks:
-    """Tokenise passages, hold some out and cut both sides into blocks; the same for the same arguments.
+    """The blocks of a text: passages are held out, tokenised and cut; the same for the same arguments.
 
-    Packed, a tail shorter than a block is dropped. Unpacked, a passage is one block, cut or padded to its length.
+    Packed, a tail shorter than a block is dropped. Unpacked, a passage is one block, cut or padded to its length. Both
+    sides keep the order of the text.
 
     Args:
-        lines: one passage each; the first `settings.max_lines` are used.
-        seed: draws the passages that are held out. Both sides keep the order of the text.
+        lines: a passage each; the first `settings.max_lines` are used.
+        tokenizer: of the backbone.
+        settings: block length, packing and the fraction held out.
+        seed: draws the passages that are held out.
 
     Raises:
         DataError: when a side has too little text for one block, or there is no token to pad passages with.
@@ -56,9 +60,9 @@ def token_blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, setti
 def count_blocks(
     lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, seed: int
 ) -> tuple[int, int]:
-    """How many blocks `token_blocks` cuts to train and to validate on, for the same arguments and with its errors.
+    """How many training and validation blocks `token_blocks` makes of the same arguments, with its errors.
 
-    Packed, the passages are tokenised but no block is made; unpacked, they are counted alone.
+    Packed, passages are tokenised but no block is made; unpacked, they are only counted.
     """
     numbers = []
     for side, passages in _sides(lines, tokenizer, settings, seed).items():
@@ -91,7 +95,7 @@ def _held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
 
 
 def _number(passages: int, tokens: int, settings: TextSettings, side: str) -> int:
-    """The blocks that a side gives: as many as its tokens fill where it is packed, else one a passage."""
+    """How many blocks a side has: packed, as many as its tokens fill; unpacked, one a passage."""
     number = tokens // settings.block if settings.pack else passages
     if not number:
         had = f"{tokens} tokens in {passages} passages" if settings.pack else "0 passages and 0 tokens"
@@ -117,7 +121,7 @@ def _padded(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, setting
 def _tokenised(
     passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int | None = None
 ) -> Iterator[list[int]]:
-    """Token ids of each passage, special tokens included; cut to `longest` tokens unless None."""
+    """The token ids of each passage, special tokens included; cut to `longest` tokens unless that is None."""
     for start in range(0, len(passages), _CHUNK):
         encoded = tokenizer(
             list(passages[start : start + _CHUNK]),
@@ -125,6 +129,6 @@ def _tokenised(
             max_length=longest,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # passages longer than the model reads are what packing is for
+            verbose=False,  # else it warns of passages longer than the model reads, which packing cuts
         )
         yield from encoded["input_ids"]

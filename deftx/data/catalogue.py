@@ -1,8 +1,8 @@
-"""The benchmarks as data: labels, metric, languages, and where their tables lie. Nothing is read here.
+"""The benchmarks as data: labels, metric, languages, and where their tables are. Nothing is read here.
 
-Three are built in; one's own is an `OwnBenchmark`, written in a space. With a data root (a folder or fsspec URL) the
-files are the original ones, in the layouts given below; without, they are parquet on the Hugging Face hub, or the
-original files on GitHub where the hub has a script only (SmSA) or no ids (AmericasNLI).
+Three are built in; an `OwnBenchmark` is defined in a space. With a data root (a folder or fsspec URL) the files are the
+original ones, in the layouts given below. Without, they are parquet on the Hugging Face hub, or the original files on
+GitHub where the hub has only a loading script (SmSA) or no ids (AmericasNLI).
 """
 
 from __future__ import annotations
@@ -21,38 +21,40 @@ from deftx.errors import ConfigError, hint
 
 @dataclass(frozen=True)
 class Files:
-    """One table a split, as files: `{language}` is the folder or file name, `{split}` what the files call the split."""
+    """A table a split, as files."""
 
     path: str
+    """Below a data root, or a URL; `{language}` and `{split}` stand for their names in the files."""
     layout: Layout
     origin: str
-    """For the message that a file is missing."""
+    """Where the files come from, for the message that one is missing."""
     splits: Mapping[Split, str] = field(default_factory=lambda: {"train": "train", "valid": "valid", "test": "test"})
     share: Callable[[str, Split], bool] | None = None
-    """Whether the row of an id belongs to a split, where one file holds them all."""
+    """Whether the row with an id belongs to a split, where one file holds all splits; None: each has its file."""
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """One table a split, on the Hugging Face hub."""
+    """A table a split, on the Hugging Face hub."""
 
     repo: str
     layout: Layout
     splits: Mapping[Split, str]
     configs: Mapping[str, str | None] = field(default_factory=dict)
-    """Configuration of a language, where it is not its code."""
+    """The configuration of each language for which it is not the language's code."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelled data set under a data root and on line."""
+    """A labelled data set, under a data root and to download."""
 
     local: Files
     online: Files | Parquet | None
+    """None: it is under a data root only."""
     item: Callable[[str], str] = str
-    """The parallel item that the row of an id belongs to."""
+    """From the id of a row to its parallel item."""
     unique: bool = True
-    """Whether an id may occur once only."""
+    """Whether an id may occur only once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +70,9 @@ class Benchmark:
     metric: Metric
     source_language: str
     targets: tuple[str, ...]
-    """The target languages of the paper; none: a space names them."""
+    """The target languages of the paper; empty: a space has to name them."""
     languages: Mapping[str, str] | None
-    """ISO code of each language that can be graded: its name in the files. None: any, by its code."""
+    """The languages that can be graded, from ISO code to name in the files. None: any, named by its code."""
     evaluation: Labelled
     training: Labelled
     training_splits: tuple[Split, ...] = ("train", "valid")
@@ -78,12 +80,12 @@ class Benchmark:
     """Whether the training data hold sentences of the evaluation sets."""
 
     def folder(self, language: str) -> str:
-        """What the files call a language."""
+        """The name of a language in the files."""
         return (self.languages or {}).get(language, language)
 
 
 def _word(value: object) -> object:
-    """Text, or a whole number as it is written; YAML reads some bare words as something else."""
+    """The value as text where it is a whole number, else as it is; YAML reads some bare words as booleans."""
     if isinstance(value, bool):
         raise ValueError("YAML reads a bare yes, no, on, off, true or false as a truth value: write it in quotes")
     return str(value) if isinstance(value, int) else value
@@ -94,10 +96,10 @@ Code = Annotated[Word, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class OwnBenchmark(Settings):
-    """A benchmark of one's own: `<name>/<language>/{train,valid,test}.csv` and `corpora/<language>.txt` of a data root.
+    """Your own benchmark: `<name>/<language>/{train,valid,test}.csv` and `corpora/<language>.txt` under a data root.
 
-    It is part of the stages that read it, so a worker needs no file but the tables. Targets are no part of it: one more
-    target trains nothing anew.
+    It is part of the stages that read it, so a worker needs no other file than the tables. Targets are not part of it,
+    so that one more target leaves the trained stages as they are.
     """
 
     name: Code = Field(description="its folder under the data root")
@@ -122,17 +124,20 @@ class OwnBenchmark(Settings):
 
 
 def _premise(row: str) -> str:
-    """AmericasNLI numbers the hypotheses of a premise 3n+1, 3n+2, 3n+3, alike in every language."""
+    """The premise of an AmericasNLI row: in every language its hypotheses are numbered 3n+1, 3n+2, 3n+3."""
     return str((int(row) - 1) // 3) if row.isdecimal() else row
 
 
 def _prompt(pair: str) -> str:
-    """MultiNLI's pairID is the premise's promptID and a letter for the label."""
+    """The promptID of the premise: MultiNLI's pairID is that and the first letter of the label (c, e or n)."""
     return pair.rstrip("cen")
 
 
 def _taxinli_share(pair: str, split: Split) -> bool:
-    """A tenth of the premises, chosen by a hash of their id, is validation: no premise is on both sides."""
+    """Whether a pair belongs to train or valid: valid is a tenth of the premises, chosen by a hash of their id.
+
+    So no premise is in both.
+    """
     held_out = int(hashlib.sha256(_prompt(pair).encode()).hexdigest()[:8], 16) % 10 == 0
     return held_out == (split == "valid")
 
@@ -154,9 +159,18 @@ NUSAX = Benchmark(
     source_language="id",
     targets=("ace", "ban", "bjn", "mad", "min"),
     languages={
-        "ace": "acehnese", "ban": "balinese", "bjn": "banjarese", "bug": "buginese", "en": "english",
-        "id": "indonesian", "jv": "javanese", "mad": "madurese", "min": "minangkabau", "nij": "ngaju",
-        "su": "sundanese", "bbc": "toba_batak",
+        "ace": "acehnese",
+        "ban": "balinese",
+        "bjn": "banjarese",
+        "bug": "buginese",
+        "en": "english",
+        "id": "indonesian",
+        "jv": "javanese",
+        "mad": "madurese",
+        "min": "minangkabau",
+        "nij": "ngaju",
+        "su": "sundanese",
+        "bbc": "toba_batak",
     },
     evaluation=Labelled(
         local=Files("nusax/{language}/{split}.csv", _CSV, "datasets/sentiment of github.com/IndoNLP/nusax"),
@@ -177,9 +191,9 @@ NUSAX = Benchmark(
             "GitHub",
         ),
     ),
-    training_splits=("train", "valid", "test"),  # no one trains on test, but LT-SFT's rule for leaks looks there too
+    training_splits=("train", "valid", "test"),  # nothing trains on test, but LT-SFT's rule for leaks looks there too
     leaks=True,
-)  # fmt: skip
+)
 
 AMERICASNLI = Benchmark(
     name="americasnli",
@@ -236,13 +250,13 @@ ARCHIPELAGO = Benchmark(
     training=Labelled(Files("archipelago/{language}/{split}.csv", _CSV, "deftx.data.archipelago"), online=None),
 )
 
-BENCHMARKS: Mapping[str, Benchmark] = {known.name: known for known in (NUSAX, AMERICASNLI, ARCHIPELAGO)}
+BENCHMARKS: Mapping[str, Benchmark] = {entry.name: entry for entry in (NUSAX, AMERICASNLI, ARCHIPELAGO)}
 
 
 def from_own(given: OwnBenchmark) -> Benchmark:
-    """The benchmark that a space defines: a table a split and language, alike for training and evaluation.
+    """The benchmark that a definition describes: a table for each language and split, of the same columns everywhere.
 
-    Where a column `id` is given, equal ids in two languages are the same item. An id is unique in its table, except
+    Where there is a column `id`, equal ids in two languages are the same item. An id is unique in its table, except
     that the pairs of one NLI text may share it.
     """
     pair = "hypothesis" if given.kind == "nli" else None
@@ -251,9 +265,16 @@ def from_own(given: OwnBenchmark) -> Benchmark:
     files = Files(f"{given.name}/{{language}}/{{split}}.csv", layout, origin)
     tables = Labelled(files, online=None, unique=given.kind != "nli")
     return Benchmark(
-        name=given.name, kind=given.kind, labels=given.labels, metric=given.metric, targets=(), languages=None,
-        source_language=given.source_language, evaluation=tables, training=tables,
-    )  # fmt: skip
+        name=given.name,
+        kind=given.kind,
+        labels=given.labels,
+        metric=given.metric,
+        source_language=given.source_language,
+        targets=(),
+        languages=None,
+        evaluation=tables,
+        training=tables,
+    )
 
 
 def benchmark(given: str | OwnBenchmark) -> Benchmark:
@@ -270,13 +291,15 @@ def benchmark(given: str | OwnBenchmark) -> Benchmark:
 
 
 def name_in_files(benchmark: Benchmark, language: str, languages: Iterable[str] | None) -> str:
-    """The language's name in the files.
+    """The name of a language in the files.
 
     Args:
-        languages: those it may be; none: any.
+        benchmark: for the names, and for the error.
+        language: its code.
+        languages: the codes that are valid; None: any.
 
     Raises:
-        ConfigError: with the nearest code.
+        ConfigError: for a code that is not valid, with the nearest one that is.
     """
     if languages is not None and language not in set(languages):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Plain text of a language: where it lies, and its passages, one a line. Labelled tables are in `examples`."""
+"""The plain text of a language: its source, and its passages, one a line. Labelled tables are in `examples`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from deftx.sources.hub import HubSource, Source, hub_commit, hub_table
 _WIKIPEDIA: Mapping[str, str] = {"aym": "ay", "quy": "qu"} | {
     code: code for code in ("ace", "ban", "bjn", "bug", "en", "gn", "id", "jv", "mad", "min", "nah", "su")
 }
-"""Language: its Wikipedia. The others of the benchmarks have none."""
+"""The code of each language's Wikipedia. The other languages of the benchmarks have no Wikipedia."""
 
 
 def corpus_source(benchmark: Benchmark, language: str, data_root: str | None = None) -> Source:
-    """Plain text of a language: `corpora/<code>.txt` under the data root, or its Wikipedia of November 2023.
+    """The source of a language's plain text: `corpora/<code>.txt` of a data root, or Wikipedia of November 2023.
+
+    Args:
+        benchmark: the language is one of its own.
+        language: its code.
+        data_root: folder or fsspec URL; None: the hub.
 
     Raises:
-        ConfigError: for a language that is none of the benchmark's.
+        ConfigError: for a language that the benchmark does not have.
         DataError: when the file is missing, empty or not UTF-8, or there is no data root and no Wikipedia.
         HubError: when there is no data root and no network.
     """
@@ -49,8 +54,8 @@ def read_lines(source: Source) -> list[str]:
     """The passages of a corpus: its non-empty stripped lines.
 
     Raises:
-        DataError: when there is none, or a file is not UTF-8.
-        HubError: when a hub data set cannot be had.
+        DataError: when there is no text, or a file is not UTF-8.
+        HubError: when a hub data set cannot be loaded.
     """
     passages = list(filter(None, every_line(source)))
     if not passages:
@@ -59,7 +64,7 @@ def read_lines(source: Source) -> list[str]:
 
 
 def every_line(source: Source) -> Iterator[str]:
-    """The stripped lines of a corpus, empty ones too: counted from 1 they have the numbers that an editor shows.
+    """The stripped lines of a corpus, empty ones too, so that counted from 1 they have an editor's line numbers.
 
     Raises:
         DataError, HubError: as `read_lines`, but a text may be empty.

@@ -1,7 +1,7 @@
-"""Reading a benchmark: which source holds which split, and its rows as examples with labels and parallel items.
+"""Reading a benchmark: the source of each split, and its rows as examples with labels and parallel items.
 
-Planning asks for sources, which touches files (their content counts) but parses none; a stage reads the examples. What
-the benchmarks are is data in `catalogue`, file formats are in `tables`, and rows that leak into evaluation in `leaks`.
+Planning asks for sources, which reads the files (their content counts) but does not parse them; a stage reads the
+examples. The benchmarks themselves are data in `catalogue`; file formats are in `tables`, leaking rows in `leaks`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from deftx.sources.hub import HubSource, Source, hub_commit
 class Examples:
     """Labelled texts in the order of their table.
 
-    `ids` name the parallel item, which is the unit of resampling: equal across languages for the same item, and equal
-    within a language for examples that share one. A NusaX sentence is an item of its own. The three hypotheses of an
-    AmericasNLI premise are one item, since they are right or wrong together: ids repeat there, and an interval that
-    took them for independent would be too narrow.
+    `ids` name the parallel item of each, the unit of resampling: the same item has the same id in every language, and
+    examples of one language may share an item. A NusaX sentence is an item. The three hypotheses of an AmericasNLI
+    premise are one item, since they tend to be right or wrong together: taken for independent, they would make an
+    interval too narrow.
     """
 
     ids: tuple[str, ...]
@@ -32,13 +32,13 @@ class Examples:
     pairs: tuple[str, ...] | None
     """The hypotheses of NLI, whose `texts` are premises."""
     labels: tuple[int, ...]
-    """Index into the benchmark's labels."""
+    """Indices into the benchmark's labels."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, rows: Sequence[int]) -> Examples:
-        """These rows, in this order."""
+        """The examples of some rows, in the order given."""
         pairs = None if self.pairs is None else tuple(self.pairs[row] for row in rows)
         return Examples(
             ids=tuple(self.ids[row] for row in rows),
@@ -49,11 +49,13 @@ class Examples:
 
 
 def evaluation_source(benchmark: Benchmark, language: str, split: Split, data_root: str | None = None) -> Source:
-    """Where the evaluation set of a language lies, resolved to its content or commit.
+    """The source of a language's evaluation set, resolved to its content or commit.
 
     Args:
+        benchmark: what is evaluated.
+        language: the code of one of its languages.
         split: valid or test.
-        data_root: folder or fsspec URL with the original files; none: on line.
+        data_root: folder or fsspec URL with the original files; None: the hub or GitHub, as `catalogue` says.
 
     Raises:
         ConfigError: for a language that the benchmark does not have, or the split train.
@@ -67,9 +69,9 @@ def evaluation_source(benchmark: Benchmark, language: str, split: Split, data_ro
 
 
 def training_sources(benchmark: Benchmark, data_root: str | None = None) -> dict[Split, tuple[Source, ...]]:
-    """The labelled data of the source language by split, resolved.
+    """The sources of the source language's labelled data by split, resolved to their content or commit.
 
-    NusaX has a third one, test, which nothing trains on: LT-SFT's rule for leaks looks for the nearest row there too.
+    NusaX has a third split, test. Nothing trains on it, but LT-SFT's rule for leaks looks for nearest rows there too.
 
     Raises:
         DataError, HubError: as `evaluation_source`.
@@ -85,15 +87,16 @@ def read_examples(benchmark: Benchmark, source: Source, language: str, split: Sp
     """The evaluation examples of a language.
 
     Raises:
+        ConfigError: for a language that the benchmark does not have.
         DataError: naming file and line: what `read_rows` raises, an unknown label, an id that occurs twice.
-        HubError: when a hub data set cannot be had.
+        HubError: when a hub data set cannot be loaded.
     """
     name_in_files(benchmark, language, benchmark.languages)
     return _examples(benchmark, benchmark.evaluation, (source,), split)
 
 
 def read_training(benchmark: Benchmark, sources: Sequence[Source], split: Split) -> Examples:
-    """The labelled examples of the source language, before leaks are removed; errors as `read_examples`."""
+    """The labelled examples of the source language, before leaks are removed; raises as `read_examples`."""
     return _examples(benchmark, benchmark.training, sources, split)
 
 
@@ -103,7 +106,7 @@ def _resolve(data: Labelled, language: str, name: str, split: Split, data_root: 
         layout = data.local.path.format(language="<language>", split="<split>")
         return file_source(f"{data_root.rstrip('/')}/{path}", f"{layout}: the files of {data.local.origin}")
     if data.online is None:
-        raise DataError(f"{data.local.origin} is not on line; give the folder it was written to as data root")
+        raise DataError(f"{data.local.origin} cannot be downloaded; give the folder it was written to as data root")
     if isinstance(data.online, Files):
         return online_file(data.online.path.format(language=name, split=data.online.splits.get(split, split)))
     return _hub(data.online, language, split)

@@ -1,4 +1,7 @@
-"""What was found in a text: counts, a summary in one line, warnings in words. How it is counted is in `text_check`."""
+"""The result of a text check: counts, a summary in one line, warnings in words. It is counted in `text_check`.
+
+The thresholds of the warnings are rules of thumb, except where a reason is given.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,34 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, computed_field
 
 MOST_PASSES = 100
-"""Passes over a text, beyond which training repeats more than it learns: the paper's most."""
+"""Most passes over a text: the paper's `epochs` of a language."""
 FEWEST_HELD_OUT = 10
-"""Held-out blocks, below which the validation loss that picks the checkpoint is mostly chance."""
+"""Fewest held-out blocks: the validation loss of fewer is mostly chance, and it picks the checkpoint."""
 MOST_TOKENS_A_WORD = 4
+"""Most tokens of a word on average: with more, words are spelled out, and few have an embedding of their own."""
 MOST_UNKNOWN = 0.01
-"""Share of the tokens."""
+"""Largest share of tokens that the tokenizer does not know."""
 MOST_BLEMISHED = 0.01
-"""Share of the passages that have a short evaluation sentence, or are not in Unicode's normal form C."""
+"""Largest share of passages with a short evaluation sentence, and of those not in Unicode's normal form C."""
 MOST_REPEATED = 0.05
-"""Share of the passages that repeat an earlier one; the demo's 1 % of small talk does no harm."""
+"""Largest share of passages that repeat an earlier one: the demo's corpora have 1 %, which does no harm."""
 MOST_CUT = 0.05
-"""Share of the passages that are longer than a block, where a passage is a block."""
+"""Largest share of passages longer than a block, where a passage is a block."""
 
 Sign = Literal["replacement", "mojibake", "control", "byte-order mark", "not NFC"]
 _SIGN_WORDS: Mapping[Sign, str] = {
     "replacement": "hold U+FFFD, which stands for a lost character: fetch the text again and decode it as UTF-8",
     "mojibake": "look like UTF-8 read as Windows-1252, as 'Ã©' is for 'é': decode the original as UTF-8",
     "control": "hold control characters: remove them",
-    "byte-order mark": "hold a byte-order mark amid the text, as joined files do: remove it",
+    "byte-order mark": "hold a byte-order mark inside the text, as joined files do: remove it",
     "not NFC": "are not in Unicode's normal form C, so that one word has two spellings: normalise to NFC",
 }
 _SHOWN = 3
+"""Line numbers that a warning names."""
 
 
 class Lines(BaseModel):
-    """How many lines have something in common, and the numbers of the first three."""
+    """The number of lines that have something in common, and the line numbers of the first three."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,9 +48,9 @@ class Lines(BaseModel):
 
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Lines:
-        """These line numbers, in order."""
-        found = list(numbers)
-        return cls(count=len(found), first=tuple(found[:_SHOWN]))
+        """The lines with some numbers, given in order."""
+        listed = list(numbers)
+        return cls(count=len(listed), first=tuple(listed[:_SHOWN]))
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.first) else ""
@@ -53,7 +58,7 @@ class Lines(BaseModel):
 
 
 class TextCheck(BaseModel):
-    """What was counted in a text, and what it means. Survives `model_dump_json` and `model_validate_json`."""
+    """The counts of a text, and what they mean; `model_validate_json` reads what `model_dump_json` writes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -66,16 +71,16 @@ class TextCheck(BaseModel):
     repeated: Lines
     """Passages equal to an earlier one but for white space."""
     sentences: int | None
-    """Evaluation sentences that the text was compared with; none: it was not."""
+    """How many evaluation sentences the text was compared with; None: it was not compared."""
     equal: Lines
     """Passages that are an evaluation sentence, in the normal form of `leaks`."""
     contained: Lines
-    """Longer passages that hold one."""
+    """Passages that contain one and are longer."""
     phrases: Lines = Lines()
-    """Passages that are or hold a sentence of fewer than 30 letters and digits, no longer one: by chance, it may be."""
+    """Passages whose longest evaluation sentence has fewer than 30 letters and digits, and may be there by chance."""
     words: int
     tokens: int
-    """Without those that mark a beginning or end."""
+    """Without special tokens."""
     unknown_tokens: int
     long_words: int
     """Words of more than four tokens."""
@@ -86,18 +91,18 @@ class TextCheck(BaseModel):
     valid_blocks: int
     batch_size: int
     planned_steps: int
-    """What the recipe trains for on so many blocks."""
+    """Steps that the recipe's settings mean for this number of blocks."""
     problem: str | None = None
-    """Why there are no blocks."""
+    """Why there are no blocks; None: there are."""
 
     @property
     def unique(self) -> int:
-        """Passages that no earlier one equals."""
+        """Number of passages that equal no earlier one."""
         return self.passages - self.repeated.count
 
     @property
     def shared(self) -> int:
-        """Passages that are or hold an evaluation sentence, however short."""
+        """Number of passages that are or contain an evaluation sentence, however short."""
         return self.equal.count + self.contained.count + self.phrases.count
 
     @property
@@ -127,7 +132,7 @@ class TextCheck(BaseModel):
 
     @property
     def good_for(self) -> int:
-        """Steps in as many passes as are sensible."""
+        """Steps in `MOST_PASSES` passes."""
         return MOST_PASSES * self.steps_per_pass
 
     @computed_field  # type: ignore[prop-decorator]
@@ -144,9 +149,9 @@ class TextCheck(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with it, the gravest first: a sentence each, with what would be right."""
-        found = [*_leaked(self), *_too_little(self), *_blemished(self), *_not_known(self)]
-        return tuple(f"{self.language}: {sentence}" for sentence in found)
+        """What is wrong with the text, a sentence each with what would be right, the worst first."""
+        sentences = (*_leaked(self), *_too_little(self), *_blemished(self), *_not_known(self))
+        return tuple(f"{self.language}: {sentence}" for sentence in sentences)
 
 
 def _leaked(check: TextCheck) -> Iterator[str]:
@@ -220,6 +225,6 @@ def _size(count: int) -> str:
 
 
 def _rounded(number: int) -> int:
-    """To two digits: 40,125 is about 40,000."""
+    """The number rounded to two digits: 40,125 is about 40,000."""
     digits = len(str(number)) - 2
     return round(number, -digits) if digits > 0 else number

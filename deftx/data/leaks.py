@@ -1,9 +1,9 @@
-"""Training rows that are evaluation sentences: found by their texts alone, and left out.
+"""Removal of training rows that are evaluation sentences, by their texts alone: labels play no part.
 
-NusaX was made by translating SmSA reviews, so SmSA holds most of its Indonesian test sentences, in original or edited
-form. Only the source language is compared: none of the eleven translations in NusaX finds a row that Indonesian does
-not, and so the address of a task vector does not depend on the target languages. Labels play no part. What the rules
-let pass: sentences rewritten below the thresholds, and a part that two longer texts share.
+NusaX was made by translating SmSA reviews, so SmSA has most of its Indonesian test sentences, in original or edited
+form. Only the source language is compared: the other eleven languages of NusaX find no row that Indonesian does not,
+and without them the address of a task vector does not depend on the target languages. Two kinds of leak are not found:
+sentences rewritten beyond the thresholds, and a part that two longer texts share.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ RULES: Mapping[Rule, str] = {
 }
 
 _SIMILAR = 85
+"""Smallest ratio of an edited sentence: 100 * (1 - insertions and deletions / length of both)."""
 _CONTAINED = 20
+"""Fewest characters of a text that counts as part of another: shorter ones are often stock phrases."""
 _TELLING = 30
-"""Characters of a sentence that no text has by chance: the demo's families share up to 24."""
-_GAP = "\n"  # never in a normal form
+"""Fewest characters of a sentence that no text has by chance: texts of the demo's families share up to 24."""
+_GAP = "\n"
+"""Between texts that are searched as one: it is in no normal form."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A row that is to go, the first rule that found it, and the evaluation sentence it was found for."""
+    """A row that has to go: its number, the first rule that found it, and the evaluation sentence it matched."""
 
     row: int
     rule: Rule
@@ -48,11 +51,11 @@ class Leak:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A dropped training row as it is listed for the reader."""
+    """A dropped row as `dropped_rows.json` lists it."""
 
     split: Split
     row: int
-    """Number of the row in its split, from 0."""
+    """Its number in its split, from 0."""
     rule: Rule
     text: str
     evaluation_split: EvaluationSplit
@@ -74,12 +77,13 @@ def clean_training(
     evaluation: Mapping[EvaluationSplit, Examples],
     mode: LeakRule,
 ) -> Cleaned:
-    """Training and validation examples of the source language minus leaks, and the rows dropped.
+    """The training and validation examples of the source language without leaks, and the rows that were dropped.
 
     Args:
-        training: train and valid; for `lt-sft` test too, where the row nearest to a sentence may lie.
-        evaluation: valid and test of the source language; their labels are not looked at. `lt-sft` uses test alone.
-        mode: nothing is dropped for `none`, nor for a benchmark whose training data hold no evaluation sentence.
+        benchmark: where its `leaks` is False, nothing is dropped.
+        training: the labelled data by split: train and valid, and for `lt-sft` test, which may have the nearest row.
+        evaluation: valid and test of the source language, whose labels are not looked at; `lt-sft` uses test only.
+        mode: the rules; for `none` nothing is dropped.
     """
     rows = [(split, row) for split, examples in training.items() for row in range(len(examples))]
     splits: tuple[EvaluationSplit, ...] = ("test",) if mode == "lt-sft" else ("valid", "test")
@@ -97,54 +101,56 @@ def clean_training(
 
 
 def find_leaks(rows: Sequence[str], evaluation: Sequence[str], mode: LeakRule) -> list[Leak]:
-    """The rows found for any evaluation sentence, each once, in row order.
+    """The rows that match any evaluation sentence, each once, in row order.
 
-    `strict` asks the rules equal, similar and contained in this order; `lt-sft` takes the nearest row of each sentence.
+    `strict` applies the rules equal, similar and contained in this order; `lt-sft` takes each sentence's nearest row.
     """
     if mode == "none" or not rows or not evaluation:
         return []
     finders = (_nearest,) if mode == "lt-sft" else (_equal, _similar, _contained)
-    found: dict[int, Leak] = {}
+    leaks: dict[int, Leak] = {}
     for leak in chain.from_iterable(finder(rows, evaluation) for finder in finders):
-        found.setdefault(leak.row, leak)
-    return [found[row] for row in sorted(found)]
+        leaks.setdefault(leak.row, leak)
+    return [leaks[row] for row in sorted(leaks)]
 
 
 def find_shared(passages: Sequence[str], sentences: Sequence[str]) -> dict[Shared, list[int]]:
-    """Which passages of plain text are (`equal`) or hold (`contained`) an evaluation sentence, each once, in order.
+    """The passages of plain text that equal or contain an evaluation sentence: their numbers in order, each once.
 
-    Exact on the normal form, so that megabytes take seconds. Where the longest one has fewer than 30 characters it may
-    be a turn of phrase, and the passage is one of `phrases`; fewer than 20 count only where a passage is no more.
+    Normal forms are compared exactly, so that megabytes take seconds. A passage is listed by the longest sentence it
+    has: under `equal` or `contained`, or under `phrases` where that has fewer than 30 characters and may be there by
+    chance. A sentence of fewer than 20 counts only where it is the whole passage.
     """
     texts = list(map(_normal, passages))
-    known = set(map(_normal, sentences)) - {""}
-    longest = {row: text for row, text in enumerate(texts) if text in known}
-    ordered = sorted(known, key=len, reverse=True)
+    normals = set(map(_normal, sentences)) - {""}
+    longest = {row: text for row, text in enumerate(texts) if text in normals}
+    ordered = sorted(normals, key=len, reverse=True)
     for index, row in _parts(ordered, texts):
         longest.setdefault(row, ordered[index])
-    found: dict[Shared, list[int]] = {"equal": [], "contained": [], "phrases": []}
+    shared: dict[Shared, list[int]] = {"equal": [], "contained": [], "phrases": []}
     for row, sentence in sorted(longest.items()):
         whole: Shared = "equal" if sentence == texts[row] else "contained"
-        found[whole if len(sentence) >= _TELLING else "phrases"].append(row)
-    return found
+        shared[whole if len(sentence) >= _TELLING else "phrases"].append(row)
+    return shared
 
 
 def texts_digest(evaluation: Mapping[EvaluationSplit, Examples]) -> str:
-    """SHA-256 of the texts (and hypotheses) in order: what leak removal depends on, and no label."""
+    """SHA-256 of the texts (and hypotheses) in order, on which leak removal depends; labels do not count."""
     # the order of the splits is part of the addresses of task vectors
     texts = [[evaluation[split].texts, evaluation[split].pairs] for split in sorted(evaluation)]
     return hashlib.sha256(json.dumps(texts, ensure_ascii=True).encode()).hexdigest()
 
 
 def _normal(text: str) -> str:
+    """The normal form in which texts are compared: letters and digits only, casefolded."""
     return "".join(filter(str.isalnum, text.casefold()))
 
 
 def _equal(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
-    known = {_normal(sentence): index for index, sentence in enumerate(evaluation)}
+    sentences = {_normal(sentence): index for index, sentence in enumerate(evaluation)}
     for row, text in enumerate(rows):
-        if (normal := _normal(text)) and normal in known:
-            yield Leak(row, "equal", known[normal])
+        if (normal := _normal(text)) and normal in sentences:
+            yield Leak(row, "equal", sentences[normal])
 
 
 def _similar(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
@@ -165,7 +171,10 @@ def _contained(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]
 
 
 def _parts(shorter: Sequence[str], longer: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Each (i, j) where shorter[i] is part of longer[j], by searching all of `longer` as one string."""
+    """Each (i, j) where shorter[i] has at least `_CONTAINED` characters and is part of longer[j].
+
+    All of `longer` is searched as one string.
+    """
     joined = _GAP.join(longer)
     starts = list(accumulate((len(text) + 1 for text in longer), initial=0))
     for i, text in enumerate(shorter):
@@ -177,7 +186,10 @@ def _parts(shorter: Sequence[str], longer: Sequence[str]) -> Iterator[tuple[int,
 
 
 def _nearest(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
-    """LT-SFT's rule: for each lowercased sentence the nearest detokenised row, ties to the smaller text, then row."""
+    """LT-SFT's rule: for each lowercased sentence the detokenised row at the smallest edit distance.
+
+    Of several the one whose text sorts first, then the first.
+    """
     from rapidfuzz import process
     from rapidfuzz.distance import Levenshtein
 
@@ -191,6 +203,6 @@ def _nearest(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
 
 
 def _detokenised(text: str) -> str:
-    """SmSA is pre-tokenised: close the space before punctuation and after an opening bracket."""
+    """The text without the spaces before punctuation and after opening brackets: SmSA is tokenised at these."""
     spaced = re.sub(r" ([.,;:!?%)\]}'])", r"\1", " ".join(text.split()))
     return re.sub(r"([(\[{]) ", r"\1", spaced)

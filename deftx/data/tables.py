@@ -1,8 +1,9 @@
-"""Labelled tables cell by cell: quoted CSV, unquoted TSV with or without a header, and hub data sets.
+"""Labelled tables as rows: quoted CSV, unquoted TSV with or without a header, and hub data sets.
 
-The traps of the formats end here: line breaks within a quoted cell, quotes that are plain text, spaces at the edges,
-integer labels that mean different things in different repositories (a label leaves here by its name). What the labels
-and ids are to a benchmark is not known here. The csv module and not pandas, so that an error can name its line.
+The traps of the formats are dealt with here: line breaks within a quoted cell, quotes that are plain text, spaces at
+the edges, integer labels whose meaning depends on the repository (rows have the labels' names). What labels and ids
+mean to a benchmark is in `examples`. Files are read by the csv module and not by pandas, so that an error can name its
+line.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from deftx.sources.files import FileSource, read_text
 from deftx.sources.hub import HubSource, Source, hub_table
 
 Cells = tuple[str, Mapping[str, str]]
-"""Where a row stands (file and line), and its stripped cells by column."""
+"""File and line of a row, for messages, and its stripped cells by column."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns of a table are meant, and how its cells are written."""
+    """The columns of a table that are read, and how its cells are written."""
 
     text: str
     label: str
     pair: str | None = None
-    """Column of the hypothesis, where rows are pairs."""
+    """The column of the hypothesis, where rows are pairs."""
     id: str | None = None
-    """None: a row is known by its number, from 0."""
+    """None: the id of a row is its number, from 0."""
     id_optional: bool = False
-    """Whether a file may lack that column: a row is then known by the file's content and its number."""
+    """Whether a file may lack the column `id`: the id of a row is then made of the file's digest and its number."""
     header: tuple[str, ...] | None = None
-    """Columns of a file that has no header line."""
+    """The columns of a file without a header line; None: it has one."""
     quoted: bool = False
-    """CSV with commas and quotes; else tabs, and a quote is plain text."""
+    """True: CSV with commas and quotes. False: tabs, and a quote is plain text."""
     blank_text: bool = False
-    """Whether `text` may be empty; no other column ever may."""
+    """Whether `text` may be empty; no other column may."""
     codes: tuple[str, ...] = ()
-    """Names of integer labels, for a hub data set that does not say them itself."""
+    """The names of integer labels, for a hub data set that does not give them itself."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -50,7 +51,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled row as written; `where` is for messages."""
+    """A labelled row as written; `where`, its file and line, is for messages."""
 
     where: str
     id: str
@@ -63,11 +64,12 @@ def read_rows(source: Source, layout: Layout) -> list[Row]:
     """All rows of a table, in its order.
 
     Raises:
-        DataError: naming file and line, for a missing column, an empty or missing cell, broken quoting, no row at all.
-        HubError: when a hub data set cannot be had.
+        DataError: for a missing column, an empty or missing cell or broken quoting, naming file and line; or when
+            there are no rows.
+        HubError: when a hub data set cannot be loaded.
     """
     cells = _file_cells(source, layout) if isinstance(source, FileSource) else _hub_cells(source, layout)
-    # with ids left out, rows of different files must not pass for the same item
+    # without ids, rows with the same number in different files must not be taken for the same item
     file = f"{source.sha256[:12]}-" if isinstance(source, FileSource) and layout.id_optional else ""
     rows = [_row(f"{file}{number}", where, values, layout) for number, (where, values) in enumerate(cells)]
     if not rows:
@@ -112,7 +114,10 @@ def _check_header(where: str, header: tuple[str, ...], layout: Layout) -> None:
 
 
 def _plain_lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of tab-separated text; only a line feed ends a line, other control characters are text."""
+    """Line number and cells of each row of tab-separated text.
+
+    Only a line feed ends a line: `splitlines` would end it at other control characters too, such as U+0085.
+    """
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, [cell.strip() for cell in line.split("\t")]
@@ -122,7 +127,7 @@ def _quoted_lines(text: str, url: str) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line and cells of each row of quoted CSV; a cell may hold line breaks.
 
     Raises:
-        DataError: for a quote that is never closed or stands where none may.
+        DataError: for a quote that is not closed or stands where no quote may.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     number = 1
@@ -147,7 +152,7 @@ def _hub_cells(source: HubSource, layout: Layout) -> Iterator[Cells]:
 
 
 def _label_name(where: str, label: object, names: tuple[str, ...]) -> object:
-    """The name behind an integer label; a label that is text stays.
+    """The name of an integer label; a label that is text already is returned as it is.
 
     Raises:
         DataError: for an integer that has no name, such as the -1 of unlabelled rows.

@@ -1,8 +1,8 @@
-"""A look at a text before hours are spent on it: encoding, repeats, leaks, tokens, and the steps it is good for.
+"""The check of a text before hours are spent on it: encoding, repeats, leaks, tokens, and the steps it is good for.
 
-It only counts; the text stays as it is, and whether to go on is the reader's to decide (`findings` puts it in words).
-Line numbers are the file's, from 1. A file that is not UTF-8 never gets here (`files.read_text`). Words are what
-spaces divide: of a script without spaces the tokens a word mean nothing.
+It only counts. The text is not changed, and whether to train on it is the user's decision (`findings` has the words).
+Line numbers are the file's, from 1. A file that is not UTF-8 is refused before (`files.read_text`). Words are separated
+by spaces: for a script without spaces the number of tokens a word means nothing.
 
 From the shell: `deftx check FILE --backbone FOLDER [--evaluation FILE.csv]`.
 """
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["Lines", "TextCheck", "check_text"]
 
 _LONG_WORD = 4
-"""Pieces of a word, above which it is counted as long."""
+"""Most tokens of a word that is not counted as long: what `MOST_TOKENS_A_WORD` is on average."""
 
 Numbered = Sequence[tuple[int, str]]
 """Line numbers and stripped passages."""
 
+# Of the control characters not tab, line feed, vertical tab, form feed, carriage return and next line: white space.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
-# What Latin-1 and Windows-1252 make of the second byte, but for what a capital is properly followed by: Â’ and Ã».
+# UTF-8 read as Latin-1 or Windows-1252: the first byte of U+0080 to U+00FF becomes Â or Ã, and this is what the second
+# becomes, without punctuation such as ’ and », which may rightly follow these capitals.
 _SECOND = "[\x80-\xba\xbc-\xbf€‚ƒ„†‡ˆ‰Š‹ŒŽ•˜™š›œžŸ]"
 _MOJIBAKE = re.compile(f"[ÂÃ]{_SECOND}|â[\x80€]|ðŸ|ï»¿")
 _SIGNS: Mapping[Sign, Callable[[str], object]] = {
@@ -55,15 +57,16 @@ def check_text(
     seed: int = 0,
     evaluation: Sequence[str] | None = None,
 ) -> TextCheck:
-    """Look a text over as training will read it. 9 MB against 1,000 sentences take about ten seconds on a core.
+    """The counts of a text as training would read it. 9 MB and 1,000 sentences take about ten seconds on a core.
 
     Args:
-        language: what to call the text.
+        language: the name of the text in messages.
         lines: of the file, empty ones too, so that line numbers are the file's.
-        text: how passages become blocks; no more than its `max_lines` are looked at.
+        tokenizer: of the backbone.
+        text: how passages become blocks; only the first `max_lines` passages are looked at.
         training: for the batch size and the planned steps.
-        seed: that of the text stage, which draws the held-out passages; another one moves a few blocks.
-        evaluation: sentences that must not be in the text; none: nothing to compare with.
+        seed: of the text stage, which draws the held-out passages; another seed moves a few blocks between the sides.
+        evaluation: sentences that must not be in the text; None: it is not compared.
 
     Raises:
         DataError: when there is no text.
@@ -75,19 +78,27 @@ def check_text(
     passages = [passage for _, passage in numbered]
     train, valid, problem = _count_blocks(passages, tokenizer, text, seed)
     return TextCheck(
-        language=language, passages=len(passages), bytes=sum(len(passage.encode()) for passage in passages),
+        language=language,
+        passages=len(passages),
+        bytes=sum(len(passage.encode()) for passage in passages),
         signs={sign: Lines.of(n for n, passage in numbered if has(passage)) for sign, has in _SIGNS.items()},
-        repeated=Lines.of(_repeated(numbered)), sentences=None if evaluation is None else len(evaluation),
-        **_shared(numbered, evaluation or ()), **_in_tokens(numbered, tokenizer, text),
-        block=text.block, train_blocks=train, valid_blocks=valid, batch_size=training.batch_size,
-        planned_steps=training.steps(train), problem=problem,
-    )  # fmt: skip
+        repeated=Lines.of(_repeated(numbered)),
+        sentences=None if evaluation is None else len(evaluation),
+        **_shared(numbered, evaluation or ()),
+        **_in_tokens(numbered, tokenizer, text),
+        block=text.block,
+        train_blocks=train,
+        valid_blocks=valid,
+        batch_size=training.batch_size,
+        planned_steps=training.steps(train),
+        problem=problem,
+    )
 
 
 def _count_blocks(
     passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, text: TextSettings, seed: int
 ) -> tuple[int, int, str | None]:
-    """Training and held-out blocks as the text stage cuts them, or why it cannot."""
+    """How many training and held-out blocks the text stage makes, and why it makes no blocks where it cannot."""
     try:
         return *count_blocks(passages, tokenizer, text, seed), None
     except DataError as error:
@@ -108,7 +119,7 @@ def _shared(numbered: Numbered, evaluation: Sequence[str]) -> dict[str, Any]:
 
 
 def _in_tokens(numbered: Numbered, tokenizer: PreTrainedTokenizerBase, text: TextSettings) -> dict[str, Any]:
-    """The counts of words and tokens; each different word is tokenised once, as if it stood alone."""
+    """The counts of words and tokens by their field names; each different word is tokenised once, by itself."""
     counts = Counter(word for _, passage in numbered for word in passage.split())
     pieces = dict(
         zip(counts, tokenizer(list(counts), add_special_tokens=False, verbose=False)["input_ids"], strict=True)

@@ -1,1 +1,1 @@
-"""How good and how sure: metrics and bootstrap intervals; what is graded is decided elsewhere."""
+"""Metrics and bootstrap intervals; what is graded is decided elsewhere."""

@@ -1,4 +1,4 @@
-"""How good: the metric of one language. How sure a score is, is in `bootstrap`. No torch here."""
+"""The metric of one language. Intervals around it are in `bootstrap`. No torch here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def score(gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], 
     """The metric of one language, between 0 and 1.
 
     Args:
-        gold: indices into `labels`, one for each row.
-        predicted: likewise.
-        labels: all labels of the benchmark; macro F1 averages over every one of them, seen or not.
+        gold: the true labels, as indices into `labels`, one for each row.
+        predicted: the predicted labels, as indices too.
+        labels: all labels of the benchmark; macro F1 averages over all of them, seen or not.
         metric: `macro_f1` or `accuracy`.
 
     Raises:
-        DataError: when there are no rows, or the two differ in length.
+        DataError: when there are no rows, or `gold` and `predicted` differ in length.
     """
     from sklearn.metrics import accuracy_score, f1_score
 

@@ -1,3 +1,4 @@
-"""Arithmetic that torch and transformers do not have or do not have sparingly enough: lookups, sampled gradients,
-losses, dropout; no loop and no data.
+"""Arithmetic that torch and transformers lack, or do with more memory: lookups, sampled gradients, losses, dropout.
+
+No training loop and no data here.
 """

@@ -1,8 +1,8 @@
-"""From the change of a dense phase to a mask: factorise each matrix once, denoise them all, choose k entries.
+"""From the weight change of a dense phase to a mask: factorise each matrix once, denoise all, choose k entries.
 
-The dense phase publishes the factorisation (singular values, and the vectors of the smaller side in float32: 4 s^2
-bytes for a matrix whose smaller side is s, 175 MB for XLM-R base), so that no sparse phase factorises anything.
-One matrix is in `denoise`, the choice itself in `select`; what happens in the phases is in `phases`.
+The dense phase publishes the SVD factors (singular values, and the vectors of the smaller side in float32: 4 s^2 bytes
+for a matrix whose smaller side is s, 175 MB for XLM-R base), so that no sparse phase factorises anything. One matrix is
+in `denoise`, the choice in `select`, and the order of the steps (Algorithm 1) in `phases`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from deftx.stages.store import Store
 from deftx.tensor_files import LazyTensors
 
 Factors = Callable[[str], Factorisation]
-"""The factorisation of a matrix by its parameter's name."""
+"""The factorisation of each matrix, by the name of its parameter."""
 
 
 def save_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
-    """Factorise every matrix of a weight change, and write what the sparse phases need of it.
+    """Factorise every matrix of a weight change, and write singular values and vectors into a folder.
 
     Raises:
         DataError: when an entry of any tensor is NaN or infinite (naming the tensor).
@@ -45,7 +45,7 @@ def save_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def factors_of(store: Store, address: str) -> Factors:
-    """The factors that a dense stage published, each read when it is asked for."""
+    """The SVD factors that a dense stage published; those of a matrix are read when they are asked for."""
     spectra, vectors = (LazyTensors(store.fetch(address, name)) for name in (SPECTRA, VECTORS))
     return lambda name: Factorisation(spectra[name], vectors[name])
 
@@ -53,7 +53,17 @@ def factors_of(store: Store, address: str) -> Factors:
 def denoise_all(
     delta: Mapping[str, Tensor], settings: Denoise, factors: Factors
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """L + S of every matrix, biases as they are; and how far denoising went in each matrix."""
+    """The denoised weight change: L + S of every matrix, biases as they are; and for each matrix how far it went.
+
+    Args:
+        delta: the weight change, float32 tensors by name.
+        settings: rank and retention.
+        factors: of every matrix in it.
+
+    Returns:
+        The tensors by name, and one record for each matrix: its `name`, `rank`, `rank_share` (the rank over the full
+        one), `entries_kept` and `energy_kept` (see `Denoised`).
+    """
     values: dict[str, Tensor] = {}
     facts = []
     for name in delta:
@@ -64,16 +74,29 @@ def denoise_all(
         result = denoise(tensor, settings, factors(name))
         values[name] = result.values
         facts.append(
-            {"name": name, "rank": result.rank, "rank_share": result.rank / min(tensor.shape),
-             "entries_kept": result.entries_kept, "energy_kept": result.energy_kept}
-        )  # fmt: skip
+            {
+                "name": name,
+                "rank": result.rank,
+                "rank_share": result.rank / min(tensor.shape),
+                "entries_kept": result.entries_kept,
+                "energy_kept": result.energy_kept,
+            }
+        )
     return values, facts
 
 
 def choose(
     delta: Mapping[str, Tensor], denoised: Mapping[str, Tensor], settings: SparseSettings
 ) -> tuple[Indices, dict[str, float]]:
-    """The mask, and its overlap with LT-SFT's mask from the same delta: denoising is never a silent no-op.
+    """The mask of the sparse phase, and how many entries it has (`k`).
+
+    `jaccard_lt_sft` is its overlap with LT-SFT's mask, that of the same change without denoising: at 1 denoising has
+    changed nothing. It is left out where `settings.k` is None, which takes every non-zero entry.
+
+    Args:
+        delta: the weight change, float32 tensors by name.
+        denoised: L + S by the same names; `delta` itself for LT-SFT.
+        settings: for k.
 
     Raises:
         DataError: when fewer than k entries of the denoised change differ from zero.
@@ -86,6 +109,6 @@ def choose(
     mask = select(denoised, k)
     if denoised is delta:
         return mask, {"k": k, "jaccard_lt_sft": 1.0}
-    # L fills in rows of zeros, so the delta itself may have fewer entries than k
+    # L may have non-zero entries where the change is zero, so the change may have fewer than k
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
     return mask, {"k": k, "jaccard_lt_sft": jaccard(mask, select(delta, min(k, changed)))}

@@ -1,7 +1,8 @@
 """The exact global top-k: which entries of a weight change are trained in the sparse phase (Algorithm 1, line 7).
 
-Tensors are visited one at a time and never concatenated: two histograms over the bit patterns of |x| find the k-th
-largest magnitude exactly, for non-negative floats order like their bits. No sorting, no copy of the delta.
+Tensors are visited one at a time and never concatenated, sorted or copied. Non-negative floats order like their bit
+patterns, so a radix select finds the k-th largest magnitude exactly: a histogram of the upper 16 bits of |x| gives the
+bin it lies in, a histogram of the lower 16 bits within that bin gives the number itself, a third reading the entries.
 """
 
 from __future__ import annotations
@@ -21,51 +22,54 @@ Chunk = tuple[str, int, Tensor]
 """A piece of a flattened tensor: the tensor's name, where in it the piece begins, and the piece, float32."""
 
 _CHUNK = 1 << 20
+"""Entries visited at once: 4 MiB in float32, so that several operations on them stay in a processor's cache."""
 _LOW_BITS = 16
-_HIGH, _INFINITY = 1 << 15, 0x7F80  # upper halves of |x|: the sign bit is 0
+"""Two histograms of 2^15 and 2^16 bins fit into the cache too; one of all 31 bits would not."""
+_HIGH = 1 << 15
+"""Upper halves of |x|: its sign bit is 0."""
+_INFINITY = 0x7F80
+"""Upper half of infinity: 8 exponent bits of 1. Those of NaN are not smaller, those of finite numbers are."""
 
 
 def select(delta: Mapping[str, Tensor], k: int) -> Indices:
-    """The k entries of largest magnitude over all tensors together; ties go to the lowest flat index.
+    """The k entries of largest magnitude over all tensors together: exactly k flat indices, by name.
+
+    Ties go to the lowest flat index, which runs through the tensors in the alphabetical order of their names.
 
     Args:
-        delta: weight change by name, float32, any shapes. The flat index runs through the tensors in the alphabetical
-            order of their names; a lazy mapping is read three times, one tensor at a time.
+        delta: weight change by name, float32, any shapes; a lazy mapping is read three times, one tensor at a time.
         k: how many entries to choose, at least 1.
-
-    Returns:
-        Exactly k flat indices by name.
 
     Raises:
         DataError: when fewer than k entries differ from zero, or an entry is NaN or infinite (naming the tensor).
     """
-    found: dict[str, list[Tensor]] = {}
+    indices: dict[str, list[Tensor]] = {}
     for name, index in largest(lambda: chain.from_iterable(chunks(name, delta[name]) for name in sorted(delta)), k):
-        found.setdefault(name, []).append(index)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        indices.setdefault(name, []).append(index)
+    return {name: torch.cat(parts) for name, parts in indices.items()}
 
 
 def non_zero(delta: Mapping[str, Tensor]) -> Indices:
     """All entries that differ from zero, as flat indices by name: the choice without magnitude pruning."""
-    found = {name: delta[name].reshape(-1).nonzero().squeeze(1) for name in delta}
-    return {name: index for name, index in found.items() if index.numel()}
+    indices = {name: delta[name].reshape(-1).nonzero().squeeze(1) for name in delta}
+    return {name: index for name, index in indices.items() if index.numel()}
 
 
 def jaccard(a: Indices, b: Indices) -> float:
-    """Size of the intersection over size of the union of two choices; 1 for two empty ones."""
+    """The Jaccard index of two choices, |a and b| / |a or b|; 1 for two empty ones."""
     both = sum(_shared(a[name], b[name]) for name in a.keys() & b.keys())
     either = sum(index.numel() for choice in (a, b) for index in choice.values()) - both
     return both / either if either else 1.0
 
 
 def _shared(a: Tensor, b: Tensor) -> int:
-    """How many numbers two ascending tensors share."""
+    """How many numbers two ascending tensors without repeats share."""
     place = torch.searchsorted(a, b).clamp_(max=a.numel() - 1)
     return int((a[place] == b).sum()) if a.numel() else 0
 
 
 def largest(read: Callable[[], Iterable[Chunk]], k: int) -> Iterator[tuple[str, Tensor]]:
-    """The k entries of largest magnitude of a stream of numbers; ties go to those that come first.
+    """The k entries of largest magnitude of a stream of numbers, chunk by chunk; ties go to those that come first.
 
     Args:
         read: begins a reading of the same chunks in the same order; called three times. Only the chunk at hand is kept,
@@ -91,14 +95,14 @@ def largest(read: Callable[[], Iterable[Chunk]], k: int) -> Iterator[tuple[str, 
 
 
 def chunks(name: str, tensor: Tensor) -> Iterator[Chunk]:
-    """A tensor piece by piece, each small enough that several operations on it stay within the processor's cache."""
+    """The chunks of a tensor, at most `_CHUNK` entries each."""
     flat = tensor.detach().reshape(-1)
     for start in range(0, flat.numel(), _CHUNK):
         yield name, start, flat[start : start + _CHUNK]
 
 
 def _bits(chunk: Tensor) -> Tensor:
-    """int32 bit patterns of |x|: non-negative floats order like them."""
+    """The bit patterns of |x| as int32, [chunk], on the CPU."""
     return chunk.to(device="cpu", dtype=torch.float32).abs().view(torch.int32)
 
 
@@ -124,7 +128,7 @@ def _kth_largest(read: Callable[[], Iterable[Chunk]], k: int) -> tuple[int, int]
 
 def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
     """The bin that holds the k-th largest value (0: there are fewer), and how many values lie in the bins above it."""
-    from_top = histogram.flip(0).cumsum(0)
+    from_top = histogram.flip(0).cumsum(0)  # values in the highest bin, in the two highest, ...
     position = min(int(torch.searchsorted(from_top, torch.tensor(k))), histogram.numel() - 1)
-    found = histogram.numel() - 1 - position
-    return found, int(from_top[position] - histogram[found])
+    number = histogram.numel() - 1 - position
+    return number, int(from_top[position] - histogram[number])

@@ -1,1 +1,1 @@
-"""Loading a pretrained encoder and telling which of its parameters may change; nothing is trained here."""
+"""Pretrained encoders: how they are loaded, and which of their parameters may change. Nothing is trained here."""

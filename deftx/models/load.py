@@ -1,7 +1,7 @@
-"""Loading a pretrained encoder for masked language modelling or classification, with its head as a setting wants it.
+"""Loading a pretrained encoder with an LM head or a classifier.
 
-The head (LM head or classifier) trains whole. The output embedding of the LM head is an untied, frozen copy of the
-input embedding (LT-SFT's --freeze_decoder). Which weights of a model may train is in `parameters`.
+The head trains whole. The output embedding of the LM head is a frozen copy of the input embedding, no longer tied to it
+(LT-SFT's --freeze_decoder). Which other parameters may train is in `parameters`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None 
 
     Args:
         folder: a Hugging Face model folder.
-        lm_head: `own`; a donor's folder whose dense, LayerNorm and bias are taken (backbones without one: mE5); or
-            `random`, drawn from `seed`.
-        dropout: replaces the backbone's own dropout probabilities.
+        lm_head: `own`; or, for backbones without an LM head such as mE5, the folder of a donor whose dense layer,
+            LayerNorm and bias are taken, or `random`, drawn from `seed`.
+        dropout: replaces the backbone's own dropout probabilities; None: they stay.
+        seed: of a random head.
 
     Raises:
-        DataError: when the folder is not a model, or has no LM head and none was named.
+        DataError: when the folder is not a model, or has no LM head and `lm_head` is `own`.
     """
     from transformers import AutoModelForMaskedLM
 
@@ -59,13 +60,19 @@ def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None 
 
 
 def untie(model: Any) -> None:
-    """Make the output embedding a frozen copy of the input embedding as it is now."""
+    """Make the output embedding a frozen copy of the input embedding."""
     words = model.get_input_embeddings().weight
     model.lm_head.decoder.weight = nn.Parameter(words.detach().clone(), requires_grad=False)
 
 
 def load_classifier(folder: Path, labels: tuple[str, ...], seed: int, dropout: float | None = None) -> Any:
-    """A backbone with a fresh two-layer classifier on `<s>`, drawn from `seed` alone.
+    """A backbone with a new two-layer classifier on `<s>`, drawn from `seed` alone.
+
+    Args:
+        folder: a Hugging Face model folder.
+        labels: the label names, in the order of the classifier's outputs.
+        seed: of the classifier's weights.
+        dropout: replaces the backbone's own dropout probabilities; None: they stay.
 
     Raises:
         DataError: when the folder is not a model.
@@ -81,15 +88,15 @@ def load_classifier(folder: Path, labels: tuple[str, ...], seed: int, dropout: f
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer that lies with a backbone.
+    """The fast tokenizer in the folder of a backbone.
 
     Raises:
-        DataError: when the folder has none: a backbone must carry its tokenizer.
+        DataError: when there is no tokenizer in it.
     """
     from transformers import AutoTokenizer
 
     if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
-        # transformers would make up an empty one from config.json
+        # transformers would make an empty tokenizer from config.json
         raise DataError(f"{folder}: no tokenizer there: none of {', '.join(_TOKENIZER_FILES)}")
     with quiet():
         try:
@@ -119,6 +126,7 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
 
 @torch.no_grad()
 def _draw(linear: nn.Linear, deviation: float, seed: int) -> None:
+    """Draw a layer's weight from a normal distribution around 0, by a generator of its own; its bias becomes 0."""
     generator = torch.Generator().manual_seed(seed)
     linear.weight.copy_(torch.normal(0.0, deviation, linear.weight.shape, generator=generator))
     linear.bias.zero_()
@@ -133,7 +141,7 @@ def _copy_head(head: nn.Module, state: dict[str, Tensor], donor: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and loading reports off the screen; what they say is checked here."""
+    """Within the block transformers shows no progress bars and no loading reports, which are checked here instead."""
     from transformers.utils import logging as hf_logging
 
     logger = logging.getLogger("transformers")

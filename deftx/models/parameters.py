@@ -1,4 +1,4 @@
-"""Which parameters of a model may change, and whose they are: the base model's, the head's, the embeddings'.
+"""The parameters of a model by what they belong to: the maskable ones of the base model, the head, the embeddings.
 
 Maskable are the base model's parameters except its LayerNorms, which are frozen by module type: 277,414,656 entries in
 XLM-R base. Parameters are iterated on the base model itself: transformers 5 reports a tied embedding under the
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """The base model (the encoder) inside a Hugging Face model; the module itself where it has none."""
+    """The base model (the encoder) inside a Hugging Face model; the model itself where it contains no other."""
     prefix = getattr(model, "base_model_prefix", "")
     base = getattr(model, prefix, model) if prefix else model
     return base if isinstance(base, nn.Module) else model
 
 
 def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters an SFT may change, by their names in the base model, in a fixed order; shared ones once."""
+    """The parameters that an SFT may change, by name in the base model and in its order; shared ones once."""
     frozen = {id(p) for p in layer_norms(base_of(model))}
     return {name: p for name, p in base_of(model).named_parameters() if id(p) not in frozen}
 
 
 def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The head's parameters, by their names in the whole model; the frozen output embedding is not among them."""
+    """The head's parameters, by name in the whole model, without the output embedding of an LM head."""
     base = {id(p) for p in base_of(model).parameters()}
     decoder = getattr(getattr(model, "lm_head", None), "decoder", None)
     frozen = id(decoder.weight) if decoder is not None else None
@@ -43,7 +43,7 @@ def embeddings_of(model: nn.Module) -> set[str]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and float32 bytes of the base model: the same for every head on it."""
+    """SHA-256 of the names, shapes and float32 bytes of the base model's parameters; the head does not count."""
     digest = hashlib.sha256()
     for name, parameter in base_of(model).named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}\n".encode())

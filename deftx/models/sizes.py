@@ -1,9 +1,9 @@
-"""How large a backbone is, told from its config.json without its weights: what a plan needs to know.
+"""The size of a backbone from its config.json, without its weights: what a plan has to know.
 
 sizes.json beside this file holds the published backbones and those that the shipped spaces pre-train, so that planning
-them needs no torch; any other shape is built on torch's `meta` device, where tensors have no entries. Both come from
-the one definition of what may change, that of `parameters`. To add a backbone, write its config (and its hub ids) into
-sizes.json; `python -m deftx.models.sizes` then makes every size in it anew.
+them needs no torch; any other shape is built on torch's `meta` device, where tensors have no storage. What counts as
+maskable is defined in `parameters` for both. To add a backbone, write its config (and its hub ids) into sizes.json;
+`python -m deftx.models.sizes` then computes every size in it again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,31 @@ from typing import Any
 
 _FILE = Path(__file__).with_name("sizes.json")
 _SHAPE = (
-    "model_type", "vocab_size", "max_position_embeddings", "type_vocab_size", "num_hidden_layers", "hidden_size",
+    "model_type",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "num_hidden_layers",
+    "hidden_size",
     "intermediate_size",
-)  # fmt: skip
-"""What of a config.json decides on the size of an encoder such as XLM-R."""
+)
+"""The keys of a config.json that decide the size of an encoder such as XLM-R."""
 _MOST, _MOST_PARTS = 2**20, 1000
-"""Bounds of a model that is built: of any number in its config, and of layers, heads and the like."""
+"""Largest number in the config of a model that is built, and largest number of layers, heads and the like: four and
+forty times those of XLM-R large. A config with larger ones is a mistake, or takes long to build."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a backbone: its maskable entries, those outside the embeddings, its vocabulary, width and layers."""
+    """The size of a backbone.
+
+    Attributes:
+        maskable: entries that an SFT may change.
+        body: those of them outside the embeddings.
+        vocabulary: rows of the word embedding.
+        hidden: width of a layer.
+        layers: how many layers there are.
+    """
 
     maskable: int
     body: int
@@ -42,22 +56,22 @@ class Size:
 
 
 def size_of_repository(name: str) -> Size | None:
-    """The size of a backbone on the hub, None where it is not in the table."""
+    """The size of a backbone on the hub; None where sizes.json does not have it."""
     return next((Size(**entry["size"]) for entry in _table() if name in entry["hub"]), None)
 
 
 def size_of_folder(folder: Path) -> Size | None:
-    """The size of the backbone in a folder, None where its config.json is none that can be built."""
+    """The size of the backbone in a folder; None where no model can be built from its config.json."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return size_of(config) if isinstance(config, dict) else None
-    except (OSError, ValueError, RecursionError):  # the last where it is nested a thousand deep
+    except (OSError, ValueError, RecursionError):  # RecursionError: JSON nested a thousand deep
         return None
 
 
 def size_of(config: Mapping[str, Any]) -> Size | None:
-    """The size of the backbone that a config.json describes, None where it cannot be built."""
-    decoder = config.get("add_cross_attention")  # each layer has one more attention then
+    """The size of the backbone that a config.json describes; None where it cannot be built."""
+    decoder = config.get("add_cross_attention")  # each layer has a second attention then, which `_SHAPE` does not tell
     for entry in () if decoder else _table():
         if all(config.get(name) == entry["config"][name] for name in _SHAPE):
             return Size(**entry["size"])
@@ -75,12 +89,12 @@ def _built(text: str) -> Size | None:
     config = json.loads(text)
     try:
         return size_by_definition(config) if _bounded(config) else None
-    except Exception:  # transformers lets through whatever a wrong value makes it raise
+    except Exception:  # a wrong value makes transformers raise anything
         return None
 
 
 def _bounded(value: object, name: str = "") -> bool:
-    """Whether a model is built in seconds: each layer takes time, even where no tensor has entries."""
+    """Whether the model of a config is built in seconds: each module takes time, even on the `meta` device."""
     if isinstance(value, dict):
         return all(_bounded(part, str(key)) for key, part in value.items())
     if isinstance(value, list):
@@ -91,7 +105,7 @@ def _bounded(value: object, name: str = "") -> bool:
 
 
 def size_by_definition(config: Mapping[str, Any]) -> Size:
-    """The size of the model itself, built without entries as it is loaded for language modelling. Imports torch.
+    """The size of the masked language model of a config, built on the `meta` device. Imports torch.
 
     Raises:
         Exception: of any kind, for a config that no model can be built from.
@@ -103,15 +117,15 @@ def size_by_definition(config: Mapping[str, Any]) -> Size:
     from deftx.models.parameters import embeddings_of, maskable
 
     with quiet(), torch.device("meta"):
-        known = AutoConfig.for_model(**config)
-        model = AutoModelForMaskedLM.from_config(known, trust_remote_code=False)
+        typed = AutoConfig.for_model(**config)
+        model = AutoModelForMaskedLM.from_config(typed, trust_remote_code=False)
     entries = {name: parameter.numel() for name, parameter in maskable(model).items()}
     total, embeddings = sum(entries.values()), sum(entries[name] for name in embeddings_of(model))
-    return Size(total, total - embeddings, known.vocab_size, known.hidden_size, known.num_hidden_layers)
+    return Size(total, total - embeddings, typed.vocab_size, typed.hidden_size, typed.num_hidden_layers)
 
 
 def remade() -> list[dict[str, Any]]:
-    """The table, each size made anew from its config."""
+    """The entries of sizes.json, each size computed again from its config."""
     return [{**entry, "size": asdict(size_by_definition(entry["config"]))} for entry in _table()]
 
 

@@ -1,3 +1,4 @@
-"""Where bytes come from and how an address counts them: files, hub repositories at a commit, published folders; what
-they mean is not known here.
+"""Where bytes come from and how an address counts them: files, hub repositories at a commit, published folders.
+
+What the bytes mean is not known here.
 """

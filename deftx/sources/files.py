@@ -1,7 +1,7 @@
-"""Files as sources: counted in an address by their content.
+"""Files as sources: an address counts them by their content.
 
-A source is resolved once, by the driver; a worker that later finds other bytes at the same place refuses them. Files
-are any fsspec URL, so a data root may be a folder, s3:// or gs://. What the rows mean is not known here (see tables).
+A source is resolved once, by the driver; a worker that later reads other bytes at the same place refuses them. A file
+is any fsspec URL, so a data root may be a folder, s3:// or gs://. Rows are read from the bytes in `data/tables`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deftx.sources.pins import resolve_once
 
 
 class FileSource(Settings):
-    """One local or remote file. Its content counts; where it lies does not."""
+    """A local or remote file. Its content counts in an address, its URL does not."""
 
     kind: Literal["file"] = "file"
     sha256: str
@@ -42,14 +42,14 @@ def read_bytes(url: str) -> bytes:
     """The bytes at an fsspec URL.
 
     Raises:
-        DataError: when there is no such file, or it cannot be read.
+        DataError: when the file does not exist or cannot be read.
         HubError: when a web address does not answer.
     """
     try:
         with fsspec.open(url, "rb", **_options(url)) as file:
             content: bytes = file.read()
     except Exception as error:
-        if url.startswith(_WEB):  # fsspec calls an unreachable host, too, a missing file
+        if url.startswith(_WEB):  # fsspec raises FileNotFoundError for an unreachable host too
             raise HubError(
                 f"{url}: could not be fetched ({reason(error)}); give a data root, or run where there is a network"
             ) from None
@@ -62,19 +62,21 @@ def read_bytes(url: str) -> bytes:
 
 
 def _options(url: str) -> dict[str, Any]:
-    # else a proxy in the environment is ignored
+    # else aiohttp ignores a proxy in the environment
     return {"client_kwargs": {"trust_env": True}} if url.startswith(_WEB) else {}
 
 
 def file_source(url: str, expected: str = "", *, text: bool = False) -> FileSource:
-    """A file, resolved to its content, for which it is opened once.
+    """A file as a source, resolved to its content, for which it is read once.
 
     Args:
-        expected: what a data root holds there, for the error.
-        text: whether it is to be UTF-8.
+        url: any fsspec URL or path.
+        expected: the layout of a data root, for the error.
+        text: whether the file must be UTF-8.
 
     Raises:
-        DataError: when it is missing or empty, or not UTF-8 although it is to be (as `read_text`).
+        DataError: when the file is missing, empty, or not UTF-8 where it must be (see `read_text`).
+        HubError: when a web address does not answer.
     """
     try:
         content = read_bytes(url)
@@ -90,42 +92,43 @@ def file_source(url: str, expected: str = "", *, text: bool = False) -> FileSour
 
 
 def file_size(source: FileSource) -> int | None:
-    """The bytes of a file, as noted when it was resolved; else as its place tells them, None where it does not."""
+    """The size of a file in bytes, as it was when it was resolved or else as it is now; None where neither is known."""
     return _size_at(source.url) if source.size is None else source.size
 
 
 @cache
 def _size_at(url: str) -> int | None:
     try:
-        kept = _place(url)
-        fs, path = fsspec.url_to_fs(str(kept) if kept.is_file() else url, **_options(url))
+        cached = _place(url)
+        fs, path = fsspec.url_to_fs(str(cached) if cached.is_file() else url, **_options(url))
         size: int | None = fs.size(path)
-    except Exception:  # each file system has its own; what a size is asked for is an estimate
+    except Exception:  # every file system raises its own errors, and the size is needed for an estimate only
         return None
     return size
 
 
 def online_file(url: str) -> FileSource:
-    """Resolve a file on line to its content, once for a sweep; what was had before is looked up on this machine.
+    """A web file as a source, resolved to its content once for a sweep and cached on this machine.
 
     Args:
-        url: names a commit, so that what lies there never changes.
+        url: names a commit, so that its content never changes.
 
     Raises:
-        HubError: when it cannot be had.
+        HubError: when it is not cached and cannot be fetched.
     """
     return FileSource(sha256=resolve_once(f"file {url}", lambda: _fetched(url)), url=url)
 
 
 def _fetched(url: str) -> str:
-    """Digest of a file on line, which is now kept on this machine."""
-    if (kept := _kept(url)) is None:
-        kept = read_bytes(url)
-        keep(kept, _place(url))
-    return hashlib.sha256(kept).hexdigest()
+    """The digest of a web file, which is then in this machine's cache."""
+    if (content := _kept(url)) is None:
+        content = read_bytes(url)
+        keep(content, _place(url))
+    return hashlib.sha256(content).hexdigest()
 
 
 def _kept(url: str) -> bytes | None:
+    """The cached bytes of a web file; None where there are no bytes of it."""
     try:
         return _place(url).read_bytes() or None
     except OSError:
@@ -133,16 +136,16 @@ def _kept(url: str) -> bytes | None:
 
 
 def _place(url: str) -> Path:
-    """Where a file on line is kept: beside the models and data sets of the hub's client."""
+    """The path at which a web file is cached: in the hub client's folder for assets."""
     from huggingface_hub import constants
 
     return Path(constants.HF_ASSETS_CACHE, "deftx", "files", hashlib.sha256(url.encode()).hexdigest())
 
 
 def keep(content: bytes, path: Path) -> None:
-    """Write a file of a cache, whole or not at all."""
-    with suppress(OSError), replacing(path) as beside:  # a cache that cannot be written is no reason to stop
-        beside.write_bytes(content)
+    """Write a file of a cache atomically; a cache that cannot be written to is left as it is."""
+    with suppress(OSError), replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_text(source: FileSource) -> str:
@@ -150,6 +153,7 @@ def read_text(source: FileSource) -> str:
 
     Raises:
         DataError: when the file has changed since it was resolved, or is not UTF-8 (with line and byte).
+        HubError: when a web file is not cached and cannot be fetched.
     """
     content = _kept(source.url) if source.url.startswith(_WEB) else None
     if content is None or hashlib.sha256(content).hexdigest() != source.sha256:

@@ -15,7 +15,7 @@ from deftx.sources.pins import UNRESOLVED, resolve_once
 
 
 class HubSource(Settings):
-    """One split of a hub data set at one commit (parquet, no loading script)."""
+    """A split of a hub data set at a commit (parquet, no loading script)."""
 
     kind: Literal["hub"] = "hub"
     repo: str
@@ -33,7 +33,12 @@ Source = FileSource | HubSource
 
 
 def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "dataset"] = "model") -> str:
-    """The commit that a revision of a hub repository points to: pinned, or from the hub or, offline, the local cache.
+    """The commit of a revision of a hub repository: as pinned, else as the hub says, else as the local cache does.
+
+    Args:
+        repo: `owner/name`.
+        revision: a branch or tag; a commit is returned as it is.
+        kind: of the repository.
 
     Raises:
         HubError: when the hub cannot be reached and the cache does not know it, or the id or revision is unknown.
@@ -44,10 +49,10 @@ def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "datase
 
 
 def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any:
-    """What the hub says of a repository at a revision: one question, not asked twice.
+    """The hub's description of a repository at a revision, from one request without a retry.
 
     Raises:
-        HubError: when the hub cannot be reached, or the id or revision is unknown.
+        HubError: when the hub cannot be reached, the id or revision is unknown, or the repository is gated.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -60,7 +65,7 @@ def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any
         raise HubError(f"{kind} {repo!r} has no revision {revision!r} on the hub") from None
     except RepositoryNotFoundError:
         raise HubError(f"there is no {kind} {repo!r} on the hub, or it is private and no token was given") from None
-    except Exception as error:  # the hub client lets through whatever its HTTP library raises
+    except Exception as error:  # the hub client does not wrap the errors of its HTTP library
         local = "data root" if kind == "dataset" else "local folder"
         raise _UnreachableError(
             f"the hub could not be reached for {kind} {repo!r} ({reason(error)}); "
@@ -69,7 +74,7 @@ def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any
 
 
 def gated_error(repo: str, revision: str, kind: Literal["model", "dataset"]) -> HubError:
-    """What to do about a repository whose owner lets in only whom he knows."""
+    """The error for a gated repository, whose files need access granted by its owner."""
     at = revision[:12] if re.fullmatch(r"[0-9a-f]{40}", revision) else revision
     return HubError(
         f"{kind} {repo!r} at {at} is gated: ask for access on its page on the hub, then set HF_TOKEN, "
@@ -78,7 +83,7 @@ def gated_error(repo: str, revision: str, kind: Literal["model", "dataset"]) -> 
 
 
 class _UnreachableError(HubError):
-    """The hub does not answer; the local cache may."""
+    """The hub cannot be reached, so that the local cache is asked."""
 
 
 def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str:
@@ -93,26 +98,26 @@ def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str
         raise
     if commit is None:
         raise HubError(f"the hub did not say which commit {repo!r} is at")
-    keep(commit.encode(), cached)  # where the client notes a branch: downloads by commit leave no trace of it
+    keep(commit.encode(), cached)  # the client caches a branch's commit here, but not when it downloads by commit
     return commit
 
 
 def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
-    """One split of a hub data set, with these columns only, as a `datasets.Dataset`.
+    """A split of a hub data set with some of its columns, as a `datasets.Dataset`.
 
     Raises:
-        HubError: when it cannot be had.
+        HubError: when it cannot be loaded.
         DataError: when a column is missing.
     """
     if source.commit == UNRESOLVED:
         raise HubError(f"{source.where}: its commit is not known")
-    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # else datasets asks s3.amazonaws.com, to be counted
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # else datasets sends s3.amazonaws.com a request to count
     try:
         if (table := _prepared_table(source)) is None:
             table = _downloaded_table(source)
-    except Exception as error:  # as above, and the errors of datasets have no common ancestor
+    except Exception as error:  # as above, and the errors of datasets have no common base class
         raise HubError(
-            f"{source.where}: could not be had from the hub at commit {source.commit[:12]} ({reason(error)})"
+            f"{source.where}: could not be loaded from the hub at commit {source.commit[:12]} ({reason(error)})"
         ) from error
     if missing := [column for column in columns if column not in table.column_names]:
         raise DataError(
@@ -123,25 +128,25 @@ def hub_table(source: HubSource, columns: Sequence[str]) -> Any:
 
 
 def _prepared_table(source: HubSource) -> Any:
-    """The table where `datasets` has it at this commit from before, without a question to the hub; else None."""
+    """The table from the cache of `datasets`, without a request to the hub; None where it has not this commit."""
     from datasets import config
     from datasets.packaged_modules.cache.cache import Cache
 
     name, commit = source.config or "default", source.commit
     for folder in Path(config.HF_DATASETS_CACHE).glob(f"*/{name}/*/{commit}"):
-        known = {"repo_id": source.repo, "dataset_name": source.repo.rpartition("/")[2], "config_name": name}
-        found = Cache(**known, version=folder.parent.name, hash=commit)
-        if Path(found.cache_dir) == folder:
-            return found.as_dataset(split=source.split)
+        names = {"repo_id": source.repo, "dataset_name": source.repo.rpartition("/")[2], "config_name": name}
+        builder = Cache(**names, version=folder.parent.name, hash=commit)
+        if Path(builder.cache_dir) == folder:
+            return builder.as_dataset(split=source.split)
     return None
 
 
 def _downloaded_table(source: HubSource) -> Any:
     from datasets import load_dataset
 
-    hub_info(source.repo, source.commit, "dataset")  # an unreachable hub is found out here, else after 23 s of retries
+    hub_info(source.repo, source.commit, "dataset")  # fails at once where the client retries for 23 s
     table = load_dataset(source.repo, source.config, split=source.split, revision=source.commit)
     if any(source.commit not in file["filename"] for file in table.cache_files):
-        # in trouble, datasets takes the last commit it has, whichever that is
+        # after a failed download `datasets` silently takes whichever commit it has cached
         raise HubError("it did not come through, and only another commit is in the local cache")
     return table

@@ -1,4 +1,4 @@
-"""Revisions and files of the hub, each resolved once for a sweep: what it began with is what it goes on with."""
+"""Hub revisions and web files, each resolved once for a sweep: a sweep that is continued keeps those it began with."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from deftx.errors import HubError
 
 UNRESOLVED = "unresolved"
-"""Stands for a commit or a content in a plan that is made without a network."""
+"""Stands for a commit or a digest in a plan that is made without a network."""
 
 
 @dataclass
 class Pins:
-    """The answers so far, by what was asked."""
+    """What has been resolved for a sweep."""
 
-    found: dict[str, str] = field(default_factory=dict)
+    resolved: dict[str, str] = field(default_factory=dict)
+    """A commit for each repository and revision, a digest for each web file."""
     lenient: bool = False
-    """Whether what cannot be had is `unresolved` rather than an error: for planning."""
+    """Whether what cannot be resolved becomes `UNRESOLVED` and is no error: for planning."""
 
 
 _PINS: ContextVar[Pins | None] = ContextVar("pins", default=None)
@@ -27,7 +28,7 @@ _PINS: ContextVar[Pins | None] = ContextVar("pins", default=None)
 
 @contextmanager
 def pinned(pins: Pins) -> Iterator[Pins]:
-    """Within the block `resolve_once` answers from the pins, and notes there what it had to ask."""
+    """Within the block `resolve_once` answers from the pins, and adds to them what it had to ask for."""
     token = _PINS.set(pins)
     try:
         yield pins
@@ -36,17 +37,21 @@ def pinned(pins: Pins) -> Iterator[Pins]:
 
 
 def resolve_once(key: str, ask: Callable[[], str]) -> str:
-    """The pinned answer, or what `ask` finds on line now.
+    """The pinned commit or digest, or the one that `ask` returns now.
+
+    Args:
+        key: a repository and revision, or a URL, with its kind.
+        ask: asks the hub or the web.
 
     Raises:
-        HubError: when it cannot be had, unless the pins are lenient.
+        HubError: when `ask` raises it, unless the pins are lenient.
     """
     pins = _PINS.get() or Pins()
-    if key not in pins.found:
+    if key not in pins.resolved:
         try:
-            pins.found[key] = ask()
+            pins.resolved[key] = ask()
         except HubError:
             if not pins.lenient:
                 raise
-            pins.found[key] = UNRESOLVED
-    return pins.found[key]
+            pins.resolved[key] = UNRESOLVED
+    return pins.resolved[key]

@@ -20,10 +20,11 @@ from deftx.sources.hub import gated_error, hub_commit, hub_info
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
 
 _WEIGHTS = (".safetensors", "pytorch_model.bin", "pytorch_diff.bin")
+"""How the name of a file with weights ends; the last is composable-sft's."""
 
 
 class LocalFolder(Settings):
-    """A folder on disk. The names and bytes of its files count; where it lies does not."""
+    """A folder on disk. The names and bytes of its files count in an address, its path does not."""
 
     kind: Literal["local"] = "local"
     sha256: str
@@ -31,7 +32,7 @@ class LocalFolder(Settings):
 
 
 class HubFolder(Settings):
-    """A hub model repository at one commit."""
+    """A hub model repository at a commit."""
 
     kind: Literal["hub"] = "hub"
     repo: str
@@ -42,15 +43,16 @@ Published = LocalFolder | HubFolder
 
 
 def name_of(source: Published) -> str:
-    """What a person calls it: the hub id, or the folder's path."""
+    """The hub id or the folder's path, for messages."""
     return source.repo if isinstance(source, HubFolder) else source.path
 
 
 def resolve_folder(name: str, revision: str = "main") -> Published:
-    """Resolve a folder path or a hub id to what counts in an address.
+    """A folder path or a hub id as a source, resolved to what counts in an address.
 
     Args:
         name: an existing folder, else a hub id such as `FacebookAI/xlm-roberta-base`.
+        revision: of the hub id, a branch, tag or commit.
 
     Raises:
         DataError: for an empty folder, or a path that does not exist and cannot be a hub id.
@@ -83,7 +85,7 @@ def _downloaded(repo: str, commit: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
-    # Without a hub only the cache is looked at: the client would first try again for 23 s.
+    # without a hub only the cache is looked at: the client would first retry for 23 s
     problem: HubError | None = None
     names: set[str] = set()
     try:
@@ -92,16 +94,19 @@ def _downloaded(repo: str, commit: str) -> Path:
         problem = error
     twice = problem or "model.safetensors" in names
     if names and not any(name.endswith(_WEIGHTS) for name in names):
-        found = ", ".join(sorted(names)[:8])
-        raise HubError(f"{repo} at commit {commit[:12]} holds no weights (*{', *'.join(_WEIGHTS)}); it has {found}")
+        first = ", ".join(sorted(names)[:8])
+        raise HubError(f"{repo} at commit {commit[:12]} holds no weights (*{', *'.join(_WEIGHTS)}); it has {first}")
     try:
         folder = snapshot_download(
-            repo, revision=commit, local_files_only=problem is not None, allow_patterns=_WEIGHT_PATTERNS,
+            repo,
+            revision=commit,
+            local_files_only=problem is not None,
+            allow_patterns=_WEIGHT_PATTERNS,
             ignore_patterns=["pytorch_model.bin"] if twice else None,
-        )  # fmt: skip
+        )
     except GatedRepoError:
         raise gated_error(repo, commit, "model") from None
-    except Exception as error:  # the hub client lets through whatever its HTTP library raises
+    except Exception as error:  # the hub client does not wrap the errors of its HTTP library
         if problem:
             raise HubError(f"{repo} at commit {commit[:12]} is not in the local cache, and {problem}") from None
         raise HubError(

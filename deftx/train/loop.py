@@ -1,8 +1,8 @@
-"""ONE loop for both phases: the dense phase has no mask, the sparse phase has one.
+"""The training loop, one for both phases: the dense phase has no mask, the sparse phase has one.
 
 What trains is in `trainable`, how it is stepped in `optimizer`. Every random choice at a step is a function of
-(seed, step), so a run that continues from a checkpoint equals one that was never interrupted; what is dropped of an
-example depends on its number in the batch besides, so micro-batches and gradient checkpointing change nothing.
+(seed, step), so a run that continues from a checkpoint equals one that was never interrupted. What is dropped of an
+example depends on its number in the batch too, so micro-batches and gradient checkpointing change nothing.
 """
 
 from __future__ import annotations
@@ -35,25 +35,28 @@ Point = dict[str, float]
 Report = Callable[[Point], None]
 State = dict[str, Any]
 
+_STEPS_UNCHECKED = 50
+"""Steps of a GPU between looks at its losses and norms: each look waits for it."""
+
 
 class Checkpoints(Protocol):
     """Where a running stage keeps its latest checkpoint (see `deftx.stages.checkpoint.Checkpoint`)."""
 
     def save(self, file: Path) -> None:
-        """Keep a copy of it."""
+        """Keep a copy of a checkpoint file in place of the one before."""
 
     def load(self, folder: Path) -> Path | None:
-        """The latest one, or none; `folder` is for one that has to be downloaded."""
+        """The latest checkpoint file, or None; one that has to be downloaded is put into `folder`."""
 
 
 @dataclass
 class Outcome:
-    """What a training run found; the model is left at its best checkpoint.
+    """The result of a training run.
 
     Attributes:
         steps: optimiser steps of the whole run.
-        best_step: after which of them validation was best.
-        best: the validation metrics there.
+        best_step: the step after which validation was best, from 1; 0 before the first validation.
+        best: the validation metrics at that step.
         curve: a point for each validation: `step`, `train_loss` and the validation metrics.
     """
 
@@ -74,18 +77,22 @@ def train(
     checkpoints: Checkpoints | None = None,
     report: Report | None = None,
 ) -> Outcome:
-    """Train a model and leave it at its best checkpoint by validation.
+    """The result of training a model, which is left at its best checkpoint by validation.
 
     Args:
         model: moved to the execution's device and left there.
-        what: what trains, see `phase`; called once the model is on its device. Everything else is frozen.
+        objective: the loss, its data and its validation.
+        settings: steps, batches, optimiser and precision.
         seed: of batches, masks and dropout.
-        checkpoints: where to continue from and to save to.
-        report: called at the start with `step` and, to come to, `steps`; then with each point of the curve.
+        what: makes what trains, see `phase`; called once the model is on its device. Everything else is frozen.
+        execution: device, micro-batch and the like; by default a CPU and whole batches.
+        checkpoints: where to continue from and to save to; None: nowhere.
+        report: called at the start with `step` and `steps`, where the run begins and ends; then with each point of
+            the curve.
 
     Raises:
-        TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as
-            the last step made it, and may be trained again.
+        TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as the last step
+            made it, and may be trained again.
         DataError: when there is nothing to train on.
     """
     if objective.examples == 0:
@@ -119,13 +126,13 @@ def train(
 
 @contextmanager
 def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
-    """Keep only the input of each layer for the backward pass, which computes the rest again."""
+    """Within the block only each layer's input is kept for the backward pass, which computes the rest again."""
     if not on:
         yield
         return
     cached, model.config.use_cache = getattr(model.config, "use_cache", None), False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of another name for the same, which older releases lack
+        warnings.simplefilter("ignore", FutureWarning)  # it names a successor that older releases lack
         model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         yield
@@ -137,11 +144,15 @@ def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
 
 
 class Run:
-    """The state of one training run: what a checkpoint holds. `train` drives it; a benchmark may step it by hand."""
+    """The state of one training run, which a checkpoint holds. `train` drives it; a benchmark may step it by hand.
+
+    The model keeps its `ExampleDropout`, and a classifier its `FirstTokenLayer`, after the run.
+    """
 
     def __init__(
         self, model: nn.Module, objective: Objective, settings: Training, seed: int, what: Trainable, how: Execution
     ) -> None:
+        """Freeze what does not train, replace the model's dropout, and put the model in training mode."""
         self._model, self._objective, self.settings, self._seed = model, objective, settings, seed
         _freeze_all_but(model, what)
         self._what, self._how, self._device = what, how, torch.device(how.device)
@@ -149,7 +160,7 @@ class Run:
         self._draws = Draws(seed)
         drop_by_example(model, self._draws)
         objective.narrow(model)
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its permutation
         self._best = Kept()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -158,7 +169,11 @@ class Run:
         model.train()
 
     def advance(self) -> None:
-        """One optimiser step."""
+        """Take one optimiser step.
+
+        Raises:
+            TrainingError: when the loss or the gradient is NaN or infinite; on a GPU it is noticed some steps later.
+        """
         batch = self._batch()
         self._what.begin(batch.get("input_ids"))
         self._draws.begin(self.step, len(batch["labels"]), self._device)
@@ -169,11 +184,15 @@ class Run:
             self._check_steps()
         self._norms.append(self.optimizer.step(schedule(self.step, self.outcome.steps, self.settings.warmup)))
         self.step += 1
-        if not waits or self.step % 50 == 0:
+        if not waits or self.step % _STEPS_UNCHECKED == 0:
             self._check_steps()
 
     def validate(self) -> Point:
-        """Grade the model as it is, keep it if it is the best so far, and add a point to the curve."""
+        """The next point of the curve: the model is validated, and kept if it is the best so far.
+
+        Raises:
+            TrainingError: when a loss since the last validation, the validation metric or a weight is NaN or infinite.
+        """
         self._check_steps()
         mean = torch.stack(self._losses).mean()
         self._model.eval()
@@ -194,10 +213,9 @@ class Run:
         return point
 
     def leave(self) -> None:
-        """Leave the model at the best checkpoint, in evaluation mode.
+        """Put the model back to its best checkpoint, in evaluation mode.
 
-        Its dropout stays by example, and a classifier's last layer at `<s>` in training: for a loop of one's own it is
-        loaded anew.
+        To train it further by a loop of your own, load it again: its dropout and last layer stay replaced.
         """
         if self.outcome.best_step < self.step:
             self._what.load(self._best)
@@ -206,15 +224,20 @@ class Run:
     def save(self, file: Path) -> None:
         """Write everything a run needs to continue; no tensor is copied in memory on a CPU."""
         state: State = {
-            "step": self.step, "values": {name: value.detach().cpu() for name, value in self._what.values.items()},
-            "optimizer": self.optimizer.state_dict(), "best": dict(self._best), "best_step": self.outcome.best_step,
-            "best_metrics": self.outcome.best, "curve": self.outcome.curve, "losses": _stacked(self._losses),
+            "step": self.step,
+            "values": {name: value.detach().cpu() for name, value in self._what.values.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "best": dict(self._best),
+            "best_step": self.outcome.best_step,
+            "best_metrics": self.outcome.best,
+            "curve": self.outcome.curve,
+            "losses": _stacked(self._losses),
             "norms": _stacked(self._norms),
-        }  # fmt: skip
+        }
         torch.save(state, file)
 
     def restore(self, file: Path) -> None:
-        """Continue from what `save` wrote; tensors are read one at a time."""
+        """Take over the state that `save` wrote; tensors are read one at a time."""
         state: State = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         self.step = state["step"]
         if state["best"]:
@@ -225,15 +248,17 @@ class Run:
         self.outcome = Outcome(self.outcome.steps, state["best_step"], state["best_metrics"], state["curve"])
 
     def _batch(self) -> Batch:
+        """The batch of this step; the last one of an epoch may be smaller."""
         size, examples = self.settings.batch_size, self._objective.examples
         epoch, place = divmod(self.step, -(-examples // size))
+        # streams of random numbers by their second key: 1 the order of an epoch, 2 a step's batch, 3 its dropout
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng([self._seed, 1, epoch]).permutation(examples))
         numbers = self._order[1][place * size : (place + 1) * size]
         return self._objective.batch(numbers, np.random.default_rng([self._seed, 2, self.step]))
 
     def _parts(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
-        """(number of its first example, micro-batch on the device)."""
+        """The micro-batches of a batch, each with the number of its first example; copied to the device."""
         size = self._how.micro_batch or len(batch["labels"])
         for start in range(0, len(batch["labels"]), size):
             part = self._objective.located({key: tensor[start : start + size] for key, tensor in batch.items()})
@@ -242,9 +267,10 @@ class Run:
             yield start, {key: tensor.to(self._device, non_blocking=True) for key, tensor in part.items()}
 
     def _backward(self, first: int, part: Batch, labelled: int) -> Tensor:
+        """The micro-batch's share of the batch's loss, a scalar, after its backward pass."""
         self._draws.at(first)
         with self._autocast():
-            # the mean over the whole batch's labelled positions, whatever the micro-batch
+            # over the labelled positions of the whole batch, so that the parts add up to its mean
             loss = self._objective.loss(self._model, part) / labelled
         loss.backward()
         return loss.detach()
@@ -255,7 +281,7 @@ class Run:
         return nullcontext()
 
     def _check_steps(self) -> None:
-        """Stop at the first step since the last validation whose loss or gradient was no number."""
+        """Raise for the first step since the last validation whose loss or gradient was NaN or infinite."""
         first = self.step - len(self._norms)
         for name, values in (("loss", self._losses), ("norm of the gradient", self._norms)):
             if (where := (~_stacked(values).isfinite()).nonzero()).numel():
@@ -263,7 +289,7 @@ class Run:
                 self._stop(name, values[step].item(), first + step + 1)
 
     def _check_values(self) -> None:
-        """A last step may spoil weights after the last loss was seen."""
+        """Raise for a weight that is NaN or infinite: the last step's effect is in no loss yet."""
         for name, value in self._what.values.items():
             if not bool(value.isfinite().all()):
                 raise TrainingError(f"{name} became NaN or infinite by step {self.step}; lower the learning rate")
@@ -281,15 +307,15 @@ class Run:
 
 
 def _freeze_all_but(model: nn.Module, what: Trainable) -> None:
-    """Gradients are computed for what trains only."""
-    wanted = {id(parameter) for name, parameter in what.parameters.items() if name not in what.replaced}
+    """Let autograd compute gradients for what trains only, and drop those of before."""
+    trained = {id(parameter) for name, parameter in what.parameters.items() if name not in what.replaced}
     for parameter in model.parameters():
         parameter.grad = None
-        parameter.requires_grad_(id(parameter) in wanted)
+        parameter.requires_grad_(id(parameter) in trained)
 
 
 def _no_numbers(what: Trainable) -> Iterator[str]:
-    """The values, then the gradients, that are NaN or infinite somewhere."""
+    """The names of values, then of gradients, that are NaN or infinite somewhere."""
     for name, value in what.values.items():
         if not bool(value.isfinite().all()):
             yield name
@@ -303,7 +329,13 @@ def _stacked(values: list[Tensor]) -> Tensor:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The factor on the learning rate at a step (from 0): linear up over the warm-up, then linear down to 0."""
+    """The factor on the learning rate at a step: linear up to 1 over the warm-up, then linear down towards 0.
+
+    Args:
+        step: from 0 to steps - 1; the first step is never at 0.
+        steps: of the whole run.
+        warmup: share of the steps that rise.
+    """
     rising = int(steps * warmup)
     if step < rising:
         return (step + 1) / rising

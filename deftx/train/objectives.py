@@ -1,8 +1,8 @@
-"""The two losses, each with its data: masked language modelling on token blocks, classification on encoded sentences.
+"""The two objectives: masked language modelling on token blocks, and classification of encoded sentences.
 
-An objective turns a batch of example numbers into tensors, a batch into its summed loss, and a model into its
-validation metrics. Losses are computed only where there are labels: the LM head sees masked positions only. How weights
-are stepped is in `loop`; every random choice is a function of (seed, step).
+An objective has the data. It turns example numbers into a batch of tensors, a batch into its summed loss, and a model
+into its validation metrics. The LM head is computed at masked positions only. Random numbers come from the generator
+that the loop passes in; how weights are stepped is in `loop`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,20 @@ Batch = dict[str, Tensor]
 Integers = NDArray[np.int32]
 
 IGNORED = -100
+"""The label of a position that is not predicted: torch's default `ignore_index`."""
 _VALIDATION_BATCH = 64
-_VALIDATION_BLOCKS = 8  # the logits of 64 blocks would take more memory than training does
+"""Sentences validated at once."""
+_VALIDATION_BLOCKS = 8
+"""Blocks validated at once: the paper's batch size, so that validation takes no more memory than training."""
 
 
 class Objective(ABC):
-    """What a phase minimises, and by which validation metric its best checkpoint is chosen."""
+    """What a phase minimises, and the validation metric that chooses its best checkpoint.
+
+    Attributes:
+        metric: the name of that metric among those of `validate`.
+        higher_is_better: whether its best value is the largest.
+    """
 
     metric: str
     higher_is_better: bool
@@ -44,24 +52,25 @@ class Objective(ABC):
         """How many training examples (or blocks) there are."""
 
     def narrow(self, model: Any) -> None:  # noqa: B027
-        """Make a model compute, in training, no more than the loss reads."""
+        """Change a model so that it computes, in training, no more than the loss reads."""
 
     @abstractmethod
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
-        """The training examples of these numbers as CPU tensors, `labels` among them."""
+        """The training examples of these numbers as CPU tensors with the batch first; `labels` are among them."""
 
     @abstractmethod
     def loss(self, model: Any, batch: Batch) -> Tensor:
-        """The loss summed over the labelled positions of a batch: a scalar."""
+        """The loss summed over the labelled positions of a batch: a scalar in float32 at least."""
 
     @abstractmethod
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
-        """Validation metrics of a model in evaluation mode; `self.metric` is among them."""
+        """The validation metrics of a model in evaluation mode; `self.metric` is among them."""
 
     def located(self, batch: Batch) -> Batch:
-        """A batch with what the CPU works out, so that a GPU is not waited for: a mask only where there is padding.
+        """The batch with what else the model reads, computed on the CPU so that no step waits for a GPU.
 
-        The mask gets the shape that attention takes, (examples, 1, 1, tokens), and is taken by transformers as it is.
+        A mask of ones is left out. Any other becomes bool, [batch, 1, 1, tokens], which transformers passes on to
+        attention as it is.
         """
         mask = batch.get("attention_mask")
         if mask is None or mask.dim() > 2:
@@ -71,29 +80,32 @@ class Objective(ABC):
 
     @staticmethod
     def labelled(batch: Batch) -> int:
-        """How many labelled positions a batch has."""
+        """The number of labelled positions of a batch."""
         return int((batch["labels"] != IGNORED).sum())
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked: `share` of those that are not special; 80 % <mask>, 10 % random, 10 % kept."""
+    """How tokens are masked, as in BERT (Devlin et al., 2019, Section 3.1).
+
+    Of the tokens chosen for prediction 80 % become the mask token, 10 % a random one, 10 % stay.
+    """
 
     share: float
+    """Of the tokens that are not special, how many are chosen."""
     mask_id: int
     vocabulary: int
+    """Random tokens are drawn from 0 to vocabulary - 1."""
     special: frozenset[int]
     word_starts: NDArray[np.bool_] | None = None
-    """For whole-word masking: whether a token id begins a word, (vocabulary,)."""
+    """[vocabulary], whether a token id begins a word: whole words are chosen then. None: single tokens."""
 
     def mask(self, blocks: Integers, generator: np.random.Generator) -> Batch:
-        """Masked inputs and labels.
+        """`input_ids` with masked tokens and `labels`, -100 where nothing is predicted: [blocks, tokens] int64.
 
         Args:
-            blocks: (n, block) int32 token ids.
-
-        Returns:
-            `input_ids` and `labels` (-100 where nothing is to be predicted), each (n, block) int64.
+            blocks: [blocks, tokens] int32 token ids.
+            generator: its next numbers decide.
         """
         plain = ~np.isin(blocks, list(self.special))
         chosen = self._chosen(blocks, plain, generator)
@@ -105,16 +117,17 @@ class Masking:
         return {"input_ids": _long(masked), "labels": _long(labels)}
 
     def _chosen(self, blocks: Integers, plain: NDArray[np.bool_], generator: np.random.Generator) -> NDArray[np.bool_]:
+        """Which tokens are to be predicted, [blocks, tokens]; `plain` says which are not special."""
         if self.word_starts is None:
             return (generator.random(blocks.shape) < self.share) & plain
-        # every token takes the draw of the word it belongs to
+        # every token takes the draw of its word, numbered along the block (0: begun in the block before)
         word = np.cumsum(self.word_starts[blocks] | ~plain, axis=1, dtype=np.int64)
         draws = generator.random((blocks.shape[0], blocks.shape[1] + 1))
         return (np.take_along_axis(draws, word, axis=1) < self.share) & plain
 
 
 class MaskedLanguageModelling(Objective):
-    """MLM on token blocks; chosen by the validation loss under one fixed mask."""
+    """Masked language modelling on token blocks; the metric is the validation loss under one fixed mask."""
 
     metric, higher_is_better = "valid_loss", False
 
@@ -123,10 +136,12 @@ class MaskedLanguageModelling(Objective):
 
         Args:
             blocks: training and validation blocks, int32.
+            masking: how both sides are masked.
             pad_id: the token that attention leaves out.
             mask_seed: of the validation mask, the same for every phase on this text.
         """
         self._blocks, self._masking, self._pad = blocks.train, masking, pad_id
+        # 7 is no key of the loop's streams, whose seed may be the same
         self._valid = self._masked(blocks.valid, np.random.default_rng([mask_seed, 7]))
 
     @property
@@ -135,7 +150,7 @@ class MaskedLanguageModelling(Objective):
         return len(self._blocks)
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
-        """Freshly masked blocks, cut after the longest one."""
+        """Blocks with a new mask, [batch, tokens], cut after the longest of them."""
         blocks = self._blocks[numbers]
         longest = int((blocks != self._pad).sum(axis=1).max())
         return self._masked(blocks[:, :longest], generator)
@@ -148,14 +163,14 @@ class MaskedLanguageModelling(Objective):
         return head_loss(model.lm_head, hidden.flatten(0, 1)[batch["places"]], batch["targets"])
 
     def located(self, batch: Batch) -> Batch:
-        """With the flat positions to predict besides, `places`, and what stands there, `targets`."""
+        """The batch with `places`, flat positions to predict, and `targets`, the tokens there: [positions] int64."""
         labels = batch["labels"].flatten()
         places = (labels != IGNORED).nonzero().squeeze(1)
         return {**super().located(batch), "places": places, "targets": labels[places]}
 
     @torch.no_grad()
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
-        """The mean loss over the fixed masked positions."""
+        """`valid_loss`, the mean over the fixed masked positions."""
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(self._valid["labels"]), _VALIDATION_BLOCKS):
             part = {key: tensor[start : start + _VALIDATION_BLOCKS] for key, tensor in self._valid.items()}
@@ -164,13 +179,13 @@ class MaskedLanguageModelling(Objective):
         return {"valid_loss": float(total) / max(self.labelled(self._valid), 1)}
 
     def _masked(self, blocks: Integers, generator: np.random.Generator) -> Batch:
-        # by the true tokens: a random replacement may happen to be the padding token
+        # the attention mask is of the true tokens: a random replacement may happen to be the padding token
         return {**self._masking.mask(blocks, generator), "attention_mask": _long(blocks != self._pad)}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Sentences (or pairs) as token ids, with labels as indices."""
+    """Sentences or pairs as token ids, and their labels as indices, [examples]."""
 
     ids: tuple[list[int], ...]
     labels: NDArray[np.int64]
@@ -183,14 +198,22 @@ class Encoded:
 def encode(
     tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[int], max_length: int
 ) -> Encoded:
-    """Tokenise sentences, or premise and hypothesis, truncated to `max_length` tokens with special tokens."""
+    """The examples as token ids, special tokens included, cut to `max_length` tokens.
+
+    Args:
+        tokenizer: of the backbone.
+        texts: sentences, or the premises of pairs.
+        pairs: the hypotheses; None for sentences.
+        labels: indices of labels.
+        max_length: tokens an example at most.
+    """
     second = {} if pairs is None else {"text_pair": list(pairs)}
     encoded = tokenizer(list(texts), **second, truncation=True, max_length=max_length)
     return Encoded(tuple(encoded["input_ids"]), np.asarray(labels, dtype=np.int64))
 
 
 class Classification(Objective):
-    """Cross-entropy on labelled sentences; chosen by the benchmark's metric on the source language's validation."""
+    """Cross-entropy on labelled sentences; the metric is the benchmark's, on the source language's validation split."""
 
     metric, higher_is_better = "valid_score", True
 
@@ -210,13 +233,13 @@ class Classification(Objective):
         return len(self._train)
 
     def narrow(self, model: Any) -> None:
-        """The head reads `<s>` alone."""
+        """Compute an XLM-R classifier's last layer for `<s>` only: its head reads nothing else."""
         from deftx.kernels.last_layer import read_first_token_only
 
         read_first_token_only(model)
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
-        """Sentences padded to the longest one of the batch."""
+        """Sentences padded to the longest one of the batch, [batch, tokens]."""
         return {**pad([self._train.ids[n] for n in numbers], self._pad), "labels": _long(self._train.labels[numbers])}
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
@@ -225,14 +248,23 @@ class Classification(Objective):
         return cross_entropy(widened(logits), batch["labels"], reduction="sum")
 
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
-        """The benchmark's metric, in 0..1."""
+        """`valid_score`, the benchmark's metric between 0 and 1."""
         predicted = predict(model, self._valid, self._pad, device)
         return {"valid_score": score(self._valid.labels.tolist(), predicted.tolist(), self._labels, self._metric)}
 
 
 @torch.no_grad()
 def predict(model: Any, encoded: Encoded, pad_id: int, device: torch.device) -> NDArray[np.int64]:
-    """The most likely label of each example, in order; batches are by length, so that little is padding."""
+    """The most likely label of each example, [examples], in their order.
+
+    Batches are made by length, so that little is padding.
+
+    Args:
+        model: a classifier in evaluation mode, on `device`.
+        encoded: its labels are not looked at.
+        pad_id: the token that attention leaves out.
+        device: where the batches go.
+    """
     predicted = np.zeros(len(encoded), dtype=np.int64)
     for numbers in _by_length(encoded):
         batch = {key: tensor.to(device) for key, tensor in pad([encoded.ids[n] for n in numbers], pad_id).items()}
@@ -241,13 +273,13 @@ def predict(model: Any, encoded: Encoded, pad_id: int, device: torch.device) -> 
 
 
 def pad(ids: Sequence[Sequence[int]], pad_id: int) -> Batch:
-    """`input_ids` and `attention_mask`, each (n, longest) int64."""
-    longest = max(len(one) for one in ids)
+    """`input_ids` and `attention_mask` (0 where padded) of some examples: [examples, longest] int64."""
+    longest = max(map(len, ids))
     filled = torch.full((len(ids), longest), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(filled)
-    for row, one in enumerate(ids):
-        filled[row, : len(one)] = torch.tensor(one)
-        mask[row, : len(one)] = 1
+    for row, tokens in enumerate(ids):
+        filled[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
     return {"input_ids": filled, "attention_mask": mask}
 
 

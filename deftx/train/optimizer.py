@@ -1,4 +1,4 @@
-"""One optimiser step: the L1 pull to the start, clipping, and AdamW on what trains. No losses here, and no schedule."""
+"""One optimiser step: the L1 term, gradient clipping, and AdamW on what trains. No losses here, and no schedule."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from deftx.train.trainable import Trainable
 
 
 class Optimizer:
-    """AdamW over what a phase trains: torch's fused one, and one by rows for a word embedding that trains whole."""
+    """AdamW over what a phase trains: torch's fused one, and `RowAdamW` for a word embedding that trains whole."""
 
     def __init__(self, what: Trainable, settings: Training, size: int) -> None:
-        """Begin with no moments.
+        """Begin with moments of zero, and note where the L1 term pulls to.
 
         Args:
-            size: number of all the model's parameters, by which the L1 term is divided.
+            what: what is stepped.
+            settings: learning rate, betas, weight decay, clipping and L1.
+            size: the number of all the model's entries, trained or not, by which the L1 term is divided.
         """
         self._what, self._settings, self._size = what, settings, size
         whole = dict(what.values)
@@ -28,27 +30,29 @@ class Optimizer:
             table = whole.pop(what.words).detach()
             self.rows = RowAdamW(table, settings.betas, settings.weight_decay)
         self._adamw = torch.optim.AdamW(
-            list(whole.values()), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay,
+            list(whole.values()),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
             fused=True,
-        )  # fmt: skip
+        )
         self._start = {n: v.detach().clone() for n, v in what.values.items()} if settings.effective_l1 else {}
 
     def step(self, factor: float) -> Tensor:
-        """Step what trains and forget the gradients.
+        """The L2 norm of the whole gradient before clipping, after a step on it; all gradients are dropped then.
+
+        Where the norm is NaN or infinite, a CPU has stepped nothing. A GPU has, and the weights are spoilt: to know the
+        norm beforehand, every step would have to wait for the GPU.
 
         Args:
             factor: on the learning rate.
-
-        Returns:
-            The norm of the gradient before clipping. Where it is no number, nothing was stepped on a CPU; on a GPU the
-            weights are spoilt, for nothing is waited for there.
         """
-        found = self._what.gradients()
-        self._pull_to_start()
-        norm = torch.nn.utils.get_total_norm([value.grad for value in found.values() if value.grad is not None])
+        holders = self._what.gradients()
+        self._add_l1_gradient()
+        norm = torch.nn.utils.get_total_norm([holder.grad for holder in holders.values() if holder.grad is not None])
         if norm.device.type == "cpu" and not norm.isfinite():
             return norm  # before clipping, which would spread a NaN over all gradients
-        torch.nn.utils.clip_grads_with_norm_(found.values(), self._settings.clip, norm)
+        torch.nn.utils.clip_grads_with_norm_(holders.values(), self._settings.clip, norm)
         rate = self._settings.learning_rate * factor
         for group in self._adamw.param_groups:
             group["lr"] = rate
@@ -63,18 +67,22 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """All moments, for a checkpoint."""
+        """The states of both optimisers, for a checkpoint."""
         return {"adamw": self._adamw.state_dict(), "rows": self.rows.state_dict() if self.rows else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Take over the state of `state_dict`."""
         self._adamw.load_state_dict(state["adamw"])
         if self.rows is not None:
             self.rows.load_state_dict(state["rows"])
 
     @torch.no_grad()
-    def _pull_to_start(self) -> None:
-        """The gradient of lambda * sum |theta - start| / (number of model parameters)."""
+    def _add_l1_gradient(self) -> None:
+        """Add lambda / N * sign(theta - theta_0), the gradient of the L1 term lambda / N * sum |theta - theta_0|.
+
+        N is the number of all the model's entries, theta_0 what trains as it was at the start. At theta_0 itself the
+        sign is 0.
+        """
         for name, start in self._start.items():
             value = self._what.values[name]
             if value.grad is not None:

@@ -1,10 +1,10 @@
-"""What a phase trains: whole tensors, or chosen entries of them. No optimiser here, and no data.
+"""What a phase trains: whole tensors, or the entries of a mask. No optimiser here, and no data.
 
-With chosen entries the optimiser never sees the weights: it steps a vector of the chosen entries, so entries off the
-mask stay bit-identical whatever weight decay, momentum and clipping do, and moments exist for the chosen entries only.
-The gradients of the whole model never exist together: of a linear layer and of the word embedding that of the chosen
-entries alone is computed (`sampled_linear`, `embedding_rows`); of any other parameter they are gathered, and its
-gradient dropped, as soon as the backward pass has finished with it.
+With a mask the optimiser never sees the weights: it steps a vector of the entries that train, so the others stay
+bit-identical whatever weight decay, momentum and clipping do, and moments exist for these entries only. The gradients
+of the whole model never exist together: for a linear layer and the word embedding only that of the mask's entries is
+computed (`sampled_linear`, `embedding_rows`); for any other parameter it is gathered from the whole gradient, which is
+dropped as soon as the backward pass has finished with it.
 """
 
 from __future__ import annotations
@@ -23,29 +23,33 @@ from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 
 
 class Trainable:
-    """Parameters that train, by name, and the values that an optimiser steps.
+    """The parameters of a model that train, and the tensors that an optimiser steps for them.
 
     Attributes:
-        parameters: the model's.
-        values: without an index a value is the model's own parameter; with one, the vector of the chosen entries.
-        rows: of the word embedding, where it is looked up by the rows of a batch.
-        words: its name; empty where there is none.
-        replaced: names of those parameters that take no gradient themselves: rows or entries stand for them.
+        parameters: the model's parameters that train, whole or in part, by name.
+        values: what is stepped, by the same names: the parameter itself, or [entries] where only a part of it trains.
+        rows: the row lookup of the word embedding, or None where it is not looked up by rows.
+        words: the word embedding's name in `parameters`; "" where `rows` is None from the start.
+        replaced: the names whose parameter takes no gradient itself, since rows or entries take it in its place.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], index: Indices | None = None, table: nn.Embedding | None = None,
-        output: nn.Linear | None = None, layers: Mapping[str, nn.Linear] | None = None,
-    ) -> None:  # fmt: skip
-        """Bind the parameters; `close` when done.
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        index: Indices | None = None,
+        table: nn.Embedding | None = None,
+        output: nn.Linear | None = None,
+        layers: Mapping[str, nn.Linear] | None = None,
+    ) -> None:
+        """Bind the parameters and hook the model until `close`.
 
         Args:
-            parameters: what trains.
-            index: flat indices of the entries that train, for the tensors of which not all do.
-            table: the word embedding, to be looked up by rows; its weight is one of `parameters`.
-            output: a frozen output embedding: where it equals a table of chosen entries, they share their memory.
-            layers: linear layers by the name of their weight: of one with an index, the gradient of its entries alone
-                is computed.
+            parameters: what trains, by name.
+            index: by name, [entries] ascending flat indices of the entries that train; a parameter without one trains
+                whole.
+            table: the word embedding, to be looked up by rows if its weight is one of `parameters`.
+            output: the output embedding. Where it is frozen and equal to a table with an index, the two share memory.
+            layers: the linear layers, by the name of their weight: with an index, their gradient is sampled.
         """
         self.parameters = dict(parameters)
         self._index = {name: entries.to(self.parameters[name].device) for name, entries in (index or {}).items()}
@@ -60,12 +64,16 @@ class Trainable:
         self._hooks = [self._gather_early(name) for name in others if name not in linear]
 
     def begin(self, input_ids: Tensor | None) -> None:
-        """Begin a step, with the token ids of its whole batch on the CPU."""
+        """Begin a step.
+
+        Args:
+            input_ids: token ids of the whole batch on the CPU; None where the model is fed no token ids.
+        """
         if self.rows is not None and input_ids is not None:
             self.rows.take(input_ids)
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """What holds a gradient after the backward pass, by name; the entries of the mask alone, where there is one."""
+        """The tensors whose `.grad` the backward pass has filled, by name: the values, or the leaf of the rows."""
         if isinstance(self.rows, MaskedRows):
             self.rows.gather()
         elif self.rows is not None:
@@ -74,7 +82,7 @@ class Trainable:
 
     @torch.no_grad()
     def scatter(self) -> None:
-        """Write the optimiser's vectors into the model; entries laid over the word embedding need no writing."""
+        """Write the entries that were stepped into the model; `MaskedRows` reads the word embedding's by itself."""
         for name, index in self._index.items():
             if name != self.words or self.rows is None:
                 self.parameters[name].view(-1)[index] = self.values[name].detach()
@@ -88,7 +96,10 @@ class Trainable:
 
     @torch.no_grad()
     def close(self) -> None:
-        """Every value in its place, no hook, no memory shared; what was frozen stays so. May be called twice."""
+        """Remove every hook, end the sharing of memory and write all entries into the model. May be called twice.
+
+        What was frozen stays frozen.
+        """
         for hook in self._hooks:
             hook.remove()
         for layer in self._sampled:
@@ -102,6 +113,7 @@ class Trainable:
         self.scatter()
 
     def _value(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        """What is stepped for a parameter: itself, or a copy of the entries that train, [entries]."""
         if name not in self._index:
             return parameter
         return nn.Parameter(parameter.detach().view(-1)[self._index[name]])
@@ -112,6 +124,7 @@ class Trainable:
         return MaskedRows(table, self._index[self.words].cpu(), self.values[self.words])
 
     def _share(self, output: nn.Linear) -> bool:
+        """Free the memory of the word embedding by reading the output embedding's, where the two are equal."""
         if not isinstance(self.rows, MaskedRows) or output.weight.requires_grad:
             return False
         table = self.parameters[self.words]
@@ -121,49 +134,57 @@ class Trainable:
         return True
 
     def _gather_early(self, name: str) -> Any:
+        """A hook that moves a parameter's gradient to the entries that train once it is complete, and frees it."""
         index, value = self._index[name], self.values[name]
 
         def gather(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            chosen = parameter.grad.view(-1)[index]
-            value.grad = chosen if value.grad is None else value.grad.add_(chosen)
+            part = parameter.grad.view(-1)[index]  # [entries]
+            value.grad = part if value.grad is None else value.grad.add_(part)
             parameter.grad = None
 
-        # a run before may have frozen it, and what is frozen takes no hook
+        # a parameter that an earlier run has frozen takes no hook
         return self.parameters[name].requires_grad_().register_post_accumulate_grad_hook(gather)
 
 
 def body_of(model: nn.Module, settings: Training) -> dict[str, nn.Parameter]:
-    """The base model's parameters that train, by base-model name: the maskable ones that no setting freezes."""
+    """The maskable parameters that no setting freezes, by their names in the base model."""
     frozen = embeddings_of(model) if settings.freeze_embeddings else set()
     return {name: parameter for name, parameter in maskable(model).items() if name not in frozen}
 
 
 def phase(model: nn.Module, settings: Training, mask: Indices | None = None) -> Trainable:
-    """What a phase trains: the body (the dense phase) or the masked entries of it (the sparse phase), and the head."""
+    """What a phase trains: the body (dense phase) or the mask's entries of it (sparse phase), and the whole head.
+
+    The head's names begin with `head/`.
+    """
     body = body_of(model, settings)
     if mask is not None:
         body = {name: parameter for name, parameter in body.items() if name in mask}
     frozen_head = settings.freeze_lm_head and hasattr(model, "lm_head")
     head = {} if frozen_head else {f"head/{name}": parameter for name, parameter in head_of(model).items()}
-    # the L1 term of a dense phase pulls at every row in every step
+    # the L1 term of a dense phase moves every row of the word embedding in every step
     by_rows = mask is not None or not settings.effective_l1
     output = getattr(getattr(model, "lm_head", None), "decoder", None)
     return Trainable({**body, **head}, mask, word_embedding(model) if by_rows else None, output, linear_layers(model))
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The base model's linear layers that do no more than that, by the name of their weight."""
-    found = [(name, m) for name, m in base_of(model).named_modules() if type(m) is nn.Linear]
-    return {f"{name}.weight": layer for name, layer in found if len(_users(model, layer.weight)) == 1}
+    """The base model's plain linear layers with a weight of their own, by the name of that weight."""
+    layers = [(name, m) for name, m in base_of(model).named_modules() if type(m) is nn.Linear]
+    return {f"{name}.weight": layer for name, layer in layers if len(_users(model, layer.weight)) == 1}
 
 
 def word_embedding(model: nn.Module) -> nn.Embedding | None:
-    """The base model's table of words; none where another module uses its weight too, or it does more than look up."""
+    """The base model's word embedding, or None where it cannot be looked up by rows.
+
+    That is where another module uses its weight too, or where its class does more than look up.
+    """
     table = base_of(model).get_input_embeddings()  # type: ignore[operator]
-    # a subclass may do more: XGLM's scales what it looks up
+    # XGLM's, for one, is a subclass that scales what it looks up
     return table if type(table) is nn.Embedding and len(_users(model, table.weight)) == 1 else None
 
 
 def _users(model: nn.Module, weight: Tensor) -> list[nn.Module]:
+    """The modules of which a tensor is a parameter."""
     return [m for m in model.modules() if any(p is weight for p in m._parameters.values())]

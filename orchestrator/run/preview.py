@@ -50,7 +50,7 @@ class Preview:
         checks = planner.checks()
         grades = [grade for row in rows + others for grade in row.grades.values()]
         found = [stage for stage in walk([*checks, *grades]) if has(stage.address)]
-        unresolved = sorted(key for key, found in prepared.pins.found.items() if found == UNRESOLVED)
+        unresolved = sorted(key for key, answer in prepared.pins.resolved.items() if answer == UNRESOLVED)
         return cls(
             space, list(search.values()), [stage for address, stage in baselines.items() if address not in search],
             [check for check in checks if not has(check.address)], found, len(rows), unresolved,

@@ -157,7 +157,7 @@ def _info(prepared: Prepared) -> SweepInfo:
         name=prepared.folder.name, benchmark=space.of.name, backbone=backbone,
         backbone_identity=prepared.backbone, seed=space.seed,
         space={"name": prepared.title, **space.model_dump(mode="json")},
-        revisions=prepared.pins.found, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
+        revisions=prepared.pins.resolved, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
         packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
         git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

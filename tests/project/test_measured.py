@@ -1,4 +1,4 @@
-"""The benchmarks run, at tiny shapes; rows say what they must and results.md holds every part."""
+"""The benchmarks run, at tiny shapes; rows say what they must and speed.md holds every part."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_a_part_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> No
     publish("select", [Row("first", "seconds", 1.0)], options)
     publish("train", [Row("other", "seconds", 3.0)], options)
     publish("select", [Row("second", "seconds", 2.0)], options)
-    text = (tmp_path / "results.md").read_text()
+    text = (tmp_path / "speed.md").read_text()
     assert "| first |" not in text
     assert text.index("## train") < text.index("| other |") < text.index("## select") < text.index("| second |")
-    parts = json.loads((tmp_path / "results.json").read_text())
+    parts = json.loads((tmp_path / "speed.json").read_text())
     assert markdown(parts) == text
     assert "No GPU was at hand" in text
     assert "No GPU" not in markdown({**parts, "train on cuda": parts["train"]})
@@ -69,7 +69,7 @@ def test_a_part_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> No
 def test_the_small_parts_run_and_require_nothing(tmp_path: Path) -> None:
     parts = {"select": select.rows, "denoise": denoise.rows, "vectors": vectors.rows, "evaluate": evaluate.rows}
     assert run(parts, Options(small=True, threads=1, out=tmp_path))
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads((tmp_path / "speed.json").read_text())
     assert list(found) == list(parts)
     rows = {row["work"] + " " + row["measure"]: row for part in found.values() for row in part["rows"]}
     assert all(row["met"] is None and row["ours"] >= 0 for row in rows.values())
@@ -113,7 +113,7 @@ def test_what_runs_on_a_cpu_is_published_as_that(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(results, "machine", lambda options: {"device": options.device})
     for part in ("select", "train"):
         publish(part, [Row("work", "seconds", 1.0)], Options(small=True, out=tmp_path, device="cuda"))
-    parts = json.loads((tmp_path / "results.json").read_text())
+    parts = json.loads((tmp_path / "speed.json").read_text())
     assert {name: part["machine"]["device"] for name, part in parts.items()} == {
         "select": "cpu", "train on cuda": "cuda",
     }  # fmt: skip

@@ -141,7 +141,7 @@ def table(source: HubSource, *columns: str) -> dict[str, list[Any]]:
 
 def commit_under(found: dict[str, str], repo: str) -> tuple[str, dict[str, str]]:
     with pinned(Pins(dict(found))) as pins:
-        return hub_commit(repo), pins.found
+        return hub_commit(repo), pins.resolved
 
 
 def begin(space: Path, data: Path, storage: Path, name: str) -> str:
@@ -242,7 +242,7 @@ def test_data_sets_by_parquet(hub: HubStandIn, online: Client, fetched: dict[str
     assert online(examples, "id", "test").texts == ("baik",)
     assert fetched["text"] == ["Nanggroë", "Aceh", "Banda"]
     commit = hub.branches["dataset", NUSAX]["main"]
-    with pytest.raises(HubError, match=f"^{NUSAX}/acee/test: could not be had from the hub"):
+    with pytest.raises(HubError, match=f"^{NUSAX}/acee/test: could not be loaded from the hub"):
         online(table, HubSource(repo=NUSAX, commit=commit, config="acee", split="test"), "text")
     with pytest.raises(DataError, match=f"^{NUSAX}/ace/test: no column 'tweet'; found: text, label"):
         online(table, HubSource(repo=NUSAX, commit=commit, config="ace", split="test"), "tweet")
