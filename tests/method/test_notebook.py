@@ -23,12 +23,14 @@ import deftx
 from deftx.config import Training
 from deftx.errors import ConfigError, DataError, DeftxError
 from deftx.models.load import load_classifier
+from deftx.notebook import classify as door
 from deftx.notebook import progress
 from deftx.notebook.learn import language_stage, task_stage
 from deftx.sft.compose import composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.stages.settings import DenseSettings
 from deftx.stages.store import Store
+from deftx.train.objectives import predict
 
 SHORT: dict[str, Any] = {
     "k": "20%", "epochs": None, "max_steps": 4, "batch_size": 4, "learning_rate": 5e-3, "validate_every": 2,
@@ -216,15 +218,21 @@ def test_what_does_not_fit_is_not_composed(
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-def test_a_grade_is_scikit_learns(backbone: Path, task: SparseFineTuning, tmp_path: Path, pairs: bool) -> None:
-    rows = table(tmp_path / "test.csv", 25, 7, pairs=pairs)
+def test_a_grade_is_scikit_learns(
+    backbone: Path, task: SparseFineTuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
+) -> None:
+    rows = table(tmp_path / "test.csv", 60, 7, pairs=pairs)
     classify = deftx.compose(backbone, task)
     cells = [line.split(",") for line in rows.read_text().splitlines()[1:]]
     asked: Any = [{"text": c[0], "text_pair": c[1]} for c in cells] if pairs else [c[0] for c in cells]
     gold, said = [c[-1] for c in cells], [answer["label"] for answer in classify(asked)]
+    read: list[Any] = []
+    monkeypatch.setattr(door, "predict", lambda *given: read.append(given[1]) or predict(*given))
     ours = deftx.grade(classify, rows)
     assert ours.value == pytest.approx(f1_score(gold, said, labels=LABELS, average="macro", zero_division=0.0))
     assert deftx.grade(classify, rows, metric="accuracy").value == pytest.approx(accuracy_score(gold, said))
+    columns = [[c[n] for c in cells] for n in range(1 + pairs)]
+    assert list(read[0].ids) == classify.tokenizer(*columns, truncation=True, max_length=16)["input_ids"]
     assert ours.low <= ours.value <= ours.high
     assert str(ours) == f"{100 * ours.value:.1f} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]"
 

@@ -51,6 +51,11 @@ def test_the_addresses_are_those_of_the_space_nusax(data: Path, backbone: Path) 
     ours = task_stage("nusax", source=source, data_root=data, rank="90%", **common)
     assert [stage.address for _, stage in ours.inputs] == [stage.address for _, stage in task.inputs]
     assert ours.address == task.address
+    dense = dict(ours.inputs)["dense"]
+    assert dense.inputs == (("start", source),)
+    data_of_it = dense.settings.task  # type: ignore[attr-defined]
+    assert set(data_of_it.training) == {"train", "valid"}
+    assert data_of_it.evaluation_texts is not None, "what rows are compared with counts"
 
 
 @pytest.mark.parametrize(
