@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.random_backbone import write
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from deftx.stages.store import Store
 
 SETTINGS = (
@@ -39,7 +39,7 @@ def main(data_root: Path = Path("data"), storage: Annotated[Path, typer.Option()
     store = Store(str(storage.resolve()))
     table = Table("stage", "seconds", "peak memory, GiB", "published, MiB")
     manifests = [manifest for address in store.addresses() if (manifest := store.manifest(address)) is not None]
-    for manifest in sorted(manifests, key=lambda m: (KINDS.index(m.kind), m.label)):  # type: ignore[arg-type]
+    for manifest in sorted(manifests, key=lambda m: ([*KINDS].index(m.kind), m.label)):
         size = sum(entry.size for entry in manifest.files.values()) / 2**20
         table.add_row(manifest.label, f"{manifest.seconds:.1f}", f"{manifest.peak_bytes / 2**30:.2f}", f"{size:.1f}")
     console = Console(width=120)

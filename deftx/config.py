@@ -1,16 +1,28 @@
 """Typed, validated settings of the method; the presets are in `recipes`.
 
-Every field counts towards a stage's address unless it is marked `exclude=True`; what is not meant to change a result
-(device, threads, micro-batch) is in `Execution`, which no stage holds. No torch here: settings load in milliseconds.
+Every field counts towards a stage's address unless it is marked `exclude=True`, one marked `Since` unless it has its
+default; what is not meant to change a result (device, threads, micro-batch) is in `Execution`, which no stage holds. No
+torch here: settings load in milliseconds.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Literal, get_args
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from deftx.errors import ConfigError
 from deftx.rank import Rank, percentage
@@ -34,10 +46,50 @@ PAPER_K_TASK = 14_155_776
 """Entries that train in the paper (Section 3.2): 2.8 and 5.1 % of XLM-R base's 277,414,656 maskable ones."""
 
 
+@dataclass(frozen=True)
+class Since:
+    """Marks a field that settings were given after 0.1.0, as in `clip_each: Annotated[bool, Since("0.2.0")] = False`.
+
+    It counts towards an address only where it differs from its default, which may never change: what a store holds from
+    before there was the field is found again.
+    """
+
+    version: str
+
+
+_IDENTITY = "identity"
+"""The context in which settings are serialised for an address."""
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name in later_fields(cls):
+            if cls.model_fields[name].is_required():
+                raise TypeError(f"{cls.__name__}.{name}: a field marked Since needs a default")
+
+    def identity(self) -> dict[str, Any]:
+        """All that counts towards an address, as JSON has it; settings within these settings likewise."""
+        return self.model_dump(mode="json", context={_IDENTITY: True})
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, whole: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        dumped: dict[str, Any] = whole(self)
+        for name in later_fields(type(self)) if info.context and info.context.get(_IDENTITY) else ():
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                dumped.pop(name, None)
+        return dumped
+
+
+@cache
+def later_fields(settings: type[Settings]) -> tuple[str, ...]:
+    """The names of the fields of a class of settings that are marked `Since`."""
+    fields = settings.model_fields.items()
+    return tuple(name for name, field in fields if any(isinstance(mark, Since) for mark in field.metadata))
 
 
 def count_text(value: object) -> int | str:

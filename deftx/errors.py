@@ -8,11 +8,17 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from deftx.passwords import without_password
+
 T = TypeVar("T")
 
 
 class DeftxError(Exception):
     """A fault that trying again will not mend; the message says what, where and what would be right."""
+
+    def __str__(self) -> str:
+        """The message, in which no URL shows its password."""
+        return without_password(super().__str__())
 
 
 class ConfigError(DeftxError):
@@ -76,5 +82,5 @@ def hint(name: str, valid: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class where there is no message."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of an error's message, without passwords, or the name of its class where there is no message."""
+    return without_password(next(iter(str(error).splitlines()), "")) or type(error).__name__

@@ -16,8 +16,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from deftx.cli.command import HELP, Command, console, example
+from deftx.passwords import to_type, without_password
 from deftx.stages.files import SFT
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
 from orchestrator.record.sweep import SweepFolder, known_sweep
@@ -40,6 +41,7 @@ class _RunByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_RunByDefault, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # a tracking URI may hold a password
     context_settings=HELP,
     help="Search the denoising ranks and retention of DEFT-X: learn sparse language and task vectors, compose them, "
     "and grade every combination. [bold]sweep SPACE[/bold] is short for [bold]sweep run SPACE[/bold].",
@@ -99,7 +101,7 @@ def status(name: Name, storage: Storage = "results") -> None:
     state = folder.state()
     out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
     table = Table("kind", "done", "reused", "failed", "waiting")
-    for kind in KINDS:
+    for kind in dict.fromkeys([*KINDS, *(entry.kind for entry in state.stages.values())]):
         found = [entry.status for entry in state.stages.values() if entry.kind == kind]
         if found:
             table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
@@ -161,7 +163,8 @@ def _run(
             err.print(f"[yellow]warning:[/yellow] {asked}", soft_wrap=True)
         driver = Driver(prepared.space, prepared.planner, workplace, folder, [mirror, screen])
         if driver.finished() and not driver.schedule.failures and not quiet:
-            out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {folder.store.url}")
+            place = without_password(folder.store.url)
+            out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
         here = machine.slots(workplace.resources) if machine else prepared.space.parallel
         slots = 1 if serial else min(prepared.space.parallel, here)
         with kept(folder, DRIVER):
@@ -210,11 +213,11 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
         out.print(f"export: {escape(export_command(folder, space))}", soft_wrap=True)
     if code == 3:
         out.print(f"[red]{session.summary(state)}[/red]; see: python -m orchestrator.sweep failed {folder.name} "
-                  f"--storage {folder.store.url}", soft_wrap=True)  # fmt: skip
+                  f"--storage {without_password(folder.store.url)}", soft_wrap=True)  # fmt: skip
     out.print(f"report: {folder.url('report.md')}", soft_wrap=True)
     if not quiet:
-        served = uri.startswith("http")
-        out.print(f"browse: {uri if served else f'mlflow ui --backend-store-uri {uri}'}", soft_wrap=True)
+        place = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        out.print(f"browse: {escape(to_type(place))}", soft_wrap=True)
 
 
 def _print_plan(prepared: session.Prepared) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from deftx.config import METRIC_WORDS, Metric, Training
 from deftx.evaluate.bootstrap import Estimate
 from deftx.rank import Rank
+from deftx.stages.facts import SparseFacts, TrainingFacts
+from deftx.stages.kinds import facts_of, kind_of
 from deftx.stages.store import Manifest
 from orchestrator.record.sweep import SweepInfo
 
@@ -105,9 +107,9 @@ _FEW_VALIDATIONS = 3
 def cautions(manifest: Manifest) -> list[str]:
     """What to be careful about with a published stage: one line each, which does not name the stage (its label does).
 
-    The lines of a `check` stage are those of its text, and name the language themselves.
+    What a stage itself warns of, as the check of a text does, begins with its subject.
     """
-    of_text = manifest.details.get("warnings", []) if manifest.kind == "check" else []
+    of_text = manifest.details.get("warnings", [])
     by_manifest = (_clamped(manifest), _alike(manifest), _never_improved(manifest))
     return [*of_text, *(words for words in by_manifest if words)]
 
@@ -125,15 +127,16 @@ def _clamped(manifest: Manifest) -> str:
 
 
 def _alike(manifest: Manifest) -> str:
-    overlap = manifest.metrics.get("jaccard_lt_sft", 0.0)
-    if overlap < ALIKE or not manifest.identity["settings"].get("denoise"):
+    overlap = facts_of(manifest, SparseFacts).jaccard_lt_sft if kind_of(manifest.kind).makes_sft else None
+    if overlap is None or overlap < ALIKE or not manifest.identity["settings"].get("denoise"):
         return ""
     return f"its mask is nearly LT-SFT's (Jaccard overlap {overlap:.2f}): denoising changed little"
 
 
 def _never_improved(manifest: Manifest) -> str:
     """The best checkpoint is the first one that was validated."""
-    steps = [point["step"] for point in manifest.curve]
-    if len(steps) < _FEW_VALIDATIONS or manifest.metrics.get("best_step") != steps[0]:
+    steps, facts = [point["step"] for point in manifest.curve], manifest.facts
+    best = facts.best_step if isinstance(facts, TrainingFacts) else None
+    if len(steps) < _FEW_VALIDATIONS or best != steps[0]:
         return ""
     return f"validation never improved after step {steps[0]:,.0f} of {steps[-1]:,.0f}, the first time it was measured"

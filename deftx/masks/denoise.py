@@ -48,14 +48,14 @@ class Denoised:
     Attributes:
         values: [m, n] float32, L + S.
         rank: the rank of L.
-        entries_kept: entries of S over the non-zero entries of W - L; 1 where W - L is zero.
-        energy_kept: squared entries of S over those of W - L; 1 where W - L is zero.
+        nonzero_retention: entries of S over the non-zero entries of W - L; 1 where W - L is zero.
+        energy_retention: squared entries of S over those of W - L; 1 where W - L is zero.
     """
 
     values: Tensor
     rank: int
-    entries_kept: float
-    energy_kept: float
+    nonzero_retention: float
+    energy_retention: float
 
 
 def factorise(matrix: Tensor, name: str = "") -> Factorisation:

@@ -62,7 +62,7 @@ def denoise_all(
 
     Returns:
         The tensors by name, and one record for each matrix: its `name`, `rank`, `rank_share` (the rank over the full
-        one), `entries_kept` and `energy_kept` (see `Denoised`).
+        one), `nonzero_retention` and `energy_retention` (see `Denoised`).
     """
     values: dict[str, Tensor] = {}
     facts = []
@@ -78,8 +78,8 @@ def denoise_all(
                 "name": name,
                 "rank": result.rank,
                 "rank_share": result.rank / min(tensor.shape),
-                "entries_kept": result.entries_kept,
-                "energy_kept": result.energy_kept,
+                "nonzero_retention": result.nonzero_retention,
+                "energy_retention": result.energy_retention,
             }
         )
     return values, facts
@@ -87,11 +87,11 @@ def denoise_all(
 
 def choose(
     delta: Mapping[str, Tensor], denoised: Mapping[str, Tensor], settings: SparseSettings
-) -> tuple[Indices, dict[str, float]]:
-    """The mask of the sparse phase, and how many entries it has (`k`).
+) -> tuple[Indices, float | None]:
+    """The mask of the sparse phase, and its overlap with LT-SFT's mask, that of the same change without denoising.
 
-    `jaccard_lt_sft` is its overlap with LT-SFT's mask, that of the same change without denoising: at 1 denoising has
-    changed nothing. It is left out where `settings.k` is None, which takes every non-zero entry.
+    At an overlap (Jaccard) of 1 denoising has changed nothing; it is None where `settings.k` is None, which takes every
+    non-zero entry.
 
     Args:
         delta: the weight change, float32 tensors by name.
@@ -103,12 +103,16 @@ def choose(
         ConfigError: when k is larger than the number of entries.
     """
     if settings.k is None:
-        mask = non_zero(denoised)
-        return mask, {"k": sum(index.numel() for index in mask.values())}
+        return non_zero(denoised), None
     k = resolve_k(settings.k, sum(delta[name].numel() for name in delta))
     mask = select(denoised, k)
     if denoised is delta:
-        return mask, {"k": k, "jaccard_lt_sft": 1.0}
+        return mask, 1.0
     # L may have non-zero entries where the change is zero, so the change may have fewer than k
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
-    return mask, {"k": k, "jaccard_lt_sft": jaccard(mask, select(delta, min(k, changed)))}
+    return mask, jaccard(mask, select(delta, min(k, changed)))
+
+
+def mask_size(mask: Indices) -> int:
+    """How many entries a mask has."""
+    return sum(index.numel() for index in mask.values())

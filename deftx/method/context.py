@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from deftx.config import Execution, Settings
+from deftx.config import Execution
 from deftx.sft.vector import SparseFineTuning
-from deftx.sources.published import HubFolder, Published, local_folder, name_of
+from deftx.sources.published import Published, local_folder
 from deftx.stages.checkpoint import Checkpoint
+from deftx.stages.facts import Facts
 from deftx.stages.files import MODEL, SFT
-from deftx.stages.settings import DenseSettings, TextStageSettings
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from deftx.train.loop import Report
 
-S = TypeVar("S", bound=Settings)
-
 
 @dataclass
-class Facts:
-    """What a stage found, for its manifest."""
+class Made:
+    """What a stage made besides its files, for its manifest."""
 
-    metrics: dict[str, float] = field(default_factory=dict)
+    facts: Facts
     curve: list[dict[str, float]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -44,30 +42,22 @@ class Context:
         return Checkpoint(self.store, self.stage.address)
 
 
-def settings_of(stage: Stage, kind: type[S]) -> S:
-    """The settings of a stage whose kind is known."""
-    assert isinstance(stage.settings, kind), f"a {stage.kind} stage has {kind.__name__}"
-    return stage.settings
-
-
 def dense_of(stage: Stage) -> Stage:
     """The dense phase that a dense or sparse stage belongs to."""
-    return stage if stage.kind == "dense" else dict(stage.inputs)["dense"]
+    return stage.input("dense") or stage
 
 
 def vector_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
     """The vector in a role: of the input stage there, else the published one, else none."""
     if (needed := stage.input(role)) is not None:
-        return SparseFineTuning.from_pretrained(store.fetch_folder(needed.address, SFT))
-    if published is None:
-        return None
-    revision = published.commit if isinstance(published, HubFolder) else "main"
-    return SparseFineTuning.from_pretrained(name_of(published), revision)
+        return SparseFineTuning.from_folder(store.fetch_folder(needed.address, SFT))
+    return SparseFineTuning.from_published(published) if published else None
 
 
 def backbone_folder(store: Store, stage: Stage) -> Path:
     """The folder of the backbone (and its tokenizer) that a text or dense stage reads."""
     if (trained := stage.input("backbone")) is not None:
         return store.fetch_folder(trained.address, MODEL)
-    assert isinstance(stage.settings, TextStageSettings | DenseSettings) and stage.settings.backbone is not None
-    return local_folder(stage.settings.backbone)
+    published: Published | None = getattr(stage.settings, "backbone", None)
+    assert published is not None, f"a {stage.kind} stage has a backbone"
+    return local_folder(published)

@@ -11,15 +11,18 @@ from deftx.config import EvaluationSplit, Metric
 from deftx.data.catalogue import benchmark
 from deftx.data.examples import read_examples
 from deftx.evaluate.metrics import score
+from deftx.masks.mask import mask_size
 from deftx.masks.select import non_zero
-from deftx.method.context import Context, Facts, backbone_folder, dense_of, settings_of, vector_of
+from deftx.method.context import Context, Made, backbone_folder, dense_of, vector_of
 from deftx.models.load import load_classifier, load_tokenizer
 from deftx.sft.compose import composed
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.hub import Source
+from deftx.stages.facts import GradeFacts
 from deftx.stages.files import DELTA, HEAD, SCORES, SEALED, SFT
+from deftx.stages.kinds import kind_of
 from deftx.stages.settings import GradeSettings
-from deftx.stages.stage import Stage
+from deftx.stages.stage import Stage, settings_of
 from deftx.stages.store import Store
 from deftx.tensor_files import LazyTensors
 from deftx.train.objectives import encode, predict
@@ -27,18 +30,18 @@ from deftx.train.objectives import encode, predict
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
-def grade(context: Context) -> Facts:
+def grade(context: Context) -> Made:
     """Compose, predict validation and test of the target language, and publish only validation as metrics."""
     settings, store = settings_of(context.stage, GradeSettings), context.store
     known = benchmark(settings.benchmark)
-    task_stage = dict(context.stage.inputs)["task"]
+    task_stage = context.stage.needed("task")
     task = _task_vector(store, task_stage)
     language = vector_of(store, context.stage, "language", settings.vector)
     folder = backbone_folder(store, dense_of(task_stage))
     tokenizer = load_tokenizer(folder)
     device = torch.device(context.execution.device)
     model = load_classifier(folder, known.labels, seed=0).to(device).eval()
-    facts = Facts()
+    valid: dict[str, float] = {}
     with composed(model, task, language, settings.weights):
         for split, source, name in _evaluated(settings):
             rows = read_examples(known, source, settings.language, split)
@@ -51,8 +54,8 @@ def grade(context: Context) -> Facts:
             }  # fmt: skip
             (context.folder / name).write_text(json.dumps(record), encoding="utf-8")
             if split == "valid":
-                facts.metrics = {f"valid_{metric}": value for metric, value in scores.items()}
-    return facts
+                valid = {f"valid_{metric}": value for metric, value in scores.items()}
+    return Made(GradeFacts(**valid))
 
 
 def _evaluated(settings: GradeSettings) -> list[tuple[EvaluationSplit, Source, str]]:
@@ -60,9 +63,9 @@ def _evaluated(settings: GradeSettings) -> list[tuple[EvaluationSplit, Source, s
 
 
 def _task_vector(store: Store, stage: Stage) -> SparseFineTuning:
-    if stage.kind == "sparse":
-        return SparseFineTuning.from_pretrained(store.fetch_folder(stage.address, SFT))
+    if kind_of(stage.kind).makes_sft:
+        return SparseFineTuning.from_folder(store.fetch_folder(stage.address, SFT))
     delta, head = LazyTensors(store.fetch(stage.address, DELTA)), LazyTensors(store.fetch(stage.address, HEAD))
     mask = non_zero(delta)
-    metadata = SFTMetadata(backbone="dense phase", k=sum(index.numel() for index in mask.values()))
+    metadata = SFTMetadata(backbone="dense phase", k=mask_size(mask))
     return SparseFineTuning.from_delta(delta, mask, metadata, head)

@@ -18,26 +18,27 @@ from deftx.data.catalogue import Benchmark, benchmark
 from deftx.data.examples import read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.errors import DataError
-from deftx.masks.mask import choose, denoise_all, factors_of, save_factors
+from deftx.masks.mask import choose, denoise_all, factors_of, mask_size, save_factors
 from deftx.masks.select import Indices
 from deftx.method import environment
-from deftx.method.context import Context, Facts, backbone_folder, settings_of, vector_of
+from deftx.method.context import Context, Made, backbone_folder, vector_of
 from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
 from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.published import HubFolder, local_folder, name_of
+from deftx.stages.facts import DenseFacts, SparseFacts
 from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD, SFT
 from deftx.stages.settings import DenseSettings, SparseSettings, TaskData
-from deftx.stages.stage import Stage
+from deftx.stages.stage import Stage, settings_of
 from deftx.stages.store import Store
 from deftx.tensor_files import Kept, LazyTensors, write
-from deftx.train.loop import train
+from deftx.train.loop import Outcome, train
 from deftx.train.objectives import Classification, MaskedLanguageModelling, Masking, Objective, encode
 from deftx.train.trainable import body_of, phase
 
 
-def dense(context: Context) -> Facts:
+def dense(context: Context) -> Made:
     """Algorithm 1, lines 1-3: train everything; the delta is the best checkpoint less the start."""
     settings = settings_of(context.stage, DenseSettings)
     model, objective = _prepare(context, context.stage)
@@ -53,36 +54,36 @@ def dense(context: Context) -> Facts:
     save_file({name: p.detach().contiguous() for name, p in head_of(model).items()}, context.folder / HEAD)
     save_factors(delta, context.folder)
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
-    metrics = {**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps, "changed_entries": changed}
+    facts = DenseFacts(**_trained(outcome), changed_entries=changed)
     details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint}
-    return Facts(metrics, outcome.curve, details)
+    return Made(facts, outcome.curve, details)
 
 
-def sparse(context: Context) -> Facts:
+def sparse(context: Context) -> Made:
     """Algorithm 1, lines 4-9: denoise the delta, choose k entries, go back to the start and train only those."""
     settings = settings_of(context.stage, SparseSettings)
-    before = dict(context.stage.inputs)["dense"]
+    before = context.stage.needed("dense")
     delta = LazyTensors(context.store.fetch(before.address, DELTA))
     denoised: Mapping[str, Tensor] = delta
     matrices: list[dict[str, Any]] = []
     if settings.denoise is not None:
         denoised, matrices = denoise_all(delta, settings.denoise, factors_of(context.store, before.address))
-    mask, metrics = choose(delta, denoised, settings)
-    facts = Facts(metrics, details={"matrices": matrices})
-    if matrices:
-        facts.metrics |= _mean_denoising(matrices)
+    mask, overlap = choose(delta, denoised, settings)
+    facts: dict[str, Any] = {"k": mask_size(mask), "jaccard_lt_sft": overlap, **_mean_denoising(matrices)}
     metadata = _metadata(context, before, settings, mask)
+    curve: list[dict[str, float]] = []
     if settings.retrain:
         del denoised  # as large as the weights, and only the mask is needed while they train
-        sft = _retrain(context, before, mask, metadata, facts)
+        sft, outcome = _retrain(context, before, mask, metadata)
+        facts, curve = facts | _trained(outcome), outcome.curve
     else:
         head = LazyTensors(context.store.fetch(before.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
     sft.save_pretrained(context.folder / SFT)
-    return facts
+    return Made(SparseFacts(**facts), curve, {"matrices": matrices})
 
 
-def _retrain(context: Context, dense: Stage, mask: Indices, metadata: SFTMetadata, facts: Facts) -> SparseFineTuning:
+def _retrain(context: Context, dense: Stage, mask: Indices, metadata: SFTMetadata) -> tuple[SparseFineTuning, Outcome]:
     training = settings_of(dense, DenseSettings).training
     model, objective = _prepare(context, dense)
     body = body_of(model, training)
@@ -96,10 +97,13 @@ def _retrain(context: Context, dense: Stage, mask: Indices, metadata: SFTMetadat
     values = {name: body[name].detach().view(-1)[index] - start[name] for name, index in mask.items()}
     shapes = {name: tuple(body[name].shape) for name in mask}
     head = {name: parameter.detach() for name, parameter in head_of(model).items()}
-    facts.metrics |= {**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps}
-    facts.curve = outcome.curve
     scored = metadata.model_copy(update={"scores": outcome.best})
-    return SparseFineTuning(mask, values, shapes, scored, head)
+    return SparseFineTuning(mask, values, shapes, scored, head), outcome
+
+
+def _trained(outcome: Outcome) -> dict[str, Any]:
+    """The facts of a training."""
+    return {**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps}
 
 
 def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
@@ -120,7 +124,7 @@ def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
 
 def language_objective(store: Store, dense: Stage, tokenizer: Any) -> Objective:
     """Masked language modelling on the blocks that a dense stage reads; the validation mask is that of the text."""
-    text = dict(dense.inputs)["text"]
+    text = dense.needed("text")
     tensors = LazyTensors(store.fetch(text.address, BLOCKS))
     blocks = Blocks(tensors["train"].numpy(), tensors["valid"].numpy())
     masking = Masking(0.15, tokenizer.mask_token_id, len(tokenizer), frozenset(tokenizer.all_special_ids))
@@ -161,7 +165,7 @@ def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: In
         language=of.language,
         task=known.name if known else None,
         labels=list(known.labels) if known else None,
-        k=sum(index.numel() for index in mask.values()),
+        k=mask_size(mask),
         rank=str(settings.denoise.rank) if settings.denoise else None,
         retention=settings.denoise.retention if settings.denoise else None,
         max_length=of.task.max_length if of.task else None,
@@ -170,8 +174,9 @@ def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: In
 
 
 def _mean_denoising(matrices: list[dict[str, Any]]) -> dict[str, float]:
-    names = {"rank": "mean_rank", "entries_kept": "entries_kept", "energy_kept": "energy_kept"}
-    return {new: sum(m[old] for m in matrices) / len(matrices) for old, new in names.items()}
+    """How far denoising went, on average over the matrices; nothing for LT-SFT."""
+    names = {"mean_rank": "rank", "nonzero_retention": "nonzero_retention", "energy_retention": "energy_retention"}
+    return {name: sum(m[key] for m in matrices) / len(matrices) for name, key in names.items()} if matrices else {}
 
 
 def _objective_facts(context: Context, objective: Objective) -> dict[str, Any]:

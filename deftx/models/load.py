@@ -2,6 +2,8 @@
 
 The head trains whole. The output embedding of the LM head is a frozen copy of the input embedding, no longer tied to it
 (LT-SFT's --freeze_decoder). Which other parameters may train is in `parameters`.
+
+Code that lies in a model's folder is never run: what transformers has no class of its own for is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deftx.errors import DataError, reason
+from deftx.folders import Contents, contents_of
 from deftx.models.parameters import base_of, fingerprint, layer_norms
 
 LMHead = Path | Literal["own", "random"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*")
+_FINGERPRINTS: dict[tuple[str, Contents], str] = {}
+"""Of what was loaded in this process, by class and by what the folder held: XLM-R base has 1.1 GB to digest."""
 
 
 def load_masked_lm(folder: Path, lm_head: LMHead = "own", dropout: float | None = None, seed: int = 0) -> Any:
@@ -100,9 +105,9 @@ def load_tokenizer(folder: Path) -> Any:
         raise DataError(f"{folder}: no tokenizer there: none of {', '.join(_TOKENIZER_FILES)}")
     with quiet():
         try:
-            return AutoTokenizer.from_pretrained(folder, use_fast=True)
+            return AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder}: no tokenizer there: {reason(error)}") from None
+            raise _problem(folder, "no tokenizer there", error) from None
 
 
 def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tuple[Any, set[str]]:
@@ -110,18 +115,34 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
         options |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     with quiet():
         try:
+            contents = contents_of(folder)
             model, info = auto.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=None, output_loading_info=True, **options
-            )
+                folder, dtype=torch.float32, use_safetensors=None, output_loading_info=True, trust_remote_code=False,
+                **options,
+            )  # fmt: skip
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise DataError(f"{folder}: not a model that can be loaded: {reason(error)}") from None
+            raise _problem(folder, "not a model that can be loaded", error) from None
     absent = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
     if absent:
         raise DataError(f"{folder}: the weights lack {absent[0]} (and {len(absent) - 1} more)")
     for parameter in layer_norms(base_of(model)):
         parameter.requires_grad_(False)
-    model.deftx_fingerprint = fingerprint(model)
+    key = (type(model).__name__, contents)  # heads may leave out different parts of a base model, such as its pooler
+    if key not in _FINGERPRINTS:
+        _FINGERPRINTS[key] = fingerprint(model)
+    model.deftx_fingerprint = _FINGERPRINTS[key]
     return model, set(info["missing_keys"])
+
+
+def _problem(folder: Path, what: str, error: Exception) -> DataError:
+    """Why a folder could not be loaded; transformers' own words would advise to let the code in it run."""
+    files = [path for path in (folder / "config.json", folder / "tokenizer_config.json") if path.is_file()]
+    if not any('"auto_map"' in path.read_text(encoding="utf-8", errors="replace") for path in files):
+        return DataError(f"{folder}: {what}: {reason(error)}")
+    return DataError(
+        f"{folder}: {what}, and the Python code that comes with it (`auto_map` in its JSON files) is never run; give a "
+        f"model and a tokenizer that transformers has classes for, such as those of FacebookAI/xlm-roberta-base"
+    )
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ def load_vector(role: str, part: Part | None, store: Store | None) -> SparseFine
     """
     from deftx.sft.vector import SparseFineTuning
 
-    return SparseFineTuning.from_pretrained(_folder(f"{role} vector", part, store, SFT)) if part else None
+    return SparseFineTuning.from_folder(_folder(f"{role} vector", part, store, SFT)) if part else None
 
 
 def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:

@@ -22,7 +22,7 @@ from deftx.errors import DataError
 from deftx.masks.select import Indices
 from deftx.sft import composable
 from deftx.sft.entries import check_entries
-from deftx.sources.published import HubFolder, local_folder, resolve_folder
+from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder
 from deftx.stages.files import METADATA, TENSORS
 
 if TYPE_CHECKING:
@@ -120,16 +120,38 @@ class SparseFineTuning:
             DataError: when the folder holds no SFT, or one that contradicts itself (naming the file and the tensor).
             HubError: when it has to be downloaded and cannot be.
         """
-        source = resolve_folder(str(name), revision)
-        folder = local_folder(source)
+        return cls.from_published(resolve_folder(str(name), revision))
+
+    @classmethod
+    def from_published(cls, source: Published) -> SparseFineTuning:
+        """Load what was resolved before.
+
+        Raises:
+            DataError: as `from_pretrained`, and when a local folder has changed since.
+            HubError: as `from_pretrained`.
+        """
+        commit = source.commit if isinstance(source, HubFolder) else None
+        return cls._read(local_folder(source), name_of(source), commit)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> SparseFineTuning:
+        """Load from a folder whose files were verified before, such as one that a store fetched.
+
+        Raises:
+            DataError: as `from_pretrained`.
+        """
+        return cls._read(folder, str(folder), None)
+
+    @classmethod
+    def _read(cls, folder: Path, name: str, revision: str | None) -> SparseFineTuning:
         if (folder / TENSORS).is_file():
             return _load(folder)
         if (folder / composable.FILE).is_file():
-            return cls._published(folder / composable.FILE, source.commit if isinstance(source, HubFolder) else None)
+            return cls._composable(folder / composable.FILE, revision)
         raise DataError(f"{name}: holds neither {TENSORS} nor {composable.FILE}, so it is not an SFT")
 
     @classmethod
-    def _published(cls, path: Path, revision: str | None) -> SparseFineTuning:
+    def _composable(cls, path: Path, revision: str | None) -> SparseFineTuning:
         """A composable-sft vector; it carries no fingerprint, so its backbone is recorded as asserted."""
         entries = composable.load(path)
         k = sum(index.numel() for index in entries.indices.values())

@@ -145,7 +145,9 @@ def _downloaded_table(source: HubSource) -> Any:
     from datasets import load_dataset
 
     hub_info(source.repo, source.commit, "dataset")  # fails at once where the client retries for 23 s
-    table = load_dataset(source.repo, source.config, split=source.split, revision=source.commit)
+    table = load_dataset(
+        source.repo, source.config, split=source.split, revision=source.commit, trust_remote_code=False
+    )
     if any(source.commit not in file["filename"] for file in table.cache_files):
         # after a failed download `datasets` silently takes whichever commit it has cached
         raise HubError("it did not come through, and only another commit is in the local cache")

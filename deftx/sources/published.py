@@ -1,7 +1,7 @@
 """Models and vectors that somebody published: a folder on disk, or a hub repository at one commit.
 
-Resolved once by the driver, so that an address counts a folder by its content and a repository by its commit. What is
-inside a folder is read elsewhere (backbones, sft). No pickle is read here.
+Resolved once by the driver, so that an address counts a folder by its content and a repository by its commit; what is
+opened later is compared with that. What is inside a folder is read elsewhere (models, sft). No pickle is read here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
+from deftx.folders import Contents, contents_of, files_of
 from deftx.sources.hub import gated_error, hub_commit, hub_info
 
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
@@ -60,7 +61,7 @@ def resolve_folder(name: str, revision: str = "main") -> Published:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return LocalFolder(sha256=_folder_digest(folder), path=str(folder.resolve()))
+        return LocalFolder(sha256=_digest_of(folder), path=str(folder.resolve()))
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise DataError(f"{name}: no such folder (and not a hub id of the form owner/name)")
     return HubFolder(repo=name, commit=hub_commit(name, revision))
@@ -69,15 +70,25 @@ def resolve_folder(name: str, revision: str = "main") -> Published:
 def local_folder(source: Published) -> Path:
     """The folder on this machine, downloaded into the hub's cache when it is not there yet.
 
+    A local folder is read and compared with its digest once in a process, and again when a file of it was touched.
+
     Raises:
         HubError: when it has to be downloaded and the hub cannot be reached.
-        DataError: when a local folder is gone.
+        DataError: when a local folder is gone, or holds something else than when it was resolved.
     """
-    if isinstance(source, LocalFolder):
-        if not Path(source.path).is_dir():
-            raise DataError(f"{source.path}: no such folder on this machine")
-        return Path(source.path)
-    return _downloaded(source.repo, source.commit)
+    if isinstance(source, HubFolder):
+        return _downloaded(source.repo, source.commit)
+    folder = Path(source.path)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder on this machine")
+    if (digest := _digest_of(folder)) != source.sha256:
+        latest = max(files_of(folder), key=lambda path: path.stat().st_mtime_ns)
+        raise DataError(
+            f"{folder}: changed since the sweep was planned (SHA-256 {digest[:12]}, was {source.sha256[:12]}; written "
+            f"last: {latest.name}); put the old files back and run again with --retry-failed, or give a sweep of the "
+            f"new ones another --name"
+        )
+    return folder
 
 
 @cache
@@ -116,12 +127,18 @@ def _downloaded(repo: str, commit: str) -> Path:
     return Path(folder)
 
 
-def _folder_digest(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if not files:
+def _digest_of(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a folder's files."""
+    if not (contents := contents_of(folder)):
         raise DataError(f"{folder}: the folder is empty; a model or vector is expected there")
+    return _digest(contents)
+
+
+@cache
+def _digest(contents: Contents) -> str:
+    """Remembered, since a backbone has a gigabyte and every stage opens it."""
     total = hashlib.sha256()
-    for path in files:
+    for path in (Path(name) for name, *_ in contents):
         with path.open("rb") as file:
             total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

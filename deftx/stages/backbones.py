@@ -10,14 +10,13 @@ from deftx.errors import ConfigError
 from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
 from deftx.sources.published import HubFolder, LocalFolder, Published, resolve_folder
 from deftx.stages.settings import BackboneSettings, LMHead
-from deftx.stages.stage import Stage
+from deftx.stages.stage import Stage, settings_of
 
 
 def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
     """The size of a backbone; None where it cannot be told without its weights."""
     if isinstance(backbone, Stage):
-        assert isinstance(backbone.settings, BackboneSettings)
-        return size_of({"model_type": "xlm-roberta", **backbone.settings.config})
+        return size_of({"model_type": "xlm-roberta", **settings_of(backbone, BackboneSettings).config})
     if isinstance(backbone, HubFolder):
         return size_of_repository(backbone.repo)
     return None if backbone is None else _size_of_folder(backbone)

@@ -21,7 +21,7 @@ from deftx.stages.settings import (
     TaskData,
     TextStageSettings,
 )
-from deftx.stages.stage import Stage
+from deftx.stages.stage import Stage, settings_of
 
 Inputs = tuple[tuple[str, Stage], ...]
 
@@ -52,8 +52,7 @@ def check_stage(
 
 def dense_language(text: Stage, training: Training, lm_head: LMHead = "own") -> Stage:
     """The dense phase of a language vector, with its text's language, backbone and seed."""
-    settings = text.settings
-    assert isinstance(settings, TextStageSettings)
+    settings = settings_of(text, TextStageSettings)
     dense = DenseSettings(
         language=settings.language, task=None, backbone=settings.backbone, lm_head=lm_head, training=training,
         seed=settings.seed,

@@ -8,7 +8,8 @@
     grade     (a language vector or none, a task vector, a target language) -> scores on validation and, sealed, on test
 
 An address is the SHA-256 of the kind, the kind's version, the settings and the addresses of the inputs. Raise a kind's
-version by hand when its results change. No torch here, so that planning is instant.
+version by hand when its results change. What is peculiar to a kind is in `kinds`. No torch here, so that planning is
+instant.
 """
 
 from __future__ import annotations
@@ -18,21 +19,19 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TypeVar
 
-from deftx.config import Denoise, Settings
-from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TextStageSettings
+from deftx.config import Settings, Training
+from deftx.stages.kinds import kind_of
 
-Kind = Literal["backbone", "check", "text", "dense", "sparse", "grade"]
-KINDS: tuple[Kind, ...] = ("backbone", "check", "text", "dense", "sparse", "grade")
-VERSIONS: dict[Kind, int] = {"backbone": 2, "check": 2, "text": 1, "dense": 2, "sparse": 2, "grade": 1}
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
 class Stage:
     """One computation: its kind, its settings and the stages it needs, by role."""
 
-    kind: Kind
+    kind: str
     settings: Settings
     inputs: tuple[tuple[str, Stage], ...] = ()
 
@@ -43,17 +42,42 @@ class Stage:
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
     def identity(self) -> dict[str, object]:
-        """All that counts: kind, version, settings without excluded fields, addresses of the inputs."""
+        """All that counts: kind, version, settings that count, addresses of the inputs."""
         return {
             "kind": self.kind,
-            "version": VERSIONS[self.kind],
-            "settings": self.settings.model_dump(mode="json"),
+            "version": kind_of(self.kind).version,
+            "settings": self.settings.identity(),
             "inputs": {role: stage.address for role, stage in self.inputs},
         }
 
     def input(self, role: str) -> Stage | None:
-        """The stage in a role, or none."""
-        return dict(self.inputs).get(role)
+        """The stage in a role, or in that of an input's such as `dense.text`; None where there is none."""
+        first, _, rest = role.partition(".")
+        stage = dict(self.inputs).get(first)
+        return stage.input(rest) if stage is not None and rest else stage
+
+    def needed(self, role: str) -> Stage:
+        """The stage in a role that every stage of this kind has."""
+        stage = self.input(role)
+        assert stage is not None, f"a {self.kind} stage has an input {role!r}"
+        return stage
+
+    @property
+    def reads(self) -> list[Stage]:
+        """The stages whose files it opens when it is made: inputs, and some of theirs."""
+        there = (self.input(role) for role in kind_of(self.kind).reads)
+        return [stage for stage in there if stage is not None]
+
+    @property
+    def trained(self) -> Stage | None:
+        """The stage whose training this one carries out, itself or another; None where nothing is trained."""
+        return kind_of(self.kind).trained(self)
+
+    @property
+    def training(self) -> Training | None:
+        """How it trains; None where it does not."""
+        training = getattr(self.trained.settings, "training", None) if self.trained else None
+        return training if isinstance(training, Training) else None
 
     @property
     def seed(self) -> int:
@@ -63,34 +87,24 @@ class Stage:
     @property
     def language(self) -> str:
         """The language the stage is about; a sparse stage inherits it from its dense stage."""
-        if isinstance(self.settings, SparseSettings):
-            return dict(self.inputs)["dense"].language
-        return str(getattr(self.settings, "language", ""))
+        return kind_of(self.kind).language(self)
 
     @property
     def subject(self) -> str:
         """Who the stage is about: a language, `task` for the task's own dense and sparse stages, or the backbone."""
-        if isinstance(self.settings, SparseSettings):
-            return dict(self.inputs)["dense"].subject
-        if isinstance(self.settings, DenseSettings) and self.settings.task is not None:
-            return "task"
-        return self.language or self.kind
+        return kind_of(self.kind).subject(self)
 
     @property
     def label(self) -> str:
         """What a person calls it, such as `ace · sparse · rank 100 · keep 5 %`."""
-        parts = [self.subject, self.kind]
-        if isinstance(self.settings, SparseSettings):
-            parts += _sparse_words(self.settings)
-        if isinstance(self.settings, GradeSettings):
-            parts.append(_vector_words(self))
+        parts = [self.subject, self.kind, *kind_of(self.kind).words(self)]
         return " · ".join(part for part in dict.fromkeys(parts) if part)
 
 
-def checked_text(check: Stage) -> Stage:
-    """The `text` stage whose text a `check` stage looks over."""
-    settings = {name: getattr(check.settings, name) for name in TextStageSettings.model_fields}
-    return Stage("text", TextStageSettings(**settings), check.inputs)
+def settings_of(stage: Stage, kind: type[S]) -> S:
+    """The settings of a stage whose kind the caller knows."""
+    assert isinstance(stage.settings, kind), f"a {stage.kind} stage has {kind.__name__}"
+    return stage.settings
 
 
 def walk(stages: Iterable[Stage]) -> Iterator[Stage]:
@@ -107,35 +121,3 @@ def walk(stages: Iterable[Stage]) -> Iterator[Stage]:
 
     for stage in stages:
         yield from visit(stage)
-
-
-def denoise_words(denoise: Denoise | None) -> str:
-    """A denoising setting in words: `rank 100 · keep 5 %`, or `LT-SFT` for none."""
-    if denoise is None:
-        return "LT-SFT"
-    return f"rank {denoise.rank} · keep {denoise.retention * 100:g} %"
-
-
-def _sparse_words(settings: SparseSettings) -> list[str]:
-    words = [denoise_words(settings.denoise)]
-    if not settings.retrain:
-        words.append("not retrained")
-    if settings.k is None:
-        words.append("not pruned")
-    return words
-
-
-def _vector_words(stage: Stage) -> str:
-    task, vector = dict(stage.inputs)["task"], stage.input("language")
-    words = [f"task {_settings_words(task)}"]
-    if vector is not None:
-        words.append(f"{vector.language} {_settings_words(vector)}")
-    elif isinstance(stage.settings, GradeSettings) and stage.settings.vector is not None:
-        words.append("published vector")
-    return " + ".join(words)
-
-
-def _settings_words(stage: Stage) -> str:
-    if isinstance(stage.settings, SparseSettings):
-        return " ".join(_sparse_words(stage.settings)).replace(" · ", " ")
-    return stage.kind

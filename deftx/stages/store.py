@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deftx.errors import StoreError
 from deftx.stages.cache import Cache, mismatch, sha256_of
+from deftx.stages.facts import Facts
+from deftx.stages.kinds import facts_of
 from deftx.stages.objects import Objects
 from deftx.stages.stage import Stage
 
@@ -56,6 +58,15 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     git_commit: str | None = None
     created: str = ""
+
+    @property
+    def facts(self) -> Facts:
+        """What the stage measured, typed by its kind.
+
+        Raises:
+            StoreError: see `facts_of`.
+        """
+        return facts_of(self)
 
 
 class Store(Objects):

@@ -1,6 +1,7 @@
 """What a plan would cost, before anything runs: bytes in the store, and arithmetic as GPU hours. Estimates only.
 
-No text is opened: the sizes of files were noted when they were resolved; those of backbones are in `models.sizes`.
+What a stage of each kind publishes and reads is in `orchestrator.kinds`. No text is opened: the sizes of files were
+noted when they were resolved; those of backbones are in `models.sizes`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deftx.config import Training, resolve_k
+from deftx.config import Training
 from deftx.models.sizes import Size
 from deftx.sources.files import FileSource, file_size
-from deftx.stages.backbones import size_of_backbone
-from deftx.stages.settings import BackboneSettings, DenseSettings, SparseSettings, TextStageSettings
 from deftx.stages.stage import Stage
+from orchestrator.kinds import Reading, shown_as
 
 SUSTAINED_TFLOPS = {"float32": 12.0, "tf32": 60.0, "bf16": 120.0}
 """Assumed of an A100 at these batch sizes, by precision."""
@@ -38,73 +38,31 @@ def estimate(stages: Iterable[Stage]) -> Estimate | None:
     """The cost of making some stages; None when the backbone's size is not known."""
     total, flops = 0.0, dict.fromkeys(SUSTAINED_TFLOPS, 0.0)
     for stage in stages:
-        size = _size_of(stage)
-        if size is None and stage.kind in ("dense", "sparse"):
+        shown = shown_as(stage.kind)
+        size = shown.size(stage)
+        if size is None and shown.bytes is not None:
             return None
-        total += _bytes(stage, size) if size else 0.0
-        if (training := _training(stage)) is not None and size is not None:
+        total += shown.bytes(stage, size) if shown.bytes and size else 0.0
+        if (training := stage.training) is not None and size is not None:
             flops[training.precision] += _flops(stage, training, size)
     return Estimate(total, flops)
 
 
-def _size_of(stage: Stage) -> Size | None:
-    dense = stage.input("dense") or stage
-    if stage.kind == "backbone":
-        return size_of_backbone(stage)
-    return size_of_backbone(dense.input("backbone") or getattr(dense.settings, "backbone", None))
-
-
-def _training(stage: Stage) -> Training | None:
-    if stage.kind == "check":  # its training is what the text is checked for
-        return None
-    if isinstance(stage.settings, SparseSettings):
-        return _training(dict(stage.inputs)["dense"]) if stage.settings.retrain else None
-    found = getattr(stage.settings, "training", None)
-    return found if isinstance(found, Training) else None
-
-
-def _bytes(stage: Stage, size: Size) -> float:
-    head = 4 * (size.hidden * size.hidden + size.vocabulary)
-    if stage.kind == "backbone":
-        return 4 * (size.maskable + size.vocabulary)
-    if stage.kind == "dense":
-        matrices = 6 * size.layers + 2  # the factors of each: the vectors of its smaller side
-        return 4 * (size.maskable + matrices * size.hidden**2) + head
-    if isinstance(stage.settings, SparseSettings):
-        k = stage.settings.k
-        return 8 * (resolve_k(k, size.maskable) if k is not None else size.maskable) + head
-    return 0.0
-
-
 def _flops(stage: Stage, training: Training, size: Size) -> float:
     """6 operations a weight and token (forward and backward), the LM head at 15 % of the positions."""
-    dense = stage.input("dense") or stage
-    task = dense.settings.task if isinstance(dense.settings, DenseSettings) else None
-    length, head = (task.max_length, 0.0) if task else (_block(dense), 0.15 * size.vocabulary * size.hidden)
-    return 6.0 * (size.body + head) * training.batch_size * length * training.steps(_examples(dense, length))
+    trained = stage.trained or stage
+    reading = shown_as(trained.kind).reading
+    if reading is None:
+        return 0.0
+    data = reading(trained)
+    head = 0.15 * size.vocabulary * size.hidden if data.masked else 0.0
+    return 6.0 * (size.body + head) * training.batch_size * data.length * training.steps(_examples(data))
 
 
-def _block(dense: Stage) -> int:
-    if isinstance(dense.settings, BackboneSettings):
-        return dense.settings.block
-    text = dict(dense.inputs)["text"].settings
-    return text.text.block if isinstance(text, TextStageSettings) else 256
-
-
-def _examples(dense: Stage, length: int) -> int:
+def _examples(data: Reading) -> int:
     """Examples of a data set that has not been read: by its files' sizes, else as many as reach max_steps."""
-    sizes = [file_size(source) if isinstance(source, FileSource) else None for source in _sources(dense)]
-    known = [size for size in sizes if size is not None]
-    if not sizes or len(known) < len(sizes):
+    sizes = [file_size(source) if isinstance(source, FileSource) else None for source in data.sources]
+    noted = [size for size in sizes if size is not None]
+    if not sizes or len(noted) < len(sizes):
         return 10**9
-    return max(int(sum(known) / BYTES_PER_TOKEN / length), 1)
-
-
-def _sources(dense: Stage) -> list[object]:
-    settings = dense.settings
-    if isinstance(settings, DenseSettings) and settings.task is not None:
-        return list(settings.task.training.get("train", ()))
-    if isinstance(settings, BackboneSettings):
-        return [source for _, source in settings.texts]
-    text = dict(dense.inputs)["text"].settings
-    return [text.source] if isinstance(text, TextStageSettings) else []
+    return max(int(sum(noted) / BYTES_PER_TOKEN / data.length), 1)

@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from deftx.errors import ConfigError, StoreError
+from deftx.passwords import without_password
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 
@@ -43,6 +44,11 @@ class SweepInfo(_Record):
     packages: dict[str, str]
     git_commit: str | None
     created: str
+
+    @field_validator("command")
+    @classmethod
+    def _without_passwords(cls, command: list[str]) -> list[str]:
+        return [without_password(word) for word in command]
 
 
 class StageEntry(_Record):
@@ -123,6 +129,11 @@ class Failure(_Record):
     final: bool
     trace: str = ""
     log: str = ""
+
+    @field_validator("reason", "trace", "log")
+    @classmethod
+    def _without_passwords(cls, text: str) -> str:
+        return without_password(text)
 
 
 class SweepFolder:

@@ -13,7 +13,7 @@ from pathlib import Path
 from deftx.sft.composition import CHOSEN, Composition, Part, Score, Stored
 from deftx.sources.published import Published
 from deftx.stages.settings import GradeSettings
-from deftx.stages.stage import Stage
+from deftx.stages.stage import Stage, settings_of
 from orchestrator.plan.rows import PlannedRow
 from orchestrator.record.sweep import State, SweepFolder
 from orchestrator.report.results import Results, read_results
@@ -50,11 +50,11 @@ def _compositions(
     origin, scores = _origin(folder, space), _scores(folder, row)
     found = {}
     for target, grade in row.grades.items():
-        assert isinstance(grade.settings, GradeSettings)
+        settings = settings_of(grade, GradeSettings)
         vector = grade.input("language")
         found[target] = Composition(
             backbone=_part(backbone), task=_part(row.task), language=_part(vector) if vector else None,
-            weights=grade.settings.weights, labels=space.of.labels, max_length=grade.settings.max_length,
+            weights=settings.weights, labels=space.of.labels, max_length=settings.max_length,
             target=target, benchmark=space.of.name, kind=space.of.kind, origin=origin, scores=scores[target],
         )  # fmt: skip
     return found

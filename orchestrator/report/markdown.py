@@ -80,7 +80,7 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         checks=[
             check
             for manifest in manifests
-            if manifest.kind == "check" and (check := _text_check(store, manifest.address)) is not None
+            if CHECK in manifest.files and (check := _text_check(store, manifest.address)) is not None
         ],
         cautions={manifest.address: cautions(manifest) for manifest in manifests},
     )

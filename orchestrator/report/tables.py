@@ -109,7 +109,8 @@ def vectors(frame: pd.DataFrame) -> list[str]:
     if chosen.empty:
         return []
     header = [
-        "vector", "setting", "mean rank used", "residual entries kept", "residual energy kept",
+        "vector", "setting", "mean rank used", "retention of non-zero residual entries",
+        "retention of residual energy",
         "overlap with LT-SFT's mask (Jaccard)", "k", "seconds",
     ]  # fmt: skip
     return [
@@ -123,7 +124,7 @@ def vectors(frame: pd.DataFrame) -> list[str]:
 
 def _vector_line(line: dict[str, float | str]) -> list[str]:
     forms = {
-        "mean_rank": ".1f", "entries_kept": ".1%", "energy_kept": ".1%", "jaccard_lt_sft": ".2f", "k": ",.0f",
+        "mean_rank": ".1f", "nonzero_retention": ".1%", "energy_retention": ".1%", "jaccard_lt_sft": ".2f", "k": ",.0f",
         "seconds": ",.1f",
     }  # fmt: skip
     numbers = [NOTHING if pd.isna(line[key]) else f"{line[key]:{form}}" for key, form in forms.items()]

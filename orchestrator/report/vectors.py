@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from deftx.config import Denoise
 from deftx.stages.files import SFT, SPECTRA, TENSORS
-from deftx.stages.stage import denoise_words
+from deftx.stages.kinds import denoise_words, kind_of
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Row, State
 
 VECTOR_COLUMNS = [
-    "subject", "setting", "chosen", "k", "mean_rank", "entries_kept", "energy_kept", "jaccard_lt_sft", "seconds",
-    "address",
+    "subject", "setting", "chosen", "k", "mean_rank", "nonzero_retention", "energy_retention", "jaccard_lt_sft",
+    "seconds", "address",
 ]  # fmt: skip
 TASK = "task"
 _MASK = f"{SFT}/{TENSORS}"
@@ -86,7 +86,7 @@ def read_vectors(store: Store, state: State) -> pd.DataFrame:
     """
     chosen = _addresses(state.chosen_row) if state.chosen_row else []
     addresses = dict.fromkeys([*chosen, *(address for row in state.rows for address in _addresses(row))])
-    manifests = [found for address in addresses if (found := store.manifest(address)) and found.kind == "sparse"]
+    manifests = [found for address in addresses if (found := store.manifest(address)) and _is_vector(found)]
     lines = [_line(found, state, found.address in chosen) for found in manifests]
     return pd.DataFrame(lines, columns=VECTOR_COLUMNS).astype({"k": "Int64"})
 
@@ -133,8 +133,12 @@ def _chosen(store: Store, state: State) -> Iterator[tuple[str, Manifest]]:
     row = state.chosen_row
     vectors = {**row.language_sfts, **({TASK: row.task_sft} if row.task_sft else {})} if row else {}
     for subject, address in vectors.items():
-        if (found := store.manifest(address)) is not None and found.kind == "sparse":
+        if (found := store.manifest(address)) is not None and _is_vector(found):
             yield subject, found
+
+
+def _is_vector(manifest: Manifest) -> bool:
+    return kind_of(manifest.kind).makes_sft
 
 
 def _spectra(store: Store, subject: str, sparse: Manifest) -> Iterator[Spectrum]:
@@ -158,7 +162,7 @@ def _by_layer(name: str) -> list[int]:
 def _mask(store: Store, subject: str, address: str) -> Mask:
     from deftx.sft.vector import SparseFineTuning  # torch is slow to import
 
-    sft = SparseFineTuning.from_pretrained(store.fetch_folder(address, SFT))
+    sft = SparseFineTuning.from_folder(store.fetch_folder(address, SFT))
     sizes = {name: int(np.prod(shape)) for name, shape in sft.shapes.items()}
     return Mask(subject, sizes, {name: _packed(index.numpy(), sizes[name]) for name, index in sft.indices.items()})
 
@@ -178,7 +182,7 @@ def _line(manifest: Manifest, state: State, chosen: bool) -> dict[str, Any]:
     denoise = settings.get("denoise")
     entry = state.stages.get(manifest.address)
     return {
-        **manifest.metrics,
+        **manifest.facts.metrics(),
         "address": manifest.address,
         "subject": entry.subject if entry else manifest.label.split(" · ")[0],
         "setting": denoise_words(Denoise.model_validate(denoise) if denoise else None),

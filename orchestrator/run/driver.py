@@ -5,9 +5,9 @@ It knows neither Ray nor how jobs are run: `tune` and `serial` call the same fou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
+from deftx.stages.kinds import F, facts_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest
 from orchestrator.plan.rows import PlannedRow, Planner
@@ -54,7 +54,7 @@ class Driver:
         """Set by Ctrl-C: no further job is handed out."""
         self._asks = Replay(space)
         reasons = {address: failure.reason for address, failure in folder.final_failures().items()}
-        self.schedule = Schedule(self._asks, planner, Choice(space, self.metrics), folder.store.has, reasons)
+        self.schedule = Schedule(self._asks, planner, Choice(space, self.facts), folder.store.has, reasons)
         self.schedule.begin()
 
     @property
@@ -155,9 +155,13 @@ class Driver:
         """How long a published stage took."""
         return self.manifest(stage).seconds
 
-    def metrics(self, stage: Stage) -> Mapping[str, float]:
-        """What a published stage measured."""
-        return self.manifest(stage).metrics
+    def facts(self, stage: Stage, kind: type[F]) -> F:
+        """What a published stage measured.
+
+        Args:
+            kind: of facts, which its kind has.
+        """
+        return facts_of(self.manifest(stage), kind)
 
     def manifest(self, stage: Stage) -> Manifest:
         """The manifest of a published stage."""

@@ -1,6 +1,7 @@
 """Everything that is logged, warned of or printed goes to a log file while a sweep runs: the screen is its own.
 
 Of this process, whatever libraries do with loggers and handlers of their own; not what C code writes to descriptor 2.
+Passwords in URLs do not get into a log.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TextIO, cast
 
+from deftx.passwords import without_password
 from orchestrator.record.sweep import SweepFolder
 
 FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -28,7 +30,8 @@ class _Diversion(io.TextIOBase):
         self.target = target
 
     def write(self, text: str) -> int:
-        return self.target.write(text)
+        self.target.write(without_password(text))
+        return len(text)
 
     def flush(self) -> None:
         self.target.flush()
@@ -63,7 +66,7 @@ def diverted(log: TextIO) -> Iterator[None]:
     """Divert loggers, warnings and the standard streams into a file; they are as before afterwards."""
     stream, ours, outer = _Diversion(log), logging.getLogger("deftx"), sys.stderr
     root, level = logging.getLogger(), ours.level
-    handlers, handler = root.handlers, logging.StreamHandler(log)
+    handlers, handler = root.handlers, logging.StreamHandler(cast(TextIO, stream))
     handler.setFormatter(logging.Formatter(FORM))
     moved = [(found, found.stream) for found in _handlers()]
     for found, _ in moved:

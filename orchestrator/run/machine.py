@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deftx.config import Execution
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.space.schema import Resources, Space
 

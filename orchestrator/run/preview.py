@@ -5,10 +5,14 @@ Exact for a grid. For TPE the first `lag` combinations, and the worst case, in w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from humanize import natural_list
+
 from deftx.sources.pins import UNRESOLVED
+from deftx.stages.kinds import KINDS
 from deftx.stages.stage import Stage, walk
 from orchestrator.plan.rows import PlannedRow
 from orchestrator.run.session import Prepared
@@ -63,9 +67,7 @@ class Preview:
     def sentence(self) -> str:
         """The plan in words, the baselines counted apart."""
         words = (
-            f"{_count(self.search, 'dense')} dense and {_count(self.search, 'sparse')} sparse trainings "
-            f"for {self.combinations} combinations; baselines: {_count(self.baselines, 'dense')} dense and "
-            f"{_count(self.baselines, 'sparse')} sparse trainings more"
+            f"{_phases(self.search)} for {self.combinations} combinations; baselines: {_phases(self.baselines)} more"
         )
         if self.space.search == "tpe" and self.space.combinations and self.space.combinations > self.combinations:
             more = self.space.combinations - self.combinations
@@ -85,6 +87,12 @@ def _first_asks(space: Space) -> list[Combination]:
     while not replay.ended() and replay.may_ask([False] * len(replay.asked)):
         replay.ask([None] * len(replay.asked))
     return replay.asked
+
+
+def _phases(stages: Iterable[Stage]) -> str:
+    """`6 dense and 12 sparse trainings`."""
+    counts = Counter(stage.kind for stage in stages)
+    return natural_list([f"{counts[name]} {name}" for name, kind in KINDS.items() if kind.is_phase]) + " trainings"
 
 
 def _count(stages: Iterable[Stage], kind: str) -> int:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 
+from deftx.data.catalogue import OwnBenchmark
 from deftx.errors import ConfigError
 from deftx.sources.pins import Pins, pinned
 from deftx.sources.published import LocalFolder
@@ -164,10 +165,14 @@ def _info(prepared: Prepared) -> SweepInfo:
 
 
 def _check_same(info: SweepInfo | None, space: Space) -> None:
-    asked = space.model_dump(mode="json")
-    for name in ("benchmark", "seed"):
-        if info is not None and info.space[name] != asked[name]:
-            raise ConfigError(_another(info, name, info.space[name], asked[name]))
+    if info is None:
+        return
+    before = info.space["benchmark"]  # its fields then, which may lack one that it has by now
+    same = OwnBenchmark.model_validate(before) if isinstance(before, dict) else before
+    if same != space.benchmark:
+        raise ConfigError(_another(info, "benchmark", before, space.model_dump(mode="json")["benchmark"]))
+    if info.seed != space.seed:
+        raise ConfigError(_another(info, "seed", info.seed, space.seed))
 
 
 def _another(info: SweepInfo, what: str, old: object, new: object) -> str:

@@ -6,30 +6,37 @@ Reads what stages measured on validation, and nothing of test.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
+from deftx.stages.facts import GradeFacts, SparseFacts
+from deftx.stages.kinds import F
 from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow
 from orchestrator.space.schema import Space
 
-Metrics = Callable[[Stage], Mapping[str, float]]
-"""What a published stage measured."""
+
+class Measured(Protocol):
+    """What published stages measured."""
+
+    def __call__(self, stage: Stage, kind: type[F], /) -> F:
+        """The facts of a stage, which are of that class."""
 
 
 class Choice:
     """The rule of selection of one space."""
 
-    def __init__(self, space: Space, metrics: Metrics) -> None:
-        self._space, self._metrics = space, metrics
+    def __init__(self, space: Space, measured: Measured) -> None:
+        self._space, self._measured = space, measured
 
     def score(self, row: PlannedRow) -> float:
         """The score of a combination whose stages are all published: the higher, the better."""
         if self._space.selection == "target-valid":
-            metric = f"valid_{self._space.of.metric}"
-            return statistics.fmean(self._metrics(grade)[metric] for grade in row.grades.values())
+            metric = self._space.of.metric
+            return statistics.fmean(self._measured(grade, GradeFacts).score(metric) for grade in row.grades.values())
         # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
-        losses = [self._metrics(stage)["valid_loss"] for stage in row.languages.values()]
-        return self._metrics(row.task)["valid_score"] - statistics.fmean(losses)
+        losses = [self._vector(stage).loss for stage in row.languages.values()]
+        return self._vector(row.task).score - statistics.fmean(losses)
 
     def chosen(self, rows: Sequence[PlannedRow], scores: Mapping[int, float | None]) -> int | None:
         """The combination with the best score; ties go to the smaller ranks, then to the earlier one.
@@ -41,5 +48,8 @@ class Choice:
         return min(known, key=lambda number: (-known[number], *self._mean_ranks(rows[number]), number), default=None)
 
     def _mean_ranks(self, row: PlannedRow) -> tuple[float, float]:
-        languages = [self._metrics(stage).get("mean_rank", 0.0) for stage in row.languages.values()]
-        return statistics.fmean(languages or [0.0]), self._metrics(row.task).get("mean_rank", 0.0)
+        languages = [self._vector(stage).mean_rank or 0.0 for stage in row.languages.values()]
+        return statistics.fmean(languages or [0.0]), self._vector(row.task).mean_rank or 0.0
+
+    def _vector(self, stage: Stage) -> SparseFacts:
+        return self._measured(stage, SparseFacts)

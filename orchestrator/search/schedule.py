@@ -95,8 +95,9 @@ class Schedule:
             if self._can_run(stage):
                 return self._start(stage.label, [stage])
         for row in self.rows:
+            together = {grade.address for grade in row.grades.values()}
             for stage in self._missing(row.grades.values()):
-                if stage.kind != "grade" and self._can_run(stage):
+                if stage.address not in together and self._can_run(stage):
                     return self._start(stage.label, [stage])
             grades = [stage for stage in row.grades.values() if self._waits(stage)]
             if grades and all(self._inputs_settled(stage) for stage in grades):

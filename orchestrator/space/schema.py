@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -30,6 +32,7 @@ from deftx.config import (
 from deftx.data.catalogue import Benchmark, OwnBenchmark, benchmark
 from deftx.errors import ConfigError, hint
 from deftx.rank import Rank
+from deftx.stages.kinds import KINDS, kind_of
 from deftx.stages.settings import BackboneShape
 from orchestrator.space.combination import Combination
 
@@ -102,6 +105,17 @@ Ranks = Annotated[tuple[Rank, ...], BeforeValidator(_expand_ranks), Field(min_le
 Retentions = Annotated[tuple[Retention, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
+def _registered(kind: str) -> str:
+    """A kind of stage that there is."""
+    try:
+        return kind_of(kind).name
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+StageKind = Annotated[str, AfterValidator(_registered), WithJsonSchema({"type": "string", "enum": [*KINDS]})]
+
+
 class Space(Settings):
     """One search: benchmark, backbone, recipes, the parameters searched, and the resources of its trials."""
 
@@ -141,7 +155,7 @@ class Space(Settings):
     note: str = Field("", description="what a reader of the report should know first")
     seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
 
-    resources: dict[Literal["backbone", "check", "text", "dense", "sparse", "grade"], Resources] = Field(
+    resources: dict[StageKind, Resources] = Field(
         {}, description="what a trial takes, by kind of stage; left out: one CPU"
     )
     parallel: int = Field(1, ge=1, description="trials at once (Tune's max_concurrent_trials)")
@@ -239,4 +253,4 @@ class Space(Settings):
 
     def resources_of(self, kind: str) -> Resources:
         """What a trial of a stage kind takes."""
-        return dict(self.resources).get(kind, Resources())  # type: ignore[call-overload,no-any-return]
+        return self.resources.get(kind, Resources())

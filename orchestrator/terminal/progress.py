@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from deftx.config import Training
-from deftx.stages.settings import DenseSettings, SparseSettings
-from deftx.stages.stage import KINDS, Stage
+from deftx.stages.facts import TextFacts, TrainingFacts
+from deftx.stages.kinds import KINDS
+from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.run.driver import Driver
 from orchestrator.search.schedule import Job, unmade
@@ -240,9 +240,8 @@ class Outlook:
         by_pace = [seconds for job in self.driver.jobs for seconds in self._by_pace(job.stages[0], stage)]
         if by_pace:
             return statistics.fmean(by_pace)
-        if isinstance(stage.settings, SparseSettings) and stage.settings.retrain:
-            return self.expected(dict(stage.inputs)["dense"])
-        return None
+        trained = stage.trained
+        return None if trained is None or trained is stage else self.expected(trained)
 
     def _by_pace(self, running: Stage, stage: Stage) -> Iterator[float]:
         """The whole time of a running stage that is like another, from its pace."""
@@ -252,26 +251,24 @@ class Outlook:
 
     def _steps(self, stage: Stage) -> int | None:
         """The optimiser steps of a stage, where they can be told before it has ended."""
-        if isinstance(stage.settings, SparseSettings):
-            dense = dict(stage.inputs)["dense"]
-            made = self.driver.metrics(dense).get("steps") if self.driver.schedule.is_done(dense.address) else None
-            return int(made) if made and stage.settings.retrain else None
-        training = getattr(stage.settings, "training", None)
-        if not isinstance(training, Training) or stage.kind == "check":  # its training is what the text is checked for
+        trained, training, text = stage.trained, stage.training, stage.input("text")
+        if trained is None or training is None:
             return None
+        if trained is not stage:
+            return self.driver.facts(trained, TrainingFacts).steps if self._is_made(trained) else None
         if training.epochs is None:
             return training.max_steps
-        text = stage.input("text") if isinstance(stage.settings, DenseSettings) else None
-        if text is None or not self.driver.schedule.is_done(text.address):
-            return None
-        return training.steps(int(self.driver.metrics(text)["train_blocks"]))
+        return training.steps(self.driver.facts(text, TextFacts).train_blocks) if text and self._is_made(text) else None
+
+    def _is_made(self, stage: Stage) -> bool:
+        return self.driver.schedule.is_done(stage.address)
 
 
 def _alike(stage: Stage) -> list[tuple[object, ...]]:
     """What a stage is like, the nearest first: of the same subject, of a language or the task alike, of the kind."""
-    retrain = getattr(stage.settings, "retrain", True)
+    trains = stage.trained is not None
     group = "language" if stage.subject == stage.language else stage.subject
-    return [(stage.kind, stage.subject, retrain), (stage.kind, group, retrain), (stage.kind,)]
+    return [(stage.kind, stage.subject, trains), (stage.kind, group, trains), (stage.kind,)]
 
 
 def duration(seconds: float) -> str:

@@ -63,8 +63,8 @@ class Screen:
         """The stage is in the store."""
         seconds = self._of.done(stage)
         manifest = self._of.driver.manifest(stage)
-        # a text's check names its language itself
-        found = [words if stage.kind == "check" else f"{stage.label}: {words}" for words in cautions(manifest)]
+        named = f"{stage.subject}: "  # as a text's check begins every line
+        found = [words if words.startswith(named) else f"{stage.label}: {words}" for words in cautions(manifest)]
         self._cautions += found
         if not reused:
             self._say(f"done    {escape(stage.label)}  [dim]{seconds:.0f} s[/dim]")

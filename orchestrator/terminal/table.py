@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from orchestrator.terminal.progress import Left, Running, Tallies, View, duration
 from orchestrator.wording import counted
 
@@ -38,7 +38,7 @@ def board(view: View, cautions: Sequence[str], width: int, height: int, now: flo
     wide = width >= NARROW
     room = max(height - (_AROUND if wide else _AROUND_NARROW), 3)
     rows = _folded(_by_subject(view.tallies), room)
-    below = [_running(view, now, wide), _best(view), _cautions(cautions)]
+    below = [_running(view, now, width), _best(view), _cautions(cautions)]
     table = _wide(view, rows, means=len(rows) < room) if wide else _narrow(rows)
     kinds = [] if wide else [_kinds(view, width)]
     return Group(_title(view, now, width), *kinds, table, *(lines for lines in below if lines))
@@ -131,14 +131,14 @@ def _fraction(tally: Counter[str]) -> str:
     return f"{tally['done']}/{tally.total()}"
 
 
-def _running(view: View, now: float, wide: bool) -> Text:
-    """What runs, its step and for how long."""
+def _running(view: View, now: float, width: int) -> Text:
+    """What runs, its step and for how long; in short where the whole label leaves no room for these."""
     lines: list[str] = []
     for one in view.running:
-        words = [one.stage.label, step_words(one), duration(now - one.began)]
-        if one.stage.kind == "grade" and not wide:
-            words[0] = f"{one.stage.subject} · grade"
-        lines.append(", ".join(word for word in words if word))
+        after = "".join(f", {word}" for word in (step_words(one), duration(now - one.began)) if word)
+        label = one.stage.label
+        fits = len(f"> {label}{after}") <= width
+        lines.append((label if fits else f"{one.stage.subject} · {one.stage.kind}") + after)
     if not lines and not view.reused and not any(tally["done"] for tally in view.tallies.values()):
         lines = ["workers start"]
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []

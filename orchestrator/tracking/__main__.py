@@ -12,12 +12,15 @@ import typer
 
 from deftx.cli.command import HELP, Command, example
 from deftx.errors import ConfigError
+from deftx.passwords import without_password
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.tracking.client import default_tracking_uri, mlflow_error
 from orchestrator.tracking.mirror import MirrorError, mirror_sweep
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
+app = typer.Typer(
+    add_completion=False, rich_markup_mode="rich", pretty_exceptions_show_locals=False, context_settings=HELP
+)
 
 
 @app.command(cls=Command, epilog=example("python -m orchestrator.tracking results"))
@@ -31,7 +34,7 @@ def main(
     try:
         whole = [_mirror_and_tell(folder, tracking_uri) for folder in _sweeps(directory)]
     except mlflow_error() as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {without_password(str(error))}", err=True)
         raise typer.Exit(1) from None
     raise typer.Exit(0 if all(whole) else 1)
 
@@ -50,7 +53,7 @@ def _mirror_and_tell(folder: SweepFolder, tracking_uri: str | None) -> bool:
     """Mirror one sweep; whether all of it."""
     uri = tracking_uri or default_tracking_uri(folder.store)
     try:
-        typer.echo(f"{folder.name}: {mirror_sweep(folder.store, folder, uri)} runs in {uri}")
+        typer.echo(f"{folder.name}: {mirror_sweep(folder.store, folder, uri)} runs in {without_password(uri)}")
         return True
     except MirrorError as error:
         typer.echo(f"error: {folder.name}: {error}", err=True)

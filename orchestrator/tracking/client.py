@@ -20,11 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deftx.config import METRIC_WORDS
 from deftx.errors import ConfigError
 from deftx.stages.store import Store
+from orchestrator.kinds import SHOWN, View
 from orchestrator.record.sweep import SweepInfo
-from orchestrator.tracking.content import PARENT, Point, PublishedFile, RunContent, result, score_name
+from orchestrator.tracking.content import PARENT, Point, PublishedFile, RunContent
 
 if TYPE_CHECKING:  # importing mlflow takes a second or two: it is left to the mirror's own thread
     from mlflow import MlflowClient
@@ -49,7 +49,6 @@ _NOTE = (
     "**Views**, on top of the list of runs, has the scores and the vectors of a sweep as tables."
 )
 _WIDTHS = {"tags.`language`": 90, "tags.`subject`": 90, "tags.`rows`": 280, "tags.`chosen`": 80}  # pixels
-_OF_VECTORS = ("mean_rank", "energy_kept", "jaccard_lt_sft", "valid_loss", "valid_score")
 
 
 class MlflowRuns:
@@ -278,28 +277,24 @@ def _holds(run: Run, content: RunContent) -> bool:
 
 def _experiment_tags(info: SweepInfo) -> dict[str, str]:
     """The tags of a sweep's experiment. What a user has changed since is theirs: they are for an experiment without."""
-    scores = [f"metrics.`{score_name(split, metric)}`" for metric in METRIC_WORDS for split in ("validation", "test")]
-    grades = ["tags.`language`", "tags.`rows`", *scores, "tags.`chosen`"]
-    made = [f"metrics.`{result('sparse', key, 0)[0]}`" for key in _OF_VECTORS]
-    vectors = ["tags.`subject`", "params.`denoise.rank`", "params.`denoise.retention`", *made]
+    views = sorted((shown.view.name, kind, shown.view) for kind, shown in SHOWN.items() if shown.view)
     return {
         "mlflow.note.content": _NOTE.format(benchmark=info.benchmark),
         "mlflow.experimentKind": "custom_model_development",
-        **_view(info, "scores", "grade", grades, scores[0]),
-        **_view(info, "vectors", "sparse", vectors, "tags.`subject`", ascending=True),
+        **dict(_view(info, kind, view) for _, kind, view in views),
     }
 
 
-def _view(
-    info: SweepInfo, what: str, kind: str, columns: list[str], order: str, *, ascending: bool = False
-) -> dict[str, str]:
+def _view(info: SweepInfo, kind: str, view: View) -> tuple[str, str]:
+    """The tag that is a view, and what it holds."""
+    columns = list(view.columns)
     state = {
         "searchFilter": f"tags.sweep = '{info.name}' and tags.kind = '{kind}'",
-        "orderByKey": order,
-        "orderByAsc": ascending,
+        "orderByKey": view.order,
+        "orderByAsc": view.ascending,
         "selectedColumns": columns,
         "columnOrder": columns,
         "columnWidths": {column: _WIDTHS.get(column, 7 * len(column) - 30) for column in columns},
     }
-    view = {"name": f"{info.name}: {what}", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
-    return {f"mlflow.sharedViewState.{info.name}-{what}": json.dumps(view)}
+    saved = {"name": f"{info.name}: {view.name}", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
+    return f"mlflow.sharedViewState.{info.name}-{view.name}", json.dumps(saved)

@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 from deftx.config import METRIC_WORDS
 from deftx.stages.files import SEALED, SFT
+from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest
+from orchestrator.kinds import metric_words, result, score_name, shown_as
 from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.wording import by_few_labels, selection_words
 
@@ -28,34 +30,10 @@ PARENT = "sweep"
 """Stands where a stage has its address."""
 
 _PARAM_LENGTH = 1000
-_NAMES: dict[str, tuple[str, float]] = {
-    # what a stage calls a number -> what MLflow shows, times what
-    "valid_loss": ("result/best validation loss", 1),
-    "valid_score": ("result/best validation score points", 100),
-    "best_step": ("result/best step", 1),
-    "steps": ("result/steps", 1),
-    "k": ("mask/entries trained", 1),
-    "changed_entries": ("mask/entries changed", 1),
-    "jaccard_lt_sft": ("mask/overlap with LT-SFT mask percent", 100),
-    "mean_rank": ("denoising/mean rank", 1),
-    "entries_kept": ("denoising/residual entries kept percent", 100),
-    "unknown_share": ("check/unknown tokens percent", 100),
-    "energy_kept": ("denoising/residual energy kept percent", 100),
-}
 _CURVES: dict[str, tuple[str, float]] = {
     "train_loss": ("curve/training loss", 1),
     "valid_loss": ("curve/validation loss", 1),
     "valid_score": ("curve/validation score points", 100),
-}
-_SENTENCES = {
-    "backbone": "A small model and its tokenizer, pre-trained here; everything else starts from it.",
-    "check": "A look at the text of {language} before training; `check.json` has all that was counted.",
-    "text": "The text of {language} as token blocks, made once and read by both phases.",
-    "dense": "Dense phase of the vector of {subject}: everything that may train is trained. Its change of the weights "
-    "chooses the entries of the sparse phase.",
-    "sparse": "Sparse phase: **the vector of {subject}**. Only the chosen entries are trained. The folder `sft` among "
-    "the artifacts loads with `deftx.sft.vector.SparseFineTuning.from_pretrained`.",
-    "grade": "The composed model graded on {language}. Its test scores appear when the search has ended.",
 }
 
 
@@ -131,7 +109,7 @@ class SweepContent:
 
     def running(self, stage: Stage) -> RunContent:
         """A stage that has just begun."""
-        entry, settings = StageEntry.of(stage), stage.settings.model_dump(mode="json")
+        entry, settings = StageEntry.of(stage), stage.settings.identity()
         return RunContent(entry.label, "RUNNING", self._stage_tags(stage.address, entry), params(settings))
 
     def ended(
@@ -156,7 +134,7 @@ class SweepContent:
         # A driver that resumes finds in the store what this very sweep made: that is no reuse.
         reused = entry.status == "reused" and not self.folder.has_log(address)
         rows = [row for row in state.rows if address in row.grades.values()]
-        test = self._test_scores(address) if entry.kind == "grade" and not sealed else {}
+        test = self._test_scores(address) if kind_of(entry.kind).seals and not sealed else {}
         return RunContent(
             name=entry.label,
             status="FINISHED",
@@ -181,7 +159,7 @@ class SweepContent:
         """The mean over languages, and each language's by the benchmark's own metric."""
         sealed = {language: self._sealed_scores(address) for language, address in grades.items()}
         each = {
-            f"test {_word(scores['metric'])} by language/{language} points": 100 * scores[scores["metric"]]
+            f"test {metric_words(scores['metric'])} by language/{language} points": 100 * scores[scores["metric"]]
             for language, scores in sealed.items()
             if scores
         }
@@ -219,7 +197,7 @@ class SweepContent:
             tags["mlflow.note.content"] += f"\n\n{summary}"
         if reused:
             tags["reused"] = "true"
-            if entry.kind == "sparse":
+            if kind_of(entry.kind).makes_sft:
                 tags["sft"] = self.folder.store.url_of(manifest.address, SFT)
         return tags
 
@@ -285,15 +263,6 @@ def sweep_status(state: State) -> RunStatus:
     return "FAILED" if "failed" in statuses else "FINISHED"
 
 
-def result(kind: str, key: str, value: float) -> tuple[str, float]:
-    """The name and value of a result of a stage; one without a name here stands in a section of the stage's kind."""
-    metric = key.removeprefix("valid_")
-    if kind == "grade" and metric in METRIC_WORDS:
-        return score_name("validation", metric), 100 * value
-    name, factor = _NAMES.get(key, (f"{kind}/{key.replace('_', ' ')}", 1))
-    return name, factor * value
-
-
 def point(key: str, value: float) -> tuple[str, float]:
     """The name and value of a point of a curve."""
     name, factor = _CURVES.get(key, (f"curve/{key.replace('_', ' ')}", 1))
@@ -306,11 +275,6 @@ def curve_points(step: float, numbers: Mapping[str, float], milliseconds: int) -
         if key != "step":
             name, shown = point(key, value)
             yield Point(name, int(step), shown, milliseconds)
-
-
-def score_name(split: str, metric: str) -> str:
-    """What a score on `validation` or `test` is called."""
-    return f"score/{split} {_word(metric)} points"
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -329,7 +293,7 @@ def params(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def sentence(kind: str, language: str, subject: str) -> str:
     """What a stage is, for MLflow's description."""
-    return _SENTENCES.get(kind, "").format(language=language, subject=subject)
+    return shown_as(kind).sentence.format(language=language, subject=subject)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -351,13 +315,9 @@ def _is_source(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_is_source, value))
 
 
-def _word(metric: str) -> str:
-    return next((words for name, words in METRIC_WORDS.items() if name == metric), metric)
-
-
 def _results(manifest: Manifest) -> dict[str, float]:
     """All results of a published stage, and what it took."""
-    named = dict(result(manifest.kind, key, value) for key, value in manifest.metrics.items())
+    named = dict(result(manifest.kind, key, value) for key, value in manifest.facts.metrics().items())
     memory = {"time and memory/peak GiB": manifest.peak_bytes / 2**30} if manifest.peak_bytes else {}
     return named | {"time and memory/seconds": manifest.seconds} | memory
 
@@ -392,12 +352,12 @@ def _details(manifest: Manifest) -> Files:
 
 
 def _published_files(manifest: Manifest) -> Files:
-    """The SFT of a sparse stage, and what the check of a text found."""
-    folder = {"sparse": f"{SFT}/", "check": ""}.get(manifest.kind)
+    """What of its files is shown beside the run: an SFT, or what the check of a text counted."""
+    begin = shown_as(manifest.kind).files
     return {
         name: PublishedFile(manifest.address, name, entry.sha256)
         for name, entry in manifest.files.items()
-        if folder is not None and name.startswith(folder)
+        if begin is not None and name.startswith(begin)
     }
 
 

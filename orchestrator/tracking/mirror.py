@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 
 from deftx.errors import DeftxError, reason
+from deftx.passwords import to_type, without_password
+from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder, SweepInfo, known_sweep
@@ -51,8 +53,8 @@ class Mirror:
         """
         self.warning: str | None = None
         self._sweep = SweepWriter(store, folder, info, tracking_uri)
-        self._tracker = tracking_uri
-        self._again = f"python -m orchestrator.tracking {folder.url()} --tracking-uri {tracking_uri}"
+        self._tracker = without_password(tracking_uri)
+        self._again = to_type(f"`python -m orchestrator.tracking {folder.url()} --tracking-uri {tracking_uri}`")
         self._points: deque[tuple[str, Point]] = deque()
         self._flush_at = self._quiet_until = 0.0
         # At its exit Python would wait for a ThreadPoolExecutor's thread: a minute for a tracker that does not answer
@@ -103,7 +105,7 @@ class Mirror:
 
     def _catch_up(self, status: RunStatus) -> None:
         self.warning = None
-        self._make(lambda: self._sweep.everything(status), f"once it answers, by `{self._again}`")
+        self._make(lambda: self._sweep.everything(status), f"once it answers, by {self._again}")
 
     def _make(self, call: Call, again: str) -> None:
         try:
@@ -150,7 +152,7 @@ class SweepWriter:
         A grade that has its run from an earlier start is left as it is until the end: it may show its test score.
         """
         entry = StageEntry.of(stage).model_copy(update={"status": status})
-        if entry.kind == "grade" and status == "reused" and stage.address in self.runs.addresses():
+        if kind_of(entry.kind).seals and status == "reused" and stage.address in self.runs.addresses():
             return
         content = self._content.ended(stage.address, entry, self._folder.state(), failure, sealed=True)
         if content is not None:

@@ -27,13 +27,13 @@ from deftx.data.examples import evaluation_source, read_examples
 from deftx.errors import DataError, StoreError, TrainingError
 from deftx.masks.denoise import denoise, is_matrix
 from deftx.masks.select import non_zero, select
-from deftx.method import make as algorithm
 from deftx.method import phases
 from deftx.method.make import make
 from deftx.models.load import load_classifier, load_masked_lm
 from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import resolve_folder
+from deftx.stages.kinds import Kind
 from deftx.stages.settings import (
     BackboneSettings,
     SparseSettings,
@@ -157,7 +157,8 @@ def test_every_sparse_stage_records_how_far_denoising_went(world: World, store: 
         result = denoise(delta[facts["name"]], DENOISE)
         assert facts["rank"] == 3
         assert facts["rank_share"] == 3 / min(delta[facts["name"]].shape)
-        assert (facts["entries_kept"], facts["energy_kept"]) == (result.entries_kept, result.energy_kept)
+        assert facts["nonzero_retention"] == result.nonzero_retention
+        assert facts["energy_retention"] == result.energy_retention
 
 
 def test_the_vector_is_what_the_sparse_phase_changed_not_the_denoised_values(world: World, store: Store) -> None:
@@ -501,7 +502,7 @@ def test_a_stage_that_was_cut_off_continues_to_the_same_bytes(
 def test_a_stage_in_the_store_is_not_run_again(world: World, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = world.grade(sparse(world.task_dense()), sparse(world.dense()))
     manifest = make(stage, store)
-    monkeypatch.setattr(algorithm, "_RUNS", {})
+    monkeypatch.setattr(Kind, "load", None)
     assert make(stage, Store(store.url)) == manifest
 
 

@@ -87,7 +87,7 @@ def test_a_zero_matrix_stays_zero(rank: str, retention: float) -> None:
     result = denoise(torch.zeros(6, 4), Denoise(rank=rank, retention=retention))
     assert not result.values.any()
     assert 1 <= result.rank <= 4
-    assert (result.entries_kept, result.energy_kept) == (1.0, 1.0)
+    assert (result.nonzero_retention, result.energy_retention) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -115,9 +115,9 @@ def test_l_plus_s_entry_by_entry(shape: tuple[int, int], retention: float, reten
     assert kept >= number
     if result.rank < min(shape):
         assert kept <= number + 1  # an entry of L may equal W by chance
-        assert result.entries_kept == number / matrix.numel()
+        assert result.nonzero_retention == number / matrix.numel()
         residual = np.sort(np.square(matrix.double().numpy() - truncated(matrix, result.rank)), axis=None)[::-1]
-        assert result.energy_kept == pytest.approx(residual[:number].sum() / residual.sum(), rel=1e-4)
+        assert result.energy_retention == pytest.approx(residual[:number].sum() / residual.sum(), rel=1e-4)
 
 
 def rows_of_seen_words() -> Tensor:
@@ -143,9 +143,9 @@ def test_retention_of_all_entries_and_of_non_zero_residual_entries_differ() -> N
     for retention_of in ("numel", "nonzero"):
         setting = Denoise(rank=2, retention=0.1, retention_of=retention_of)  # type: ignore[arg-type]
         result = denoise(matrix, setting)
-        kept[retention_of] = (int((result.values != low).sum()), result.entries_kept)
+        kept[retention_of] = (int((result.values != low).sum()), result.nonzero_retention)
     assert kept == {"numel": (40, 40 / 80), "nonzero": (8, 8 / 80)}
-    assert denoise(matrix, Denoise(rank=2, retention=0.5)).entries_kept == 1.0  # never more than there are
+    assert denoise(matrix, Denoise(rank=2, retention=0.5)).nonzero_retention == 1.0  # never more than there are
 
 
 @given(
@@ -163,7 +163,7 @@ def test_denoising_brings_no_entry_further_from_the_delta_than_l_is(
     result = denoise(matrix, Denoise(rank=rank, retention=retention))
     low = low_rank(matrix, factorise(matrix), result.rank)
     assert bool(((result.values == low) | (result.values == matrix)).all())
-    assert 0.0 <= result.energy_kept <= 1.0 + 1e-12
+    assert 0.0 <= result.energy_retention <= 1.0 + 1e-12
     if retention == 1.0 or rank >= min(m, n):
         assert torch.equal(result.values, matrix)
 
@@ -227,7 +227,7 @@ def test_leaving_out_rows_of_zeros_changes_nothing(seen: int, retention_of: str)
     number = int(0.05 * (400 if retention_of == "numel" else 8 * seen))
     expected = plain_denoise(matrix, 3, number)
     np.testing.assert_allclose(result.values.numpy(), expected, rtol=0, atol=rounding(matrix))
-    assert result.entries_kept == number / (8 * seen)
+    assert result.nonzero_retention == number / (8 * seen)
     assert not result.values[~matrix.any(dim=1)].any()
 
 
@@ -235,7 +235,7 @@ def test_a_change_whose_squares_vanish_in_float32_is_denoised_all_the_same() -> 
     matrix = make_matrix((40, 9))
     tiny = matrix * 1e-25
     found, plain = (denoise(m, Denoise(rank=2, retention=0.05)) for m in (tiny, matrix))
-    assert (found.rank, found.entries_kept) == (plain.rank, plain.entries_kept)
+    assert (found.rank, found.nonzero_retention) == (plain.rank, plain.nonzero_retention)
     np.testing.assert_allclose(found.values.numpy() * 1e25, plain.values.numpy(), rtol=0, atol=1e-5)
 
 

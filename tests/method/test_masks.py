@@ -14,7 +14,7 @@ from deftx.errors import ConfigError, DataError
 from deftx.masks import denoise as denoising
 from deftx.masks import mask as masks
 from deftx.masks.denoise import Factorisation, denoise
-from deftx.masks.mask import choose, denoise_all, save_factors
+from deftx.masks.mask import choose, denoise_all, mask_size, save_factors
 from deftx.masks.select import jaccard, select
 from deftx.stages.files import SPECTRA, VECTORS
 from deftx.stages.settings import SparseSettings
@@ -72,10 +72,11 @@ def test_the_overlap_is_that_with_the_mask_of_the_change_itself(tmp_path: Path) 
     delta = make_delta()
     save_factors(delta, tmp_path)
     values, _ = denoise_all(delta, SETTINGS[0], published(tmp_path).__getitem__)
-    mask, facts = choose(delta, values, SparseSettings(denoise=SETTINGS[0], k=100))
-    assert facts == {"k": 100, "jaccard_lt_sft": jaccard(mask, select(delta, 100))}
-    assert 0 < facts["jaccard_lt_sft"] < 1
-    assert choose(delta, delta, SparseSettings(denoise=None, k=100))[1]["jaccard_lt_sft"] == 1.0
+    mask, shared = choose(delta, values, SparseSettings(denoise=SETTINGS[0], k=100))
+    assert (mask_size(mask), shared) == (100, jaccard(mask, select(delta, 100)))
+    assert shared is not None and 0 < shared < 1
+    assert choose(delta, delta, SparseSettings(denoise=None, k=100))[1] == 1.0
+    assert choose(delta, delta, SparseSettings(denoise=None, k=None))[1] is None, "there is nothing to compare with"
 
 
 def test_more_entries_than_there_are_and_more_than_changed_are_errors() -> None:
@@ -86,4 +87,4 @@ def test_more_entries_than_there_are_and_more_than_changed_are_errors() -> None:
         choose(delta, delta, SparseSettings(denoise=None, k=total + 1))
     with pytest.raises(DataError, match=f"only {changed} entries"):
         choose(delta, delta, SparseSettings(denoise=None, k=changed + 1))
-    assert choose(delta, delta, SparseSettings(denoise=None, k=changed))[1]["k"] == changed
+    assert mask_size(choose(delta, delta, SparseSettings(denoise=None, k=changed))[0]) == changed

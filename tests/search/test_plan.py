@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.later import LaterDense, LaterSparse, later
 from support.nusax_files import write_files
 from support.plans import make_planner, make_space
 
@@ -138,3 +139,12 @@ def test_shipped_spaces_have_the_golden_addresses(tmp_path: Path, name: str) -> 
     planner = shipped_planner(name, tmp_path)
     found = {stage.label: stage.address for stage in stages_of(planner, name)}
     assert found == json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
+
+
+def test_settings_that_have_grown_have_the_golden_addresses(tmp_path: Path) -> None:
+    stages = stages_of(shipped_planner("nusax-table2", tmp_path), "nusax-table2")
+    grown = {stage.label: later(stage) for stage in stages}
+    assert sum(isinstance(stage.settings, LaterDense | LaterSparse) for stage in grown.values()) > 10
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["nusax-table2"]
+    assert {label: stage.address for label, stage in grown.items()} == golden
+    assert [stage.identity() for stage in grown.values()] == [stage.identity() for stage in stages]

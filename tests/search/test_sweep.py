@@ -19,7 +19,8 @@ from support.patience import PATIENCE
 import deftx.method.make
 from deftx.errors import DataError
 from deftx.sft.vector import SparseFineTuning
-from deftx.stages.stage import KINDS, Stage
+from deftx.stages.kinds import KINDS
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.lease import Lease
 from orchestrator.record.sweep import Failure

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save
+from support.facts import metrics_of
 from support.plans import make_space
 from support.sweep_by_hand import BACKBONE, FILE, ITEMS, TARGETS, HandMade, grade_json, grade_stage, sparse_stage
 from typer.testing import CliRunner
@@ -283,7 +284,7 @@ def test_warnings_name_the_selection_and_each_stage_caution_once(sweep: HandMade
     for subject in TARGETS:
         stage = sparse_stage(subject, "99")
         matrices = [{"name": "w", "rank": 64}, {"name": "v", "rank": 99}]
-        sweep.publish(stage, {}, metrics={"jaccard_lt_sft": 0.5}, details={"matrices": matrices})
+        sweep.publish(stage, {}, metrics=metrics_of(stage, jaccard_lt_sft=0.5), details={"matrices": matrices})
     report = sweep.report()
     assert report.split("## Warnings\n\n")[1].split("\n\n")[0].splitlines() == [
         "- Few-label selection: 50 labelled validation rows in each of 2 target languages chose the settings. Compare "
@@ -355,7 +356,9 @@ def publish_phases(sweep: HandMade, subject: str, rank: str) -> None:
     attempt = sweep.store.attempt(sparse.address)
     sft.save_pretrained(attempt.folder / "sft")
     matrices = [{"name": name, "rank": 2} for name in names]
-    attempt.publish(sparse, metrics={"k": 3.0, "jaccard_lt_sft": 0.4}, seconds=1.0, details={"matrices": matrices})
+    attempt.publish(
+        sparse, metrics=metrics_of(sparse, k=3.0, jaccard_lt_sft=0.4), seconds=1.0, details={"matrices": matrices}
+    )
 
 
 def test_the_same_state_gives_the_same_bytes(sweep: HandMade) -> None:

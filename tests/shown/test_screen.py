@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.facts import metrics_of
 from support.islands import folder_of, run, write_data, write_space
 from support.patience import PATIENCE
 from support.plans import World, make_planner, make_schedule, make_space
 
 from deftx.cli.command import console
+from deftx.stages.kinds import F, facts_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Manifest, Store
 from orchestrator.record.sweep import Failure, SweepFolder
@@ -58,8 +60,8 @@ class FakeDriver:
     def seconds(self, stage: Stage) -> float:
         return self.took[stage.address]
 
-    def metrics(self, stage: Stage) -> dict[str, float]:
-        return {"steps": 10.0, "train_blocks": 80.0}
+    def facts(self, stage: Stage, kind: type[F]) -> F:
+        return facts_of(manifest(stage), kind)
 
     def manifest(self, stage: Stage) -> Manifest:
         return manifest(stage)
@@ -91,7 +93,8 @@ class FakeDriver:
 
 
 def manifest(stage: Stage, **facts: Any) -> Manifest:
-    given = {"attempt": "attempt-0", "files": {}, "metrics": {}, "seconds": 2.0, **facts}
+    given = {"attempt": "attempt-0", "files": {}, "seconds": 2.0, **facts}
+    given["metrics"] = metrics_of(stage, **facts.get("metrics", {}))
     return Manifest(address=stage.address, kind=stage.kind, label=stage.label, identity=stage.identity(), **given)
 
 
@@ -256,6 +259,15 @@ def test_every_width_keeps_its_lines_whole() -> None:
     narrow = drawn(driver, 40)
     assert [line.split() for line in narrow if line.startswith("ban")] == [["ban", ">0/7", "text"]]
     assert "text 1/2, dense 0/3, sparse 0/5," in narrow
+
+
+def test_a_label_that_leaves_no_room_for_the_time_is_cut_to_subject_and_kind() -> None:
+    driver, label = two_languages(), "ace · grade · task rank 8 keep 5 % + ace rank 8 keep 5 %"
+    driver.start(label)
+    driver.now = 5.0
+    assert drawn(driver, len(f"> {label}, 5 s"))[-1] == f"> {label}, 5 s"
+    for width in (len(f"> {label}, 5 s") - 1, 40):
+        assert drawn(driver, width)[-1] == "> ace · grade, 5 s"
 
 
 def test_twelve_languages_in_a_terminal_of_24_lines() -> None:

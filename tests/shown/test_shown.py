@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from orchestrator.tracking import content as shown
 
 FILE = {"kind": "file", "sha256": "f" * 64}

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.facts import metrics_of
 from support.patience import PATIENCE
 from typer.testing import CliRunner, Result
 
@@ -33,7 +34,7 @@ from orchestrator.tracking.content import PARENT, sweep_status
 from orchestrator.tracking.mirror import Mirror, MirrorError, mirror_sweep
 
 NOT_MADE_HERE = (
-    "denoising/mean rank", "denoising/residual energy kept percent", "mask/overlap with LT-SFT mask percent",
+    "denoising/mean rank", "denoising/retention of residual energy percent", "mask/overlap with LT-SFT mask percent",
     "result/best validation score points",
 )  # fmt: skip
 FILES_OF_A_VECTOR = ["details.json", "sft/sft.json", "sft/sft.safetensors", "stage.json"]
@@ -68,7 +69,7 @@ def grade_stage(language: str, seed: int, rank: str) -> Stage:
 def publish(store: Store, stage: Stage, test_score: float = 0.5) -> Manifest:
     attempt = store.attempt(stage.address)
     facts: dict[str, Any] = {
-        "metrics": {},
+        "metrics": metrics_of(stage),
         "seconds": 40.0,
         "peak_bytes": 2**29,
         "created": "2026-11-21T10:00:00+00:00",
@@ -80,7 +81,9 @@ def publish(store: Store, stage: Stage, test_score: float = 0.5) -> Manifest:
         facts["details"] = {"jaccard": 0.25}
     if stage.kind in ("dense", "sparse"):
         (attempt.folder / "delta.bin").write_bytes(b"large")
-        facts |= {"metrics": {"best_step": 20.0, "valid_loss": 1.5}, "curve": CURVE}
+        facts["curve"] = CURVE
+        if stage.subject != "task":
+            facts["metrics"] |= {"best_step": 20.0, "steps": 20.0, "valid_loss": 1.5}
     if stage.kind == "grade":
         (attempt.folder / "sealed_test.json").write_text(
             f'{{"language": "{stage.language}", "metric": "macro_f1", "macro_f1": {test_score}, "accuracy": 0.125}}'
@@ -295,6 +298,8 @@ def test_curves_have_each_point_once_and_results_stand_beside_them(finished: Swe
         "curve/validation loss": [(10, 1.75), (20, 1.5)],
         "result/best validation loss": [(0, 1.5)],
         "result/best step": [(0, 20.0)],
+        "result/steps": [(0, 20.0)],
+        "mask/entries trained": [(0, 100.0)],
         "time and memory/seconds": [(0, 40.0)],
         "time and memory/peak GiB": [(0, 0.5)],
     }
@@ -593,7 +598,7 @@ def test_two_sweeps_of_one_name_are_kept_apart(sweep: Sweep, tmp_path: Path) -> 
 def test_a_long_curve_arrives_whole(sweep: Sweep) -> None:
     stage = sweep.stages[1]
     curve = [{"step": step, "train_loss": 1.0 / step} for step in range(1, 1202)]
-    sweep.store.attempt(stage.address).publish(stage, metrics={}, curve=curve, seconds=1.0)
+    sweep.store.attempt(stage.address).publish(stage, metrics=metrics_of(stage), curve=curve, seconds=1.0)
     sweep.mark(stage, "done")
     mirror_sweep(sweep.store, sweep.folder, sweep.uri)
     assert sweep.history(sweep.runs()[stage.address], "curve/training loss") == [

@@ -16,7 +16,7 @@ from support.islands import sweep, write_data, write_space
 from typer.testing import CliRunner, Result
 
 from deftx.sft.vector import SparseFineTuning
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.report.__main__ import app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from deftx.config import Denoise, Settings, TextSettings, Training
 from deftx.sources.files import FileSource
 from deftx.sources.hub import HubSource
 from deftx.sources.published import HubFolder, LocalFolder
-from deftx.stages import stage as module
+from deftx.stages.kinds import KINDS, checked_text
 from deftx.stages.settings import (
     BackboneSettings,
     CheckSettings,
@@ -22,7 +23,7 @@ from deftx.stages.settings import (
     TaskData,
     TextStageSettings,
 )
-from deftx.stages.stage import Stage, checked_text, walk
+from deftx.stages.stage import Stage, walk
 
 
 def file(digit: str = "0", url: str = "file.txt") -> FileSource:
@@ -200,7 +201,7 @@ def test_a_changed_input_a_role_and_a_raised_version_change_the_address(monkeypa
     after = {deeper.address, dense.address, Stage("sparse", SPARSE.settings, (("dense", dense),)).address}
     assert not before & after
     assert Stage("sparse", SPARSE.settings, (("other", DENSE),)).address != SPARSE.address
-    monkeypatch.setitem(module.VERSIONS, "sparse", module.VERSIONS["sparse"] + 1)
+    monkeypatch.setitem(KINDS, "sparse", replace(KINDS["sparse"], version=KINDS["sparse"].version + 1))
     assert Stage("sparse", SPARSE.settings, SPARSE.inputs).address != SPARSE.address
 
 

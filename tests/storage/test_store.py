@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from support.facts import metrics_of
 
 from deftx.config import TextSettings
 from deftx.errors import StoreError
@@ -57,7 +58,7 @@ def fill(attempt: Attempt, files: dict[str, bytes]) -> Attempt:
 
 def publish(store: Store, stage: Stage = STAGE, files: dict[str, bytes] = FILES, **facts: object) -> Manifest:
     return fill(store.attempt(stage.address), files).publish(
-        stage, **{"metrics": {"loss": 0.5}, "seconds": 1.0, **facts}
+        stage, **{"metrics": metrics_of(stage), "seconds": 1.0, **facts}
     )
 
 
@@ -113,7 +114,7 @@ def test_an_abandoned_attempt_leaves_no_files(store: Store) -> None:
 def test_the_first_writer_wins_and_the_others_are_told(store: Store) -> None:
     late = fill(store.attempt(STAGE.address), {"scores.json": b"[2]"})
     first = publish(store)
-    assert late.publish(STAGE, metrics={"loss": 9.0}, seconds=2.0) == first
+    assert late.publish(STAGE, metrics=metrics_of(STAGE, train_tokens=9.0), seconds=2.0) == first
     assert again(store).fetch(STAGE.address, "scores.json").read_bytes() == b"[1]"
     assert again(store).intact(STAGE.address)
 

@@ -12,6 +12,8 @@ from deftx.config import Training
 from deftx.data.inputs import TaskInputs
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
+from deftx.stages.kinds import F
+from deftx.stages.stage import Stage
 from orchestrator.plan.inputs import Materials
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.search.choice import Choice
@@ -55,6 +57,10 @@ def score_of(row: PlannedRow) -> float:
     return random.Random(str(sorted(row.combination.record().items()))).random()
 
 
+def unmeasured(stage: Stage, kind: type[F], /) -> F:
+    raise AssertionError(f"{stage.label}: nothing was measured")
+
+
 class MadeUp(Choice):
     """A choice by made-up scores; ties go to the earlier combination, for no rank was measured."""
 
@@ -71,7 +77,7 @@ def make_schedule(
     planner, replay = make_planner(space if baselines else space.model_copy(update={"baselines": ()})), Replay(space)
     if not checks:
         planner.checks = list  # type: ignore[method-assign]
-    schedule = Schedule(replay, planner, MadeUp(space, lambda stage: {}), world.published.__contains__, world.failed)
+    schedule = Schedule(replay, planner, MadeUp(space, unmeasured), world.published.__contains__, world.failed)
     schedule.begin()
     return replay, schedule
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from support.facts import metrics_of
 
 from deftx.config import Denoise, LanguageRecipe, TaskRecipe, TextSettings, Training
 from deftx.sources.files import FileSource
@@ -116,16 +117,16 @@ class HandMade:
         attempt = self.store.attempt(stage.address)
         for name, content in files.items():
             (attempt.folder / name).write_bytes(content)
-        attempt.publish(stage, **{"metrics": {}, "seconds": 12.5, **facts})
+        attempt.publish(stage, **{"metrics": metrics_of(stage), "seconds": 12.5, **facts})
         self.state.stages[stage.address] = StageEntry.of(stage)
 
     def publish_vector(self, stage: Stage) -> None:
         assert isinstance(stage.settings, SparseSettings)
         if self.store.has(stage.address):
             return
-        metrics = {"k": 1234.0}
+        metrics = metrics_of(stage, k=1234.0)
         if stage.settings.denoise:
-            metrics |= {"jaccard_lt_sft": 0.42, "entries_kept": 0.05, "energy_kept": 0.314, "mean_rank": 7.5}
+            metrics |= {"jaccard_lt_sft": 0.42, "nonzero_retention": 0.05, "energy_retention": 0.314, "mean_rank": 7.5}
         self.publish(stage, {"sft.safetensors": b"x"}, metrics=metrics)
 
     def save(self) -> None:

@@ -35,8 +35,9 @@ from deftx.errors import DataError
 from deftx.method.make import make
 from deftx.sources.files import file_source, read_text
 from deftx.sources.published import resolve_folder
+from deftx.stages.kinds import checked_text
 from deftx.stages.settings import CheckSettings, TextStageSettings
-from deftx.stages.stage import Stage, checked_text
+from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.plan.cost import estimate
 

@@ -7,14 +7,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deftx.stages.stage import KINDS
+from deftx.stages.kinds import KINDS
+from orchestrator.kinds import shown_as
 from orchestrator.report.plots.page import EDGE, RAMP, SMALL, TEXT, heading, heading_inches, page
 from orchestrator.report.times import amount, time_words, unit_of
 from orchestrator.wording import counted
-
-_STYLES = {
-    "backbone": RAMP[0], "dense": RAMP[1], "sparse": RAMP[2], "grade": RAMP[4], "text": RAMP[5], "check": RAMP[6],
-}  # fmt: skip
 
 
 def time_plot(times: pd.DataFrame) -> Figure | None:
@@ -30,7 +27,7 @@ def time_plot(times: pd.DataFrame) -> Figure | None:
     figure, (axis,) = page(heading_inches(words) + 0.28 * len(subjects) + 0.6 + legend)
     left = pd.Series(0.0, index=subjects)
     for kind in (kind for kind in KINDS if kind in spent):
-        style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **_STYLES.get(kind, RAMP[5])}
+        style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **RAMP[shown_as(kind).fill]}
         axis.barh(subjects, spent[kind], 0.72, left=left, label=_kind_words(times, kind), **style)
         left = left + spent[kind]
     axis.set_ylim(len(subjects) - 0.5, -0.5)

@@ -1,0 +1,26 @@
+"""Passwords in URLs are not for showing: what is printed or put on record goes through here. Used, they stay whole."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"
+
+_IN_FRONT = re.compile(r"(://[^\s:/?#@]*):(?!\s|\d+(?:[\s/?#]|$))(?:[^\s/?#]*|[^\s@]*|[^/@\n]*)@")
+"""`://user:password@`. A number before a path is a port; a password may hold what should have been written as %2F."""
+
+_AS_QUERY = re.compile(
+    r"([?&][^\s=&#]*(?:password|passwd|pwd|token|secret|credential|signature|sig|api_?key|access_?key))=[^\s&#'\"`)]+",
+    re.IGNORECASE,
+)
+
+
+def without_password(text: str) -> str:
+    """The text with `***` for each password, and each token in a query, of the URLs in it; users' names stay."""
+    return _AS_QUERY.sub(rf"\1={HIDDEN}", _IN_FRONT.sub(rf"\1:{HIDDEN}@", text))
+
+
+def to_type(command: str) -> str:
+    """A command as it is shown, and how to complete it where a password was left out."""
+    shown = without_password(command)
+    return shown if shown == command else f"{shown}  (with the password in place of {HIDDEN})"

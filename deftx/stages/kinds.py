@@ -1,0 +1,234 @@
+"""The kinds of stages: for each its version, settings, facts, what it reads and trains, its name, and what runs it.
+
+The one place of deftx that tells kinds apart. Another kind is one `register` here and one in `orchestrator.kinds`, for
+how it is shown and what it costs; no other file changes but the planner, which makes stages of it. No torch here, so
+that planning is instant: what runs a kind is named, and imported when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from deftx.config import Denoise, Settings
+from deftx.errors import ConfigError, StoreError, hint
+from deftx.stages.facts import BackboneFacts, CheckFacts, DenseFacts, Facts, GradeFacts, SparseFacts, TextFacts
+from deftx.stages.settings import (
+    BackboneSettings,
+    CheckSettings,
+    DenseSettings,
+    GradeSettings,
+    SparseSettings,
+    TextStageSettings,
+)
+
+if TYPE_CHECKING:
+    from deftx.stages.stage import Stage
+    from deftx.stages.store import Manifest
+
+F = TypeVar("F", bound=Facts)
+
+
+def _own_language(stage: Stage) -> str:
+    return str(getattr(stage.settings, "language", ""))
+
+
+def _language_or_kind(stage: Stage) -> str:
+    return stage.language or stage.kind
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All that is known of a kind of stage.
+
+    Attributes:
+        version: raised by hand when its results change; part of every address.
+        runs: `module:function` of what makes a stage from its `Context` and returns what it `Made` (`method.context`).
+        reads: whose files a stage opens, as paths of roles: `dense` is its input, `dense.text` that one's.
+        trained: the stage whose training a stage carries out: itself, the dense stage of a sparse one, or None.
+        language: which language a stage is about.
+        subject: who a stage is about, in tables and labels: a language, or the task.
+        words: what of its settings stands in its label.
+        makes_sft: whether it publishes an SFT; its facts are then `SparseFacts`.
+        is_phase: whether it is a phase in which a language or the task is learnt.
+        seals: whether it grades: validation scores as its facts, test scores under seal.
+    """
+
+    name: str
+    version: int
+    settings: type[Settings]
+    facts: type[Facts]
+    runs: str
+    reads: tuple[str, ...] = ()
+    trained: Callable[[Stage], Stage | None] = lambda stage: None
+    language: Callable[[Stage], str] = _own_language
+    subject: Callable[[Stage], str] = _language_or_kind
+    words: Callable[[Stage], list[str]] = lambda stage: []
+    makes_sft: bool = False
+    is_phase: bool = False
+    seals: bool = False
+
+    def load(self) -> Callable[..., Any]:
+        """What runs it, imported now."""
+        module, _, function = self.runs.partition(":")
+        run: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return run
+
+
+KINDS: dict[str, Kind] = {}
+"""Every kind by name, in the order of tables. Filled by `register` alone."""
+
+
+def register(kind: Kind) -> None:
+    """Make a kind known.
+
+    Raises:
+        ValueError: when there is a kind of this name.
+    """
+    if kind.name in KINDS:
+        raise ValueError(f"there is a kind of stage {kind.name!r} already")
+    KINDS[kind.name] = kind
+
+
+def unknown_kind(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a kind that was never registered, with the nearest name."""
+    names = [*known]
+    return ConfigError(
+        f"unknown kind of stage {name!r}{hint(name, names)}; there are {', '.join(names)}, "
+        f"and those that a module registers when it is imported"
+    )
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of this name.
+
+    Raises:
+        ConfigError: with the nearest name, for one that was never registered.
+    """
+    if name not in KINDS:
+        raise unknown_kind(name, KINDS)
+    return KINDS[name]
+
+
+def facts_of(manifest: Manifest, kind: type[F] = Facts) -> F:  # type: ignore[assignment]
+    """What a published stage measured.
+
+    Args:
+        kind: of facts, where the reader knows it.
+
+    Raises:
+        StoreError: naming the manifest and the number that is missing, not finite or out of bounds.
+    """
+    try:
+        facts = kind_of(manifest.kind).facts.model_validate(manifest.metrics)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"])) or "metrics"
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        raise StoreError(f"manifest of {manifest.label} ({manifest.address}): {name}: {message}") from None
+    assert isinstance(facts, kind), f"a {manifest.kind} stage has {type(facts).__name__}"
+    return facts
+
+
+def checked_text(check: Stage) -> Stage:
+    """The `text` stage whose text a `check` stage looks over."""
+    settings = {name: getattr(check.settings, name) for name in TextStageSettings.model_fields}
+    return replace(check, kind="text", settings=TextStageSettings(**settings))
+
+
+def denoise_words(denoise: Denoise | None) -> str:
+    """A denoising setting in words: `rank 100 · keep 5 %`, or `LT-SFT` for None."""
+    if denoise is None:
+        return "LT-SFT"
+    return f"rank {denoise.rank} · keep {denoise.retention * 100:g} %"
+
+
+# -- how stages of a kind are named, and what they train --------------------------------------------------------------
+
+
+def _itself(stage: Stage) -> Stage:
+    return stage
+
+
+def _dense_if_retrained(stage: Stage) -> Stage | None:
+    assert isinstance(stage.settings, SparseSettings)
+    return stage.needed("dense") if stage.settings.retrain else None
+
+
+def _dense_subject(stage: Stage) -> str:
+    assert isinstance(stage.settings, DenseSettings)
+    return _language_or_kind(stage) if stage.settings.task is None else "task"
+
+
+def _sparse_words(stage: Stage) -> list[str]:
+    assert isinstance(stage.settings, SparseSettings)
+    words = [denoise_words(stage.settings.denoise)]
+    if not stage.settings.retrain:
+        words.append("not retrained")
+    if stage.settings.k is None:
+        words.append("not pruned")
+    return words
+
+
+def _grade_words(stage: Stage) -> list[str]:
+    assert isinstance(stage.settings, GradeSettings)
+    task, vector = stage.needed("task"), stage.input("language")
+    words = [f"task {_setting(task)}"]
+    if vector is not None:
+        words.append(f"{vector.language} {_setting(vector)}")
+    elif stage.settings.vector is not None:
+        words.append("published vector")
+    return [" + ".join(words)]
+
+
+def _setting(vector: Stage) -> str:
+    """How a vector was made, or what it is where its label says no more: a dense model."""
+    return " ".join(kind_of(vector.kind).words(vector)).replace(" · ", " ") or vector.kind
+
+
+register(
+    Kind(
+        name="backbone", version=2, settings=BackboneSettings, facts=BackboneFacts,
+        runs="deftx.method.texts:backbone", trained=_itself,
+    )
+)  # fmt: skip
+register(
+    # its training is what the text is checked for: it trains nothing
+    Kind(
+        name="check", version=2, settings=CheckSettings, facts=CheckFacts,
+        runs="deftx.method.texts:check", reads=("backbone",),
+    )
+)  # fmt: skip
+register(
+    Kind(
+        name="text", version=1, settings=TextStageSettings, facts=TextFacts,
+        runs="deftx.method.texts:text", reads=("backbone",),
+    )
+)  # fmt: skip
+register(
+    Kind(
+        name="dense", version=2, settings=DenseSettings, facts=DenseFacts,
+        runs="deftx.method.phases:dense", reads=("text", "start", "backbone"),
+        trained=_itself, subject=_dense_subject, is_phase=True,
+    )
+)  # fmt: skip
+register(
+    Kind(
+        name="sparse", version=2, settings=SparseSettings, facts=SparseFacts,
+        runs="deftx.method.phases:sparse", reads=("dense", "dense.text", "dense.start", "dense.backbone"),
+        trained=_dense_if_retrained, language=lambda stage: stage.needed("dense").language,
+        subject=lambda stage: stage.needed("dense").subject, words=_sparse_words, makes_sft=True, is_phase=True,
+    )
+)  # fmt: skip
+register(
+    Kind(
+        name="grade", version=1, settings=GradeSettings, facts=GradeFacts,
+        # the task may be graded as the dense phase left it
+        runs="deftx.method.grading:grade", reads=("task", "language", "task.backbone", "task.dense.backbone"),
+        words=_grade_words, seals=True,
+    )
+)  # fmt: skip
