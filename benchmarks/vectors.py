@@ -20,7 +20,7 @@ from benchmarks.models import classifier
 from benchmarks.results import Row, above, below, command
 from deftx.config import PAPER_K_LANGUAGE, PAPER_K_TASK
 from deftx.models.parameters import base_of
-from deftx.sft.compose import compose
+from deftx.sft.compose import composed
 from deftx.sft.vector import TENSORS, SparseFineTuning
 
 
@@ -39,7 +39,7 @@ def _applied(options: Options) -> list[Row]:
     before = {name: _bits(parameter).clone() for name, parameter in base_of(model).named_parameters()}
 
     def on_and_off() -> None:
-        with compose(model, task, language):
+        with composed(model, task, language):
             pass
 
     seconds = median(interleaved({"ours": on_and_off}, rounds=5, device=options.device)["ours"])

@@ -1,4 +1,4 @@
-"""Typed, validated settings of the method, and the presets `paper`, `paper-l1` and `lt-sft`.
+"""Typed, validated settings of the method; the presets are in `recipes`.
 
 Every field counts towards a stage's address unless it is marked `exclude=True`, one marked `Since` unless it has its
 default; what is not meant to change a result (device, threads, micro-batch) is in `Execution`, which no stage holds. No
@@ -220,30 +220,3 @@ class Execution(Settings):
     micro_batch: int | None = Field(None, ge=1, description="examples at once; gradients are accumulated")
     gradient_checkpointing: bool = Field(False, description="keep layers' inputs only: less memory, a third more time")
     checkpoint_seconds: float = Field(600.0, gt=0.0, description="seconds between checkpoints of a running stage")
-
-
-def preset(name: PresetName, task: TaskKind) -> dict[str, Any]:
-    """The settings of a preset as `{"language": ..., "task": ...}`, to be overridden by a space.
-
-    `paper` is DEFT-X as published, its L1 term as coded upstream (no gradient); `paper-l1` makes that term real;
-    `lt-sft` has none and the smaller task learning rate of Ansell et al. (2022).
-
-    Raises:
-        ConfigError: for an unknown preset.
-    """
-    l1 = {"paper": (0.1, False), "paper-l1": (0.1, True), "lt-sft": (0.0, True)}
-    if name not in l1:
-        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(l1)}")
-    strength, gradient = l1[name]
-    language = {
-        "training": {
-            "epochs": 100, "max_steps": 100_000, "min_steps": 30_000, "batch_size": 8, "learning_rate": 5e-5,
-            "validate_every": 1000, "l1": strength, "l1_gradient": gradient,
-        },
-    }  # fmt: skip
-    schedule = {
-        "sentiment": {"epochs": 10, "batch_size": 16, "validate_every": 250},
-        "nli": {"epochs": 5, "batch_size": 32, "validate_every": 625},
-    }[task]
-    rate = 2e-5 if name == "lt-sft" else 5e-5
-    return {"language": language, "task": {"training": {**schedule, "max_steps": 1_000_000, "learning_rate": rate}}}

@@ -4,10 +4,13 @@ A `DeftxError` names the file, field or value at fault and what would be right. 
 trial that raises one is not retried. Bugs stay ordinary Python exceptions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any, TypeVar
 
 from deftx.passwords import without_password
+
+T = TypeVar("T")
 
 
 class DeftxError(Exception):
@@ -36,6 +39,39 @@ class StoreError(DeftxError):
 
 class TrainingError(DeftxError):
     """A loss or a weight became NaN or infinite. Names the step and the tensor."""
+
+
+class Problems:
+    """Runs look-ups and keeps their errors, so that a user is told all of them at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._kind: type[DeftxError] = DataError
+
+    def get(self, look_up: Callable[[], T]) -> T | None:
+        """What a look-up answers; None where it met a `DeftxError`, whose lines are kept, each once."""
+        try:
+            return look_up()
+        except DeftxError as error:
+            if not self.lines:
+                self._kind = type(error)
+            self.lines += [line for line in str(error).splitlines() if line not in self.lines]
+            return None
+
+    def tell(self) -> None:
+        """Raise what was kept, if anything.
+
+        Raises:
+            DeftxError: of the first error's class, with every line.
+        """
+        if self.lines:
+            raise self._kind("\n".join(self.lines))
+
+
+def explain(problem: Any) -> str:
+    """One of pydantic's `errors()` in words, with the value that was given: `at least 1 (given: 0)`."""
+    message, value = str(problem["msg"]).removeprefix("Value error, "), problem.get("input")
+    return message if value is None or hasattr(value, "keys") else f"{message} (given: {value!r})"
 
 
 def hint(name: str, valid: Iterable[str]) -> str:

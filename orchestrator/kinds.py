@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
 from deftx.config import METRIC_WORDS, resolve_k
-from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
+from deftx.models.sizes import Size
 from deftx.sources.hub import Source
-from deftx.sources.published import HubFolder, LocalFolder, Published
+from deftx.stages.backbones import size_of_backbone
 from deftx.stages.files import CHECK, SFT
 from deftx.stages.kinds import unknown_kind
 from deftx.stages.settings import BackboneSettings, DenseSettings, SparseSettings, TextStageSettings
@@ -38,21 +36,6 @@ class Reading:
     length: int
     sources: tuple[Source, ...]
     masked: bool
-
-
-def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
-    """The size of a backbone, None where it cannot be told without its weights."""
-    if isinstance(backbone, Stage):
-        return size_of({"model_type": "xlm-roberta", **settings_of(backbone, BackboneSettings).config})
-    if isinstance(backbone, HubFolder):
-        return size_of_repository(backbone.repo)
-    return None if backbone is None else _size_of_folder(backbone)
-
-
-@cache
-def _size_of_folder(backbone: LocalFolder) -> Size | None:
-    """The size of the backbone in a folder, told once: the folder is known by its content."""
-    return size_of_folder(Path(backbone.path))
 
 
 def _size_of_its_backbone(stage: Stage) -> Size | None:

@@ -10,11 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from deftx.cli.command import console
-from deftx.config import TextSettings, Training, preset
+from deftx.config import TextSettings, Training
 from deftx.data.corpora import every_line
 from deftx.data.findings import TextCheck
 from deftx.data.tables import Layout, read_rows
 from deftx.data.text_check import check_text
+from deftx.recipes import preset
 from deftx.sources.files import file_source
 from deftx.sources.published import local_folder, resolve_folder
 

@@ -53,4 +53,5 @@ def _by_name(backbone: str, task: str, language: str | None, labels: str | None)
     return Composition(
         backbone=resolve_folder(backbone), task=part, language=resolve_folder(language) if language else None,
         labels=names, benchmark=vector.metadata.task,
+        **({"max_length": length} if (length := vector.metadata.max_length) else {}),
     )  # fmt: skip

@@ -33,6 +33,16 @@ def corpus_source(benchmark: Benchmark, language: str, data_root: str | None = N
     if data_root is not None:
         file = f"{data_root.rstrip('/')}/corpora/{language}.txt"
         return file_source(file, "corpora/<code>.txt: one passage a line, UTF-8", text=True)
+    return wikipedia(language)
+
+
+def wikipedia(language: str) -> HubSource:
+    """The Wikipedia of November 2023 in a language, on the hub.
+
+    Raises:
+        DataError: when there is none.
+        HubError: when there is no network.
+    """
     if language not in _WIKIPEDIA:
         raise DataError(f"{language}: no Wikipedia is known to be in it; give a data root with corpora/{language}.txt")
     repo = "wikimedia/wikipedia"

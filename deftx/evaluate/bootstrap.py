@@ -63,6 +63,10 @@ class Estimate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """In points: `71.2 [66.0, 75.3]`."""
+        return f"{self.value * 100:.1f} [{self.low * 100:.1f}, {self.high * 100:.1f}]"
+
     @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies wholly on one side of 0."""

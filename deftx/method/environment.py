@@ -12,6 +12,7 @@ import platform
 import random
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,25 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Leave random states, threads and torch's switches as they are: for a process that is not a worker of ours."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    exact, lenient = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(exact, warn_only=lenient)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def reset_peak_memory() -> None:

@@ -15,7 +15,7 @@ from deftx.masks.mask import mask_size
 from deftx.masks.select import non_zero
 from deftx.method.context import Context, Made, backbone_folder, dense_of, vector_of
 from deftx.models.load import load_classifier, load_tokenizer
-from deftx.sft.compose import compose
+from deftx.sft.compose import composed
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.hub import Source
 from deftx.stages.facts import GradeFacts
@@ -42,7 +42,7 @@ def grade(context: Context) -> Made:
     device = torch.device(context.execution.device)
     model = load_classifier(folder, known.labels, seed=0).to(device).eval()
     valid: dict[str, float] = {}
-    with compose(model, task, language, settings.weights):
+    with composed(model, task, language, settings.weights):
         for split, source, name in _evaluated(settings):
             rows = read_examples(known, source, settings.language, split)
             encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, settings.max_length)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from deftx.config import Execution
@@ -21,13 +22,16 @@ from deftx.train.loop import Report
 
 log = logging.getLogger("deftx")
 
+Watch = Callable[[Stage], Report | None]
+"""Called with a stage as it begins; what it returns is called with each point of the stage's curve."""
 
-def make(stage: Stage, store: Store, execution: Execution | None = None, report: Report | None = None) -> Manifest:
+
+def make(stage: Stage, store: Store, execution: Execution | None = None, watch: Watch | None = None) -> Manifest:
     """Make a stage, and first whatever it needs that the store does not have whole.
 
     Args:
         execution: device, threads and the like; none of it is meant to change the result.
-        report: called with each point of the stage's own curve.
+        watch: called with each stage that is run, whatever the store has no more of among them.
 
     Returns:
         The stage's manifest: the one in the store when it was there already, nothing being run then.
@@ -41,12 +45,12 @@ def make(stage: Stage, store: Store, execution: Execution | None = None, report:
         store.discard(stage.address)
     execution = execution or Execution()
     for needed in stage.reads:
-        make(needed, store, execution)
-    return _run(stage, store, execution, report)
+        make(needed, store, execution, watch)
+    return _run(stage, store, execution, watch)
 
 
-def _run(stage: Stage, store: Store, execution: Execution, report: Report | None) -> Manifest:
-    started = time.monotonic()
+def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None) -> Manifest:
+    started, report = time.monotonic(), watch(stage) if watch else None
     log.info("%s: starts (%s)", stage.label, stage.address)
     environment.prepare(stage.seed, execution, stage.training.precision if stage.training else "float32")
     environment.reset_peak_memory()

@@ -168,6 +168,7 @@ def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: In
         k=mask_size(mask),
         rank=str(settings.denoise.rank) if settings.denoise else None,
         retention=settings.denoise.retention if settings.denoise else None,
+        max_length=of.task.max_length if of.task else None,
         versions=environment.versions(),
     )
 

@@ -22,7 +22,7 @@ _Saved = tuple[Tensor, Tensor | None, Tensor]
 
 
 @contextmanager
-def compose(
+def composed(
     model: Model,
     task: SparseFineTuning | None = None,
     language: SparseFineTuning | None = None,
@@ -39,15 +39,9 @@ def compose(
     Raises:
         DataError: when a vector was made for another backbone: names, shapes or fingerprint differ.
     """
-    pairs = [(sft, weight) for sft, weight in zip((task, language), weights, strict=True) if sft is not None]
-    for sft, _ in pairs:
-        check_fits(model, sft)
     saved: list[_Saved] = []
     try:
-        for sft, weight in pairs:
-            _add(model, sft, weight, saved)
-        if task is not None:
-            _replace_head(model, task, saved)
+        _compose(model, task, language, weights, saved)
         yield model
     finally:
         with torch.no_grad():
@@ -56,6 +50,20 @@ def compose(
                     tensor.copy_(before)
                 else:
                     tensor.view(-1).index_copy_(0, index, before)
+
+
+def compose_for_good(
+    model: nn.Module,
+    task: SparseFineTuning | None = None,
+    language: SparseFineTuning | None = None,
+    weights: tuple[float, float] = (1.0, 1.0),
+) -> None:
+    """Add a task and a language vector to a model that is not needed without them; arguments as of `composed`.
+
+    Raises:
+        DataError: as `composed`; the model may then be half changed.
+    """
+    _compose(model, task, language, weights, [])
 
 
 def apply(model: nn.Module, sft: SparseFineTuning, weight: float = 1.0) -> None:
@@ -93,6 +101,22 @@ def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
             f"the vector was learnt from {sft.metadata.backbone} with fingerprint {asserted[:12]}, "
             f"but this backbone's is {measured[:12]}"
         )
+
+
+def _compose(
+    model: nn.Module,
+    task: SparseFineTuning | None,
+    language: SparseFineTuning | None,
+    weights: tuple[float, float],
+    saved: list[_Saved],
+) -> None:
+    pairs = [(sft, weight) for sft, weight in zip((task, language), weights, strict=True) if sft is not None]
+    for sft, _ in pairs:
+        check_fits(model, sft)
+    for sft, weight in pairs:
+        _add(model, sft, weight, saved)
+    if task is not None:
+        _replace_head(model, task, saved)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """A composition as a plain Hugging Face folder, which transformers loads without deftx.
 
-The weights are those of `compose`, bit for bit. Written beside the folder and renamed, so that nothing half-written
+The weights are those of `composed`, bit for bit. Written beside the folder and renamed, so that nothing half-written
 stays. Nothing is uploaded. The command is `deftx export`.
 """
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deftx.errors import ConfigError, DataError, StoreError
+from deftx.errors import ConfigError, StoreError
 from deftx.sft.composition import Composition, Part, Stored
 from deftx.sources.published import local_folder
 from deftx.stages.files import MODEL, SFT
@@ -49,20 +49,17 @@ def export(composition: Composition, folder: str | Path, store: Store | None = N
 
 
 def _write(composition: Composition, store: Store | None, folder: Path) -> None:
-    from deftx.models.load import load_classifier, load_tokenizer, quiet
+    from deftx.models.load import quiet
     from deftx.sft.card import model_card
-    from deftx.sft.compose import compose
+    from deftx.sft.classifier import load_composed
 
     backbone = _folder("backbone", composition.backbone, store, MODEL)
     task, language = load_vector("task", composition.task, store), load_vector("language", composition.language, store)
     assert task is not None
-    model = load_classifier(backbone, composition.labels, seed=0).eval()
-    _check_head(model, task, composition.labels)
-    tokenizer = load_tokenizer(backbone)
-    tokenizer.model_max_length = composition.max_length
-    tokenizer.backend_tokenizer.no_truncation()  # else the length it was last used with stays in tokenizer.json
-    model.config.problem_type = "single_label_classification"
-    with compose(model, task, language, composition.weights), quiet():
+    model, tokenizer = load_composed(
+        backbone, task, language, composition.labels, composition.weights, composition.max_length
+    )
+    with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(composition, task, language), encoding="utf-8")
@@ -91,16 +88,6 @@ def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:
         return store.fetch_folder(part.address, name)
     except StoreError as error:
         raise StoreError(f"the {what} is missing: {error}; run the sweep again, which makes what is missing") from None
-
-
-def _check_head(model: object, task: SparseFineTuning, labels: tuple[str, ...]) -> None:
-    """Check that the task vector brings a whole classifier for these labels; the model's own is a random draw."""
-    from deftx.models.parameters import head_of
-
-    if missing := [name for name in head_of(model) if name not in task.head]:  # type: ignore[arg-type]
-        raise DataError(f"the task vector has no {missing[0]}: it brings no classifier, so there is none to export")
-    if task.metadata.labels and tuple(task.metadata.labels) != labels:
-        raise DataError(f"the labels are {', '.join(labels)}; the task vector's: {', '.join(task.metadata.labels)}")
 
 
 def _check_free(target: Path, force: bool) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,6 +24,9 @@ from deftx.sft import composable
 from deftx.sft.entries import check_entries
 from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder
 from deftx.stages.files import METADATA, TENSORS
+
+if TYPE_CHECKING:
+    from deftx.stages.stage import Stage
 
 
 class SFTMetadata(BaseModel):
@@ -41,11 +44,12 @@ class SFTMetadata(BaseModel):
     k: int
     rank: str | None = None
     retention: float | None = None
+    max_length: int | None = None
     scores: dict[str, float] = {}
     versions: dict[str, str] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SparseFineTuning:
     """A sparse difference to the base model of a backbone.
 
@@ -55,6 +59,7 @@ class SparseFineTuning:
         shapes: the shape of each parameter named.
         head: dense parameters of the LM head or classifier, by their names in the whole model; may be empty.
         metadata: its origin.
+        stage: the stage it was learnt by, where `deftx.learn_language` or `deftx.learn_task` made it.
     """
 
     indices: Indices
@@ -62,6 +67,12 @@ class SparseFineTuning:
     shapes: dict[str, tuple[int, ...]]
     metadata: SFTMetadata
     head: dict[str, Tensor] = field(default_factory=dict)
+    stage: Stage | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        known = self.metadata
+        about = " · ".join(filter(None, [known.task, known.language, f"rank {known.rank}" if known.rank else None]))
+        return f"<SparseFineTuning {about + ': ' if about else ''}{len(self):,} entries of {known.backbone}>"
 
     def __len__(self) -> int:
         """How many entries it changes."""

@@ -11,6 +11,9 @@ from deftx.data.catalogue import OwnBenchmark
 from deftx.sources.hub import Source
 from deftx.sources.published import Published
 
+LMHead = Published | Literal["own", "random"]
+"""Where an LM head comes from: the backbone, a draw, or a donor."""
+
 
 class BackboneShape(Settings):
     """A small XLM-R and how it is pre-trained."""
@@ -93,7 +96,7 @@ class DenseSettings(Settings):
     language: str
     task: TaskData | None = Field(description="none: a language, trained on the input stage `text`")
     backbone: Published | None = Field(description="none: the input stage `backbone`")
-    lm_head: Published | Literal["own", "random"] = Field("own", description="where the LM head comes from")
+    lm_head: LMHead = Field("own", description="where the LM head comes from")
     start: Published | None = Field(None, description="source vector that training starts from; or the stage `start`")
     training: Training
     seed: int

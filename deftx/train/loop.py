@@ -87,7 +87,8 @@ def train(
         what: makes what trains, see `phase`; called once the model is on its device. Everything else is frozen.
         execution: device, micro-batch and the like; by default a CPU and whole batches.
         checkpoints: where to continue from and to save to; None: nowhere.
-        report: called with each point of the curve.
+        report: called at the start with `step` and `steps`, where the run begins and ends; then with each point of
+            the curve.
 
     Raises:
         TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as the last step
@@ -105,6 +106,8 @@ def train(
             with TemporaryDirectory(prefix="deftx-") as folder:
                 if (file := checkpoints.load(Path(folder))) is not None:
                     run.restore(file)
+        if report is not None:
+            report({"step": float(run.step), "steps": float(run.outcome.steps)})
         saved = time.monotonic()
         while run.step < run.outcome.steps:
             run.advance()

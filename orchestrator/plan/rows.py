@@ -9,18 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from deftx.config import EVALUATION_SPLITS, Denoise, LanguageRecipe, TaskRecipe
+from deftx.config import EVALUATION_SPLITS, Denoise
 from deftx.sources.published import Published
-from deftx.stages.settings import (
-    CheckSettings,
-    DenseSettings,
-    GradeSettings,
-    SparseSettings,
-    TaskData,
-    TextStageSettings,
-)
+from deftx.stages.build import check_stage, dense_language, dense_task, grade_stage, sparse_stage, text_stage
+from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.inputs import Materials, leak_rule
+from orchestrator.plan.inputs import Materials
 from orchestrator.record.sweep import Row, RowKind
 from orchestrator.space.combination import Combination
 from orchestrator.space.schema import Space
@@ -55,7 +49,7 @@ class PlannedRow:
     def parts(self) -> list[Stage]:
         """What models of the row are composed of: its vectors, and before them the backbone where it is made here."""
         backbones = [stage.input("backbone") for stage in self.stages]
-        vectors = [stage for stage in with_vectors(self.grades.values()) if stage.kind != "grade"]
+        vectors = [stage for stage in with_vectors(self.grades.values()) if not kind_of(stage.kind).seals]
         return list({stage.address: stage for stage in [*backbones, *vectors] if stage is not None}.values())
 
     def record(self) -> Row:
@@ -71,13 +65,8 @@ class PlannedRow:
 def with_vectors(grades: Iterable[Stage]) -> Iterator[Stage]:
     """Grades, each after the vectors it composes: all that has to be there of a row, once it was made."""
     for grade in grades:
-        yield from (needed for _, needed in grade.inputs if needed.kind == "sparse")
+        yield from (needed for _, needed in grade.inputs if kind_of(needed.kind).makes_sft)
         yield grade
-
-
-def _sparse_settings(recipe: LanguageRecipe | TaskRecipe, denoise: Denoise | None) -> SparseSettings:
-    # LT-SFT is what it is also where an ablation leaves the sparse phase out
-    return SparseSettings(denoise=denoise, k=recipe.k, retrain=recipe.retrain or denoise is None)
 
 
 class Planner:
@@ -129,23 +118,16 @@ class Planner:
         return targets[(targets.index(target) + 1) % len(targets)]
 
     def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
-        inputs: list[tuple[str, Stage]] = [("task", task)]
-        if isinstance(vector, Stage):
-            inputs.append(("language", vector))
-        settings = GradeSettings(
-            language=target, benchmark=self._space.benchmark,
-            valid=self._given.evaluation[target, "valid"], test=self._given.evaluation[target, "test"],
-            vector=None if isinstance(vector, Stage) else vector, max_length=self._space.task.max_length,
-        )  # fmt: skip
-        return Stage("grade", settings, tuple(inputs))
+        evaluation = {split: self._given.evaluation[target, split] for split in EVALUATION_SPLITS}
+        return grade_stage(task, vector, target, self._space.benchmark, evaluation, self._space.task.max_length)
 
     def _task(self, denoise: Denoise | None) -> Stage:
-        settings = _sparse_settings(self._space.task, denoise)
-        return Stage("sparse", settings, (("dense", self._dense_task),))
+        return sparse_stage(self._dense_task, self._space.task, denoise)
 
     def _language(self, language: str, denoise: Denoise | None) -> Stage:
-        settings = _sparse_settings(self._space.language, denoise)
-        return Stage("sparse", settings, (("dense", self._dense_language(language)),))
+        recipe = self._space.language
+        dense = dense_language(self._text(language), recipe.training, self._given.lm_head)
+        return sparse_stage(dense, recipe, denoise)
 
     @cached_property
     def _source_vector(self) -> Stage | Published | None:
@@ -156,54 +138,16 @@ class Planner:
 
     @cached_property
     def _dense_task(self) -> Stage:
-        start = self._source_vector if self._space.source.start else None
-        settings = DenseSettings(
-            language=self._space.of.source_language, task=self._task_data, backbone=self._published,
-            start=None if isinstance(start, Stage) else start, training=self._space.task.training,
-            seed=self._space.seed,
-        )  # fmt: skip
-        return Stage("dense", settings, self._trained + ((("start", start),) if isinstance(start, Stage) else ()))
-
-    def _dense_language(self, language: str) -> Stage:
-        settings = DenseSettings(
-            language=language, task=None, backbone=self._published, lm_head=self._given.lm_head,
-            training=self._space.language.training, seed=self._space.seed,
-        )  # fmt: skip
-        return Stage("dense", settings, (("text", self._text(language)), *self._trained))
+        space, given = self._space, self._given
+        start = self._source_vector if space.source.start else None
+        return dense_task(space.benchmark, given.task, space.task, given.backbone, start, space.seed)
 
     def _text(self, language: str) -> Stage:
-        settings = TextStageSettings(
-            language=language, source=self._given.corpora[language], text=self._space.language.text,
-            backbone=self._published, seed=self._space.seed,
-        )  # fmt: skip
-        return Stage("text", settings, self._trained)
+        space, given = self._space, self._given
+        return text_stage(language, given.corpora[language], space.language.text, given.backbone, space.seed)
 
     def _check(self, language: str) -> Stage:
-        text, known = self._text(language), self._given.evaluation
-        settings = CheckSettings(
-            **{name: getattr(text.settings, name) for name in TextStageSettings.model_fields},
-            training=self._space.language.training, benchmark=self._space.benchmark,
-            evaluation={split: known[language, split] for split in EVALUATION_SPLITS if (language, split) in known},
-        )  # fmt: skip
-        return Stage("check", settings, text.inputs)
-
-    @cached_property
-    def _task_data(self) -> TaskData:
-        leaks, given, source = leak_rule(self._space), self._given, self._space.of.source_language
-        # only LT-SFT's rule looks at the training data's own test split
-        splits = [split for split in given.training if split != "test" or leaks == "lt-sft"]
-        compared = EVALUATION_SPLITS if leaks != "none" else ()
-        return TaskData(
-            benchmark=self._space.benchmark, training={split: given.training[split] for split in splits}, leaks=leaks,
-            evaluation_texts=given.evaluation_texts,
-            evaluation={split: given.evaluation[source, split] for split in compared},
-            max_length=self._space.task.max_length, max_rows=self._space.task.max_rows,
-        )  # fmt: skip
-
-    @property
-    def _published(self) -> Published | None:
-        return None if isinstance(self._given.backbone, Stage) else self._given.backbone
-
-    @property
-    def _trained(self) -> tuple[tuple[str, Stage], ...]:
-        return (("backbone", self._given.backbone),) if isinstance(self._given.backbone, Stage) else ()
+        source = self._given.task.evaluation if language == self._space.of.source_language else {}
+        targets = {split: table for (lang, split), table in self._given.evaluation.items() if lang == language}
+        training = self._space.language.training
+        return check_stage(self._text(language), training, self._space.benchmark, {**source, **targets})

@@ -75,7 +75,7 @@ class Driver:
 
     def progress(self, address: str, point: Point) -> None:
         """A point of a running stage's curve."""
-        metrics = {name: value for name, value in point.items() if name != "step"}
+        metrics = {name: value for name, value in point.items() if name not in ("step", "steps")}
         for observer in self._observers:
             observer.progress(address, int(point["step"]), metrics)
 

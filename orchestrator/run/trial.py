@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from deftx.config import Execution
@@ -54,7 +55,7 @@ def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Pro
     from deftx.method.make import make
 
     try:
-        make(stage, folder.store, execution, lambda point: progress(stage.address, point))
+        make(stage, folder.store, execution, lambda made: partial(progress, made.address) if made == stage else None)
         return "done"
     except HubError as error:
         # the driver resolved what this needs, so the hub is in trouble and not the user

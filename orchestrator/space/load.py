@@ -13,9 +13,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from deftx.config import PresetName, TaskKind, preset
+from deftx.config import PresetName, TaskKind
 from deftx.data.catalogue import BENCHMARKS
-from deftx.errors import ConfigError, hint
+from deftx.errors import ConfigError, explain, hint
+from deftx.recipes import merge, preset
 from orchestrator.space.schema import Space
 
 _NAME_OR_MAPPING = ("benchmark", "backbone")
@@ -97,7 +98,7 @@ def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
     if name not in get_args(PresetName):
         return raw
     defaults = preset(name, _task_kind(raw.get("benchmark")))
-    merged = {**raw, **{part: _merge(defaults[part], raw.get(part) or {}) for part in ("language", "task")}}
+    merged = {**raw, **{part: merge(defaults[part], raw.get(part) or {}) for part in ("language", "task")}}
     return merged
 
 
@@ -107,18 +108,6 @@ def _task_kind(benchmark: Any) -> TaskKind:
         return "nli" if benchmark.get("kind") == "nli" else "sentiment"
     known = BENCHMARKS.get(str(benchmark))
     return known.kind if known else "sentiment"
-
-
-def _merge(below: Mapping[str, Any], above: Any) -> Any:
-    if not isinstance(above, Mapping):
-        return above
-    merged = dict(below)
-    for key, value in above.items():
-        merged[key] = _merge(below[key], value) if isinstance(below.get(key), Mapping) else value
-    # a smaller max_steps is meant: the preset's floor gives way to it
-    if "max_steps" in above and "min_steps" not in above and isinstance(merged.get("max_steps"), int):
-        merged["min_steps"] = min(merged.get("min_steps", 0), merged["max_steps"])
-    return merged
 
 
 def _other_branch(problem: Any, raw: Mapping[str, Any]) -> bool:
@@ -136,15 +125,12 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
         # pydantic names the form that it tried
         del location[1:2]
     path = ".".join(map(str, location)) or "space"
-    message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _fields(location[:-1])
         return f"{path}: unknown key{hint(str(location[-1]), known)}"
     if problem["type"] == "missing":
         return f"{path}: missing"
-    given = problem.get("input")
-    shown = "" if isinstance(given, Mapping) or given is None else f" (given: {given!r})"
-    return f"{path}: {message}{shown}"
+    return f"{path}: {explain(problem)}"
 
 
 def _fields(location: Iterable[object]) -> list[str]:

@@ -13,7 +13,7 @@ from support.tiny import LABELS, make_sft, same_bits, weights_of
 from deftx.errors import DataError
 from deftx.models.load import load_classifier, load_masked_lm
 from deftx.models.parameters import base_of, head_of
-from deftx.sft.compose import apply, check_fits, compose
+from deftx.sft.compose import apply, check_fits, composed
 from deftx.sft.vector import SparseFineTuning
 
 
@@ -38,7 +38,7 @@ def dense_of(sft: SparseFineTuning, name: str, shape: torch.Size) -> torch.Tenso
 def test_the_sum_is_exact_and_the_task_head_replaces_the_models(model: Any) -> None:
     task, language = with_head(model, make_sft(model, seed=1)), make_sft(model, seed=2)
     base = {name: p.detach().clone() for name, p in base_of(model).named_parameters()}
-    with compose(model, task, language, weights=(0.5, -2.0)):
+    with composed(model, task, language, weights=(0.5, -2.0)):
         for name, parameter in base_of(model).named_parameters():
             expected = base[name] + 0.5 * dense_of(task, name, parameter.shape)
             expected = expected - 2.0 * dense_of(language, name, parameter.shape)
@@ -49,7 +49,7 @@ def test_the_sum_is_exact_and_the_task_head_replaces_the_models(model: Any) -> N
 def test_a_language_vectors_head_is_not_used(model: Any) -> None:
     language = with_head(model, make_sft(model))
     before = {name: p.detach().clone() for name, p in head_of(model).items()}
-    with compose(model, language=language):
+    with composed(model, language=language):
         assert same_bits({name: p.detach() for name, p in head_of(model).items()}, before)
 
 
@@ -59,7 +59,7 @@ def test_200_rounds_leave_every_bit_as_it_was(model: Any) -> None:
     before = weights_of(model)
     for round_ in range(200):
         task, language = with_head(model, make_sft(model, seed=round_)), make_sft(model, seed=1000 + round_)
-        with compose(model, task, language):
+        with composed(model, task, language):
             pass
     assert same_bits(weights_of(model), before)
 
@@ -76,7 +76,7 @@ def test_an_exception_inside_leaves_every_bit_as_it_was(model: Any) -> None:
     before = weights_of(model)
     with (
         pytest.raises(KeyboardInterrupt),
-        compose(model, with_head(model, make_sft(model, seed=1)), make_sft(model, seed=2)),
+        composed(model, with_head(model, make_sft(model, seed=1)), make_sft(model, seed=2)),
     ):
         raise KeyboardInterrupt
     assert same_bits(weights_of(model), before)
@@ -99,7 +99,7 @@ def test_a_bad_second_vector_leaves_every_bit_as_it_was(model: Any, reason: str)
     before = weights_of(model)
     with (
         pytest.raises((DataError, IndexError, RuntimeError), match=reason),
-        compose(model, with_head(model, make_sft(model)), bad_vectors(model)[reason]),
+        composed(model, with_head(model, make_sft(model)), bad_vectors(model)[reason]),
     ):
         raise AssertionError("not reached")
     assert same_bits(weights_of(model), before)
@@ -111,7 +111,7 @@ def test_a_head_that_does_not_fit_leaves_every_bit_as_it_was(model: Any, backbon
     task = with_head(two_labels, make_sft(two_labels))
     with (
         pytest.raises(DataError, match=r"classifier.out_proj.weight \(2, 16\); the model has \(3, 16\)"),
-        compose(model, task),
+        composed(model, task),
     ):
         pass
     assert same_bits(weights_of(model), before)

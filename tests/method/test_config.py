@@ -17,11 +17,11 @@ from deftx.config import (
     TaskRecipe,
     Training,
     count_text,
-    preset,
     resolve_k,
     share_of,
 )
 from deftx.errors import ConfigError
+from deftx.recipes import preset
 
 percents = st.decimals(min_value="0.00001", max_value=100, places=5).map(lambda share: f"{share:f}%")
 

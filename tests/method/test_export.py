@@ -26,7 +26,7 @@ from deftx.data.examples import read_examples
 from deftx.errors import ConfigError
 from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
 from deftx.models.parameters import head_of
-from deftx.sft.compose import compose
+from deftx.sft.compose import composed
 from deftx.sft.composition import Composition, Score, Stored, read_chosen
 from deftx.sft.export import export
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
@@ -159,7 +159,7 @@ def test_plain_transformers_says_what_the_sweep_graded(
     )
     tokenizer, model = load_tokenizer(backbone), load_classifier(backbone, KNOWN.labels, seed=0).eval()
     batch = pad(encode(tokenizer, sentences(data, language)[:8], None, [0] * 8, 32).ids, tokenizer.pad_token_id)
-    with compose(model, task, vector), torch.no_grad():
+    with composed(model, task, vector), torch.no_grad():
         logits = model(**batch).logits
     assert found["logits"] == logits.numpy().tobytes().hex()
 
@@ -243,7 +243,7 @@ def test_without_a_sweep_as_a_notebook_does_it(vectors: Path, backbone: Path, tm
     composition = Composition(backbone=resolve_folder(str(backbone)), **parts, weights=(0.5, 2.0), labels=LABELS)  # type: ignore[arg-type]
     folder = export(composition, tmp_path / "half")
     task, language = (SparseFineTuning.from_pretrained(vectors / role) for role in ("task", "language"))
-    with compose(load_classifier(backbone, LABELS, seed=0), task, language, (0.5, 2.0)) as model:
+    with composed(load_classifier(backbone, LABELS, seed=0), task, language, (0.5, 2.0)) as model:
         assert same_bits(load_file(folder / "model.safetensors"), dict(model.state_dict()))
 
 

@@ -50,13 +50,14 @@ def imported_by(code: str) -> set[str]:
         ("deftx.errors", (*HEAVY, "numpy", "pydantic")),
         ("deftx.cli.app, orchestrator.report.__main__", tuple(name for name in HEAVY if name != "orchestrator")),
         ("orchestrator.sweep", ("torch", "transformers", "ray", "mlflow", "pandas", "matplotlib", "rapidfuzz")),
-        ("deftx.config, deftx.stages.stage, deftx.sources.published", (*HEAVY, "numpy")),
+        ("deftx.config, deftx.recipes, deftx.stages.build, deftx.sources.published", (*HEAVY, "numpy")),
         ("deftx.evaluate.metrics, deftx.data.examples", HEAVY),
         ("deftx.models.sizes", (*HEAVY, "numpy", "pydantic")),
         (
             "deftx.masks.denoise, deftx.masks.select, deftx.sft.vector, deftx.sft.compose, deftx.sft.composable",
             NOT_TORCH,
         ),
+        ("deftx.notebook.learn, deftx.notebook.classify", TRAINS_BARE),
         ("deftx.method.make, deftx.data.leaks, deftx.stages.store, deftx.data.archipelago", TRAINS_BARE),
     ],
 )

@@ -20,9 +20,9 @@ from orchestrator.kinds import SHOWN, result, shown_as
 from orchestrator.report.plots.page import RAMP
 
 ROOT = Path(deftx.__file__).parents[1]
-PLANNER = {"orchestrator/plan/rows.py", "orchestrator/plan/inputs.py"}
+PLANNER = {"deftx/stages/build.py", "orchestrator/plan/inputs.py"}
 MAY_TELL = {"deftx/stages/kinds.py", "orchestrator/kinds.py"} | PLANNER
-"""The two tables, and the planner, which makes stages."""
+"""The two tables, the builders of stages, and the planner where it pre-trains a backbone."""
 CLASSES = {of.__name__ for kind in KINDS.values() for of in (kind.settings, kind.facts)}
 
 

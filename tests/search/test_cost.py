@@ -19,10 +19,10 @@ from deftx.errors import DataError
 from deftx.sources import files
 from deftx.sources.files import FileSource, file_source
 from deftx.sources.published import HubFolder, LocalFolder, resolve_folder
+from deftx.stages.backbones import size_of_backbone
 from deftx.stages.settings import DenseSettings, TextStageSettings
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
-from orchestrator.kinds import size_of_backbone
 from orchestrator.plan.cost import Estimate, estimate
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.run.preview import Preview

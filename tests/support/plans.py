@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deftx.config import Training
+from deftx.data.inputs import TaskInputs
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
 from deftx.stages.kinds import F
@@ -35,11 +36,10 @@ def make_space(**settings: Any) -> Space:
 
 
 def make_planner(space: Space) -> Planner:
-    languages = [*space.targets, "id"]
-    evaluation = {(language, split): FILE for language in languages for split in ("valid", "test")}
-    corpora = dict.fromkeys(languages, FILE)
-    training = {"train": (FILE,), "valid": (FILE,)}
-    return Planner(space, Materials(BACKBONE, "own", None, corpora, training, evaluation, "0"))  # type: ignore[arg-type]
+    evaluation = {(language, split): FILE for language in space.targets for split in ("valid", "test")}
+    corpora = dict.fromkeys([*space.targets, "id"], FILE)
+    task = TaskInputs({"train": (FILE,), "valid": (FILE,)}, "strict", {"valid": FILE, "test": FILE}, "0")
+    return Planner(space, Materials(BACKBONE, "own", None, corpora, task, evaluation))  # type: ignore[arg-type]
 
 
 @dataclass

@@ -406,8 +406,8 @@ def test_each_point_is_reported_as_the_run_goes(backbone: Path) -> None:
     points: list[dict[str, float]] = []
     model, objective = both("classification", backbone)
     outcome = run(model, objective, HARD.model_copy(update={"max_steps": 6}), report=points.append)
-    assert points == outcome.curve
-    assert set(points[0]) == {"step", "train_loss", "valid_score"}
+    assert points == [{"step": 0.0, "steps": 6.0}, *outcome.curve]
+    assert set(points[1]) == {"step", "train_loss", "valid_score"}
 
 
 def test_the_train_loss_of_a_point_is_the_mean_since_the_last_one(backbone: Path) -> None:

@@ -1,0 +1,117 @@
+"""A backbone and its vectors as a classifier of transformers, and its score on a labelled table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from deftx.config import Metric
+from deftx.data.catalogue import OwnBenchmark, benchmark
+from deftx.data.examples import Examples, read_training
+from deftx.errors import ConfigError, Problems
+from deftx.evaluate.bootstrap import Bootstrap, Estimate, Predictions
+from deftx.models.load import quiet
+from deftx.notebook.learn import PathLike
+from deftx.sft.classifier import load_composed
+from deftx.sft.vector import SparseFineTuning
+from deftx.sources.files import file_source, read_text
+from deftx.sources.published import local_folder, resolve_folder
+from deftx.train.objectives import encode, predict
+
+if TYPE_CHECKING:
+    from transformers import TextClassificationPipeline
+
+_MAX_LENGTH = 128
+"""Tokens that a text is cut to for a vector that does not say what it was learnt with: a recipe's own."""
+
+
+def compose(
+    backbone: PathLike,
+    task: SparseFineTuning | PathLike,
+    language: SparseFineTuning | PathLike | None = None,
+    *,
+    weights: tuple[float, float] = (1.0, 1.0),
+    labels: Sequence[str] | None = None,
+    max_length: int | None = None,
+    revision: str = "main",
+    device: str = "cpu",
+) -> TextClassificationPipeline:
+    """A classifier that predicts: the backbone with a task and a language vector added, as a pipeline of transformers.
+
+    It is called with a text or a list of them (`{"text": ..., "text_pair": ...}` for a pair) and answers with labels
+    and probabilities; its `model` and `tokenizer` are transformers' own, and `save_pretrained` writes a folder that
+    transformers loads without deftx.
+
+    Args:
+        backbone: the folder or hub id that both vectors were learnt from.
+        task: what `learn_task` returned, or the folder or hub id of a vector with a classifier; composable-sft's too.
+        language: what `learn_language` returned, or folder or hub id; None: the task vector alone.
+        weights: (lambda_T, lambda_L).
+        labels: in the order of the classifier's outputs, for a task vector that does not name them.
+        max_length: tokens that a text is cut to; None: what the task was learnt with, or 128 where that is not known.
+        revision: branch, tag or commit of a backbone from the hub.
+        device: where it computes, such as cuda.
+
+    Raises:
+        ConfigError: when the labels are neither known nor given.
+        DataError: when a vector was learnt from another backbone, or the task vector brings no classifier.
+        HubError: when something has to be downloaded and cannot be.
+    """
+    from transformers import pipeline
+
+    problems = Problems()
+    folder = problems.get(lambda: local_folder(resolve_folder(str(backbone), revision)))
+    head = problems.get(lambda: _loaded(task))
+    vector = None if language is None else problems.get(lambda: _loaded(language))
+    names = problems.get(lambda: _labels(head, labels)) if head else None
+    problems.tell()
+    assert folder and head is not None and names, "each is missing for a problem alone, which was told"
+    length = max_length or head.metadata.max_length or _MAX_LENGTH
+    model, tokenizer = load_composed(folder, head, vector, names, weights, length)
+    with quiet():
+        classifier: TextClassificationPipeline = pipeline(
+            "text-classification", model=model, tokenizer=tokenizer, device=device, truncation=True
+        )
+    return classifier
+
+
+def grade(classifier: TextClassificationPipeline, table: PathLike, *, metric: Metric = "macro_f1") -> Estimate:
+    """The score of a classifier on labelled sentences with its 95 % interval, both as shares.
+
+    Args:
+        classifier: what `compose` returned, or any text classification pipeline with a fast tokenizer.
+        table: a CSV file with the columns `text` and `label`, and `hypothesis` for pairs. Where it has a column `id`,
+            rows with the same one are resampled together.
+        metric: macro_f1 or accuracy.
+
+    Raises:
+        DataError: for a missing table or column, or a label that is none of the classifier's, by file and line.
+    """
+    model: Any = classifier.model
+    tokenizer: Any = classifier.tokenizer
+    labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+    rows = _rows(str(table), labels)
+    encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, tokenizer.model_max_length)
+    predicted = predict(model, encoded, tokenizer.pad_token_id, classifier.device)
+    system = {"table": Predictions(rows.ids, encoded.labels.tolist(), predicted.tolist())}
+    return Bootstrap(labels, metric).interval(system)["table"]
+
+
+def _loaded(vector: SparseFineTuning | PathLike) -> SparseFineTuning:
+    return vector if isinstance(vector, SparseFineTuning) else SparseFineTuning.from_pretrained(vector)
+
+
+def _labels(task: SparseFineTuning, labels: Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(labels or task.metadata.labels or ())
+    if len(names) < 2:
+        raise ConfigError("the task vector does not say what its labels are; name two or more as labels=[...]")
+    return names
+
+
+def _rows(table: str, labels: tuple[str, ...]) -> Examples:
+    source = file_source(table)
+    columns = next(csv.reader(read_text(source).splitlines()), [])
+    kind = "nli" if "hypothesis" in columns else "sentiment"
+    own = OwnBenchmark.model_validate({"name": "table", "kind": kind, "labels": labels, "source_language": "und"})
+    return read_training(benchmark(own), (source,), "test")

@@ -1,0 +1,59 @@
+"""What is told of a backbone before it is loaded: its size, and where its LM head comes from. No torch here."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from deftx.config import LanguageRecipe, TaskRecipe, resolve_k
+from deftx.errors import ConfigError
+from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
+from deftx.sources.published import HubFolder, LocalFolder, Published, resolve_folder
+from deftx.stages.settings import BackboneSettings, LMHead
+from deftx.stages.stage import Stage, settings_of
+
+
+def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
+    """The size of a backbone; None where it cannot be told without its weights."""
+    if isinstance(backbone, Stage):
+        return size_of({"model_type": "xlm-roberta", **settings_of(backbone, BackboneSettings).config})
+    if isinstance(backbone, HubFolder):
+        return size_of_repository(backbone.repo)
+    return None if backbone is None else _size_of_folder(backbone)
+
+
+def check_k(backbone: Published | Stage, recipe: LanguageRecipe | TaskRecipe, name: str) -> None:
+    """Check that k entries can train, as far as the backbone's size can be told.
+
+    Args:
+        name: what errors call the setting, such as `language.k`.
+
+    Raises:
+        ConfigError: when k is more than the backbone has.
+    """
+    if (size := size_of_backbone(backbone)) is None:
+        return
+    frozen = size.embeddings if recipe.training.freeze_embeddings else 0
+    try:
+        resolve_k(recipe.k or 1, size.maskable - frozen)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def resolve_lm_head(name: str) -> LMHead:
+    """Where an LM head comes from.
+
+    Args:
+        name: own, random, or the hub id or folder of a donor.
+
+    Raises:
+        DataError, HubError: as `resolve_folder`.
+    """
+    own: dict[str, LMHead] = {"own": "own", "random": "random"}
+    return own.get(name) or resolve_folder(name)
+
+
+@cache
+def _size_of_folder(backbone: LocalFolder) -> Size | None:
+    """The size of the backbone in a folder, told once: the folder is known by its content."""
+    return size_of_folder(Path(backbone.path))

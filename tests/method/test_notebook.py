@@ -1,0 +1,329 @@
+"""The doors of a notebook: lazy names, mistakes told all at once, bars, and a classifier that predicts."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from sklearn.metrics import accuracy_score, f1_score
+from support.tiny import LABELS, make_sft, same_bits, weights_of, write_backbone
+from support.world import sentences
+from transformers import pipeline
+
+import deftx
+from deftx.config import Training
+from deftx.errors import ConfigError, DataError, DeftxError
+from deftx.models.load import load_classifier
+from deftx.notebook import classify as door
+from deftx.notebook import progress
+from deftx.notebook.learn import language_stage, task_stage
+from deftx.sft.compose import composed
+from deftx.sft.vector import SparseFineTuning
+from deftx.stages.settings import DenseSettings
+from deftx.stages.store import Store
+from deftx.train.objectives import predict
+
+SHORT: dict[str, Any] = {
+    "k": "20%", "epochs": None, "max_steps": 4, "batch_size": 4, "learning_rate": 5e-3, "validate_every": 2,
+}  # fmt: skip
+TEXT: dict[str, Any] = {**SHORT, "block": 12, "valid_fraction": 0.2, "rank": 2}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "ace.txt"
+    path.write_text("\n".join(sentences(60, 1)))
+    return path
+
+
+def table(path: Path, rows: int, seed: int, labels: tuple[str, ...] = LABELS, pairs: bool = False) -> Path:
+    texts, seconds = sentences(rows, seed), sentences(rows, seed + 1)
+    lines = [
+        ",".join([text, *([second] if pairs else []), labels[number % len(labels)]])
+        for number, (text, second) in enumerate(zip(texts, seconds, strict=True))
+    ]
+    path.write_text("\n".join(["text,hypothesis,label" if pairs else "text,label", *lines]))
+    return path
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert set(deftx.__all__) <= set(dir(deftx))
+    for name in deftx.__all__:
+        assert getattr(deftx, name).__name__ == name
+    with pytest.raises(AttributeError, match="'learn_languages'"):
+        deftx.learn_languages  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_every_mistake_of_a_language_is_told_at_once(backbone: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deftx.learn_language(
+            tmp_path / "my text.txt", backbone="./nowhere", rank=0.9, retention=2, seed=-1, max_step=5, batch_size=0,  # type: ignore[arg-type]
+            store=tmp_path / "store",
+        )  # fmt: skip
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "max_step", "batch_size", "rank", "retention", "language", "seed", f"{tmp_path}/my text.txt", "./nowhere",
+    ]  # fmt: skip
+    assert lines[0] == "max_step: unknown setting (did you mean 'max_steps'?)"
+    assert lines[1] == "batch_size: Input should be greater than or equal to 1 (given: 0)"
+    assert "write 90% for a share of variance" in lines[2]
+    assert lines[4] == "language: 'my text' is no code of a language; name it, such as language='ace'"
+    assert lines[6].endswith("no such file")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_preset_that_there_is_not_and_a_k_without_room_are_told_before_anything_runs(
+    backbone: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'papr'"):
+        deftx.learn_language(text, backbone=backbone, preset="papr", store=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^k: k = 7667712 is 7,667,712 entries; it must lie between 1 and"):
+        deftx.learn_language(text, backbone=backbone, store=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({}, "give a benchmark (nusax, americasnli, archipelago), or tables of your own as train=, valid= and labels="),
+        ({"train": "a.csv", "labels": ["x", "y"]}, "valid= is missing"),
+        ({"of": "nusacks", "data_root": "x"}, "unknown benchmark 'nusacks' (did you mean 'nusax'?)"),
+        ({"of": "nusax", "language": "ace", "data_root": "x"}, "'ace' is for tables of your own"),
+        (
+            {"of": "nusax", "leaks": "stric", "data_root": "x"},
+            "leaks: strict, lt-sft, none (given: 'stric') (did you mean",
+        ),
+        ({"of": "nusax", "data_root": "nowhere"}, "nowhere/smsa/train.tsv: no such file"),
+        ({"of": "nusax", "data_root": "nowhere"}, "nowhere/nusax/indonesian/test.csv: no such file"),
+        ({"train": "a.csv", "valid": "b.csv", "labels": ["x"]}, "labels: "),
+        ({"train": "a.csv", "valid": "b.csv", "labels": ["x", "y"]}, "b.csv: no such file"),
+        ({"of": "nusax", "train": "a", "valid": "b", "labels": ["x", "y"]}, "nusax is built in"),
+    ],
+)
+def test_what_a_task_is_learnt_from_is_told_where_it_is_not_clear(
+    backbone: Path, call: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DeftxError) as caught:
+        task_stage(**call, backbone=backbone, k="10%")
+    assert message in str(caught.value)
+
+
+def test_an_unknown_label_is_told_by_file_and_line(backbone: Path, tmp_path: Path) -> None:
+    train, valid = table(tmp_path / "train.csv", 9, 1), table(tmp_path / "valid.csv", 6, 2, ("negative", "neutrl"))
+    with pytest.raises(DataError, match=r"valid.csv, line 3: unknown label 'neutrl' \(did you mean 'neutral'\?\)"):
+        task_stage(train=train, valid=valid, labels=LABELS, backbone=backbone, k="10%")
+
+
+def test_a_vector_that_lies_nowhere_is_no_start(backbone: Path, tmp_path: Path) -> None:
+    loose = make_sft(load_classifier(backbone, LABELS, seed=0))
+    train, valid = table(tmp_path / "train.csv", 9, 1), table(tmp_path / "valid.csv", 6, 2)
+    common: dict[str, Any] = {"train": train, "valid": valid, "labels": LABELS, "backbone": backbone, "k": "10%"}
+    with pytest.raises(ConfigError, match="does not say where it lies"):
+        task_stage(**common, source=loose)
+    loose.save_pretrained(tmp_path / "vector")
+    dense = dict(task_stage(**common, source=tmp_path / "vector").inputs)["dense"].settings
+    assert isinstance(dense, DenseSettings)
+    assert dense.start is not None
+
+
+def test_settings_go_to_their_group_and_a_smaller_max_steps_is_meant(backbone: Path, text: Path) -> None:
+    stage = language_stage(text, backbone=backbone, k="10%", block=32, max_steps=7, language="gay")
+    dense = dict(stage.inputs)["dense"]
+    words = dict(dense.inputs)["text"].settings
+    assert words.text.block == 32  # type: ignore[attr-defined]
+    assert words.language == dense.language == "gay"  # type: ignore[attr-defined]
+    expected = Training(epochs=100, max_steps=7, min_steps=7, l1=0.1, l1_gradient=False)
+    assert dense.settings.training == expected  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def language(backbone: Path, text: Path, store: Path) -> SparseFineTuning:
+    return deftx.learn_language(text, backbone=backbone, store=store, **TEXT)
+
+
+@pytest.fixture(scope="module")
+def task(backbone: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> SparseFineTuning:
+    folder = tmp_path_factory.mktemp("tables")
+    train, valid = table(folder / "train.csv", 30, 3), table(folder / "valid.csv", 12, 5)
+    return deftx.learn_task(
+        "reviews",
+        train=train,
+        valid=valid,
+        labels=LABELS,
+        backbone=backbone,
+        store=store,
+        rank=2,
+        max_length=16,
+        **SHORT,
+    )
+
+
+def test_a_vector_shows_itself_in_a_line(backbone: Path, language: SparseFineTuning, task: SparseFineTuning) -> None:
+    assert repr(language) == f"<SparseFineTuning ace · rank 2: {len(language):,} entries of {backbone}>"
+    assert repr(task) == f"<SparseFineTuning reviews · und · rank 2: {len(task):,} entries of {backbone}>"
+    assert "dense" not in repr(make_sft(load_classifier(backbone, LABELS, seed=0)))
+
+
+def test_a_classifier_predicts_as_the_composition(
+    backbone: Path, language: SparseFineTuning, task: SparseFineTuning, tmp_path: Path
+) -> None:
+    classify = deftx.compose(backbone, task, language, weights=(0.5, 2.0))
+    with composed(load_classifier(backbone, LABELS, seed=0), task, language, (0.5, 2.0)) as model:
+        assert same_bits(weights_of(classify.model), weights_of(model))
+    answers = classify(["w1 w2 w3", "w4 " * 50])
+    assert [sorted(answer) for answer in answers] == [["label", "score"]] * 2
+    assert classify.tokenizer.model_max_length == 16
+    classify.save_pretrained(tmp_path / "out")
+    again = pipeline("text-classification", model=str(tmp_path / "out"))
+    assert again("w1 w2 w3") == classify("w1 w2 w3")
+
+
+def test_folders_of_vectors_are_composed_too(
+    backbone: Path, language: SparseFineTuning, task: SparseFineTuning, tmp_path: Path
+) -> None:
+    language.save_pretrained(tmp_path / "ace")
+    task.save_pretrained(tmp_path / "task")
+    ours, theirs = (deftx.compose(backbone, t, v) for t, v in ((task, language), (tmp_path / "task", tmp_path / "ace")))
+    assert same_bits(weights_of(ours.model), weights_of(theirs.model))
+
+
+def test_what_does_not_fit_is_not_composed(
+    backbone: Path, headless: Path, language: SparseFineTuning, task: SparseFineTuning, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="fingerprint"):
+        deftx.compose(headless, task, language)
+    with pytest.raises(ConfigError, match="name two or more as labels="):
+        deftx.compose(backbone, make_sft(load_classifier(backbone, LABELS, seed=0)))
+    with pytest.raises(DataError, match="brings no classifier"):
+        deftx.compose(backbone, make_sft(load_classifier(backbone, LABELS, seed=0)), labels=LABELS)
+    with pytest.raises(DataError) as caught:
+        deftx.compose("./nowhere", tmp_path / "nothing", tmp_path / "neither")
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "./nowhere", f"{tmp_path}/nothing", f"{tmp_path}/neither",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_grade_is_scikit_learns(
+    backbone: Path, task: SparseFineTuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: bool
+) -> None:
+    rows = table(tmp_path / "test.csv", 60, 7, pairs=pairs)
+    classify = deftx.compose(backbone, task)
+    cells = [line.split(",") for line in rows.read_text().splitlines()[1:]]
+    asked: Any = [{"text": c[0], "text_pair": c[1]} for c in cells] if pairs else [c[0] for c in cells]
+    gold, said = [c[-1] for c in cells], [answer["label"] for answer in classify(asked)]
+    read: list[Any] = []
+    monkeypatch.setattr(door, "predict", lambda *given: read.append(given[1]) or predict(*given))
+    ours = deftx.grade(classify, rows)
+    assert ours.value == pytest.approx(f1_score(gold, said, labels=LABELS, average="macro", zero_division=0.0))
+    assert deftx.grade(classify, rows, metric="accuracy").value == pytest.approx(accuracy_score(gold, said))
+    columns = [[c[n] for c in cells] for n in range(1 + pairs)]
+    assert list(read[0].ids) == classify.tokenizer(*columns, truncation=True, max_length=16)["input_ids"]
+    assert ours.low <= ours.value <= ours.high
+    assert str(ours) == f"{100 * ours.value:.1f} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]"
+
+
+def test_a_table_that_cannot_be_graded_says_why(backbone: Path, task: SparseFineTuning, tmp_path: Path) -> None:
+    classify = deftx.compose(backbone, task)
+    with pytest.raises(DataError, match=r"test.csv, line 2: unknown label 'good'"):
+        deftx.grade(classify, table(tmp_path / "test.csv", 6, 1, ("good", "bad")))
+    with pytest.raises(DataError, match=r"missing.csv: no such file"):
+        deftx.grade(classify, tmp_path / "missing.csv")
+
+
+def test_learning_leaves_the_notebooks_process_as_it_was(backbone: Path, text: Path, tmp_path: Path) -> None:
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    expected = random.random(), np.random.random(), float(torch.rand(()))
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    deftx.learn_language(text, backbone=backbone, store=tmp_path, execution=deftx.Execution(threads=2), **TEXT)
+    assert (random.random(), np.random.random(), float(torch.rand(()))) == expected
+    assert torch.get_num_threads() == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_nothing_is_shown_where_nobody_watches(
+    backbone: Path, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    deftx.learn_language(text, backbone=backbone, store=tmp_path, **TEXT)
+    assert capfd.readouterr() == ("", "")
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, **kind: Any) -> io.StringIO:
+    """What is written for somebody who watches."""
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=out, width=120, **kind))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    return out
+
+
+def test_a_terminal_sees_a_bar_for_each_stage(
+    backbone: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = watched(monkeypatch, force_terminal=True, color_system=None)
+    vector = deftx.learn_language(text, backbone=backbone, store=tmp_path, **TEXT)
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()))
+    last = [line.split() for line in lines if line.strip()][-3:]
+    manifest = Store(str(tmp_path)).manifest(vector.stage.address)  # type: ignore[union-attr]
+    assert manifest is not None
+    assert [" ".join(words[:3]) for words in last] == ["ace · text", "ace · dense", "ace · sparse"]
+    assert not any("/" in word for word in last[0]), "a text has no steps"
+    assert "4/4" in last[1]
+    assert ["4/4", "validation", "loss", f"{manifest.curve[-1]['valid_loss']:.3f}"] == last[2][-5:-1]
+    out.truncate(0)
+    deftx.learn_language(text, backbone=backbone, store=tmp_path, **TEXT)
+    assert not out.getvalue().strip("\0"), "what is in the store is not made again"
+    deftx.learn_language(text, backbone=backbone, store=tmp_path / "other", progress=False, **TEXT)
+    assert not out.getvalue().strip("\0")
+
+
+def test_a_notebooks_cell_is_drawn_again_at_each_report_and_needs_no_widgets(
+    backbone: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cells: list[str] = []
+
+    def draw(bars: Any) -> None:
+        cells.append(bars._repr_mimebundle_([], [])["text/plain"])
+
+    def display(bars: Any, display_id: bool) -> Any:
+        draw(bars)
+        return SimpleNamespace(update=draw)
+
+    module = ModuleType("IPython.display")
+    module.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    out = watched(monkeypatch, force_jupyter=True)
+    deftx.learn_language(text, backbone=backbone, store=tmp_path, **TEXT)
+    # a row begins for text, dense and sparse; each training then says its steps and validates twice; the end
+    assert len(cells) == 3 + 2 * 3 + 1
+    assert "ace · text" in cells[0]
+    assert "2/4" in cells[3]
+    assert cells[-1].count("4/4") == 2
+    assert not out.getvalue()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_another_backbone_of_the_same_shape_is_refused(
+    task: SparseFineTuning, language: SparseFineTuning, tmp_path: Path
+) -> None:
+    other = write_backbone(tmp_path / "other", seed=5)
+    with pytest.raises(DataError, match="fingerprint"):
+        deftx.compose(other, task, language)
