@@ -50,7 +50,7 @@ def delta_of(shape: Shape, words: int | None = None, seed: int = 0) -> Delta:
     """A change with a falling spectrum: 32 directions over noise, of the size that training makes it.
 
     Args:
-        words: rows of the word embedding that differ from zero, evenly spread; none: all.
+        words: rows of the word embedding that differ from zero, evenly spread; None: all.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1 << 20, generator=generator)

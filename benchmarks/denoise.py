@@ -14,7 +14,7 @@ from benchmarks.deltas import Delta, delta_of, k_of, shape_of, sizes
 from benchmarks.measure import GIB, Options, Peak, fresh, rates, timed
 from benchmarks.models import Shape
 from benchmarks.reference import plain_masks
-from benchmarks.results import Row, above, at_least, below, command
+from benchmarks.results import BenchmarkRow, above, at_least, below, command
 from deftx.config import PAPER_K_LANGUAGE, Denoise
 from deftx.masks.denoise import Factorisation, factorise, is_matrix, low_rank
 from deftx.masks.mask import denoise_all
@@ -25,37 +25,37 @@ RANKS, RETENTIONS = ("50", "100", "300", "90%"), (0.05, 0.1)
 SETTINGS = [Denoise(rank=rank, retention=retention) for rank in RANKS for retention in RETENTIONS]
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[BenchmarkRow]:
     """Seconds, memory, the error of L and the ranks."""
     shape, k = shape_of(options), k_of(options, PAPER_K_LANGUAGE)
     found = _times(options, delta_of(shape), k)
     seen = shape.vocabulary // 12  # of the words, about what a language's own text holds
     began = time.perf_counter()
     our_masks(delta_of(shape, seen), SETTINGS, k)
-    found.append(Row(f"the same, {seen:,} words seen", "seconds", time.perf_counter() - began))
+    found.append(BenchmarkRow(f"the same, {seen:,} words seen", "seconds", time.perf_counter() - began))
     beyond = fresh("benchmarks.denoise:peak", options) / GIB
     error, ranks = accuracy(shape)
     return [
         *found,
-        below(Row("denoise and choose, one setting at a time", "GiB beyond the change", beyond), 1.5),
-        below(Row("L against a float64 SVD", "relative error", error), 1e-6),
-        above(Row("ranks by variance as of a float64 SVD", "share", ranks), 1),
+        below(BenchmarkRow("denoise and choose, one setting at a time", "GiB beyond the change", beyond), 1.5),
+        below(BenchmarkRow("L against a float64 SVD", "relative error", error), 1e-6),
+        above(BenchmarkRow("ranks by variance as of a float64 SVD", "share", ranks), 1),
     ]
 
 
-def _times(options: Options, delta: Delta, k: int) -> list[Row]:
+def _times(options: Options, delta: Delta, k: int) -> list[BenchmarkRow]:
     masks: list[Indices] = []
-    factors: dict[str, Factorisation] = {}
-    once = timed(lambda: factors.update(factorise_all(delta)))
-    each = timed(lambda: masks.extend(our_mask(delta, factors, setting, k) for setting in SETTINGS))
+    svd_factors: dict[str, Factorisation] = {}
+    once = timed(lambda: svd_factors.update(factorise_all(delta)))
+    each = timed(lambda: masks.extend(our_mask(delta, svd_factors, setting, k) for setting in SETTINGS))
     plain = timed(lambda: [mask.numel() for mask in plain_masks(delta, SETTINGS, k)])
     work, total = "denoise at 4 ranks x 2 retentions, 8 masks", once + each
-    whole = Row(work, "seconds", total, plain, needed(options, delta, factors))
+    whole = BenchmarkRow(work, "seconds", total, plain, needed(options, delta, svd_factors))
     return [
         at_least(whole, 1.5),
-        below(Row(work, "seconds", total), 60),
-        Row("of that: factorise", "seconds", once),
-        Row("of that: a setting", "seconds", each / len(SETTINGS)),
+        below(BenchmarkRow(work, "seconds", total), 60),
+        BenchmarkRow("of that: factorise", "seconds", once),
+        BenchmarkRow("of that: a setting", "seconds", each / len(SETTINGS)),
     ]
 
 
@@ -64,15 +64,15 @@ def factorise_all(delta: Delta) -> dict[str, Factorisation]:
     return {name: factorise(tensor, name) for name, tensor in delta.items() if is_matrix(tensor)}
 
 
-def our_mask(delta: Delta, factors: dict[str, Factorisation], setting: Denoise, k: int) -> Indices:
+def our_mask(delta: Delta, svd_factors: dict[str, Factorisation], setting: Denoise, k: int) -> Indices:
     """What a sparse stage does before it trains."""
-    return select(denoise_all(delta, setting, factors.__getitem__)[0], k)
+    return select(denoise_all(delta, setting, svd_factors.__getitem__)[0], k)
 
 
 def our_masks(delta: Delta, settings: list[Denoise], k: int) -> list[Indices]:
     """Everything: factorised once, then a mask for each setting."""
-    factors = factorise_all(delta)
-    return [our_mask(delta, factors, setting, k) for setting in settings]
+    svd_factors = factorise_all(delta)
+    return [our_mask(delta, svd_factors, setting, k) for setting in settings]
 
 
 def peak(options: Options) -> int:
@@ -83,10 +83,10 @@ def peak(options: Options) -> int:
     return found.bytes
 
 
-def needed(options: Options, delta: Delta, factors: dict[str, Factorisation]) -> float:
+def needed(options: Options, delta: Delta, svd_factors: dict[str, Factorisation]) -> float:
     """The floor in seconds: the products, and reading W once for the factors and W and L once for each setting."""
     rate, total = rates("cpu", options.small), 0.0
-    for name, factor in factors.items():
+    for name, factor in svd_factors.items():
         (m, n), s = delta[name].shape, factor.singular_values.numel()
         total += rate.seconds(2.0 * m * n * s, 4.0 * m * n, "float64")
         for setting in SETTINGS:

@@ -19,14 +19,14 @@ from benchmarks.deltas import shape_of
 from benchmarks.measure import Options, interleaved, median
 from benchmarks.models import PAD, classifier
 from benchmarks.reference import LONGEST, plain_predict
-from benchmarks.results import Row, at_least, command
+from benchmarks.results import BenchmarkRow, at_least, command
 from deftx.train.objectives import Encoded, predict
 
 LANGUAGES = ("ace", "ban", "bjn", "mad", "min")
 SENTENCES = 500
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[BenchmarkRow]:
     """Seconds for all five languages, and whether both ways predict the same."""
     shape = shape_of(options)
     model = classifier(replace(shape, layers=min(shape.layers, 4))).to(options.device).eval()
@@ -46,7 +46,7 @@ def rows(options: Options) -> list[Row]:
     where = "NusaX" if options.data_root else "lengths drawn as NusaX's"
     work = f"evaluate {len(languages)} x {count} sentences"
     note = f"{where}, {tokens:.0f} tokens on average; {agree:.2%} predicted alike"
-    return [at_least(Row(work, "seconds", seconds["ours"], seconds["reference"], note=note), 1.5)]
+    return [at_least(BenchmarkRow(work, "seconds", seconds["ours"], seconds["reference"], note=note), 1.5)]
 
 
 def random_sentences(lengths: list[int], seed: int) -> Encoded:

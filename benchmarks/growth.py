@@ -17,7 +17,7 @@ from benchmarks.deltas import delta_of, sizes
 from benchmarks.denoise import factorise_all, our_mask
 from benchmarks.measure import Options, fresh, timed
 from benchmarks.models import Shape
-from benchmarks.results import Row, command
+from benchmarks.results import BenchmarkRow, command
 from deftx.config import Denoise
 from deftx.masks.select import select
 
@@ -28,7 +28,7 @@ SHARE = 0.028
 SETTING = Denoise(rank="90%", retention=0.05)
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[BenchmarkRow]:
     """Seconds at each size, and the exponents."""
     works: dict[str, list[float]] = {}
     parameters = []
@@ -40,11 +40,11 @@ def rows(options: Options) -> list[Row]:
     if options.out is not None:
         plot(parameters, works, options.out / "growth.png")
     table = [
-        Row(f"{name}, {count / 1e6:.0f} million parameters", "seconds", value)
+        BenchmarkRow(f"{name}, {count / 1e6:.0f} million parameters", "seconds", value)
         for name, values in works.items()
         for count, value in zip(parameters, values, strict=True)
     ]
-    return [*table, *(Row(name, "exponent", exponent(parameters, values)) for name, values in works.items())]
+    return [*table, *(BenchmarkRow(name, "exponent", exponent(parameters, values)) for name, values in works.items())]
 
 
 def seconds(options: Options, layers: int, hidden: int) -> dict[str, float]:
@@ -76,9 +76,9 @@ def sparse_step(options: Options, shape: Shape, k: int) -> Callable[[], object]:
     from deftx.train.trainable import phase
 
     model, settings = masked_lm(shape), Training(max_steps=100, batch_size=4)
-    what = phase(model, settings, random_mask(model, k))
-    run = Run(model, text(shape, 8, 128), settings, 0, what, Execution(threads=options.threads))
-    return run.advance
+    trainable = phase(model, settings, random_mask(model, k))
+    run = Run(model, text(shape, 8, 128), settings, 0, trainable, Execution(threads=options.threads))
+    return run.train_step
 
 
 def exponent(parameters: list[float], values: list[float]) -> float:

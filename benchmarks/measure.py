@@ -45,7 +45,7 @@ class Options:
         small: seconds instead of minutes: tiny shapes, to see that everything runs.
         device: `cpu` or `cuda`.
         threads: of the processor.
-        data_root: where real sentences lie; none: made-up ones of the same lengths.
+        data_root: where real sentences lie; None: made-up ones of the same lengths.
         out: where speed.json and speed.md go; None: nothing is written.
     """
 
@@ -59,7 +59,7 @@ class Options:
 def interleaved(
     works: Mapping[str, Callable[[], object]], rounds: int = 3, warm: int = 1, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of each piece of work, taking turns, so that what else the machine does hits all alike.
+    """Seconds of each piece of work, taking turns, so that what else the machine does hits all equally.
 
     Args:
         works: what to time, by name.

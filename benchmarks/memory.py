@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.measure import GIB, Options, fresh
 from benchmarks.models import BASE, LARGE, Shape
-from benchmarks.results import Row, command
+from benchmarks.results import BenchmarkRow, command
 from benchmarks.train import WORKS
 from deftx.config import PAPER_K_LANGUAGE
 
@@ -44,7 +44,7 @@ class Parts:
 
 
 def parts(shape: Shape, k: int | None, examples: int = EXAMPLES, length: int = LENGTH) -> Parts:
-    """The bytes by part; k none: the dense phase.
+    """The bytes by part; k None: the dense phase.
 
     Args:
         examples: computed at once.
@@ -82,31 +82,33 @@ def largest_batch(shape: Shape, k: int | None, bytes_: float = A100) -> int:
     return 100 + int((bytes_ - some) // (more - some))
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[BenchmarkRow]:
     """Bytes by part, the largest batch, and the measured peak."""
     found = []
     for name, shape in SHAPES.items():
         for phase, k in (("dense", None), ("sparse", PAPER_K_LANGUAGE)):
             here = parts(shape, k)
             for part in (*IN_MEMORY, "delta"):
-                found.append(Row(f"{name}, {phase}: {part}", "GiB computed", getattr(here, part) / GIB))
-            found.append(Row(f"{name}, {phase}: all in memory", "GiB computed", here.total / GIB))
+                found.append(BenchmarkRow(f"{name}, {phase}: {part}", "GiB computed", getattr(here, part) / GIB))
+            found.append(BenchmarkRow(f"{name}, {phase}: all in memory", "GiB computed", here.total / GIB))
             batch = largest_batch(shape, k)
-            found.append(Row(f"{name}, {phase}: an 80 GB A100 holds", "blocks of 256 at once", batch, note="computed"))
+            found.append(
+                BenchmarkRow(f"{name}, {phase}: an 80 GB A100 holds", "blocks of 256 at once", batch, note="computed")
+            )
             trials = int(A100 / (here.total + A_PROCESS))
             note = "computed, with 1 GiB for CUDA and torch in each"
-            found.append(Row(f"{name}, {phase}: an 80 GB A100 holds", "trials at once", trials, note=note))
+            found.append(BenchmarkRow(f"{name}, {phase}: an 80 GB A100 holds", "trials at once", trials, note=note))
     sizes = (False,) if options.small else (False, True)
     return found + [_measured(options, number, large) for large in sizes for number in (0, 1)]
 
 
-def _measured(options: Options, number: int, large: bool) -> Row:
+def _measured(options: Options, number: int, large: bool) -> BenchmarkRow:
     work = replace(WORKS[number], shape=LARGE if large else BASE).scaled(options.small)
     computed = parts(work.shape, work.k, work.batch, work.length)
     name = "a tiny model" if options.small else "XLM-R large" if large else "XLM-R base"
     bytes_ = fresh("benchmarks.train:peak", options, number=number, reference=False, large=large)
     note = f"computed {computed.total / GIB:.3g} GiB were all held at once, and Python and torch come on top"
-    return Row(f"{name}, {work.name}: peak of the process", "GiB measured", bytes_ / GIB, note=note)
+    return BenchmarkRow(f"{name}, {work.name}: peak of the process", "GiB measured", bytes_ / GIB, note=note)
 
 
 if __name__ == "__main__":

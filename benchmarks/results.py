@@ -37,7 +37,7 @@ ON_CPU = ("select", "denoise", "growth")
 Small = Annotated[bool, typer.Option("--small", help="tiny shapes, under a minute a part")]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="what models are trained on")]
 Data = Annotated[Path | None, typer.Option(help="folder with nusax/, for the lengths of sentences; else drawn")]
-Out = Annotated[Path | None, typer.Option(help="default: docs/results/, whose rows are replaced; none with --small")]
+Out = Annotated[Path | None, typer.Option(help="default: docs/results/, whose rows are replaced; no file with --small")]
 
 NO_GPU = """No GPU was at hand: nothing here was measured on one, and the tests marked `gpu` were skipped. With one:
 
@@ -49,17 +49,17 @@ python -m pytest -m gpu
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One measured quantity of one piece of work.
 
     Attributes:
         work: such as `dense MLM step, float32`.
         measure: `seconds`, `GiB`, or another unit.
         ours: what this code needs.
-        reference: what the plain reference needs; none where the target is absolute.
+        reference: what the plain reference needs; None where the target is absolute.
         floor: what the machine could not do it below, in the same unit.
         must: the requirement in words; empty for a figure that is only reported.
-        met: whether it holds; none where nothing is required (or `--small`).
+        met: whether it holds; None where nothing is required (or `--small`).
         note: what a reader has to know about the figure.
     """
 
@@ -73,29 +73,29 @@ class Row:
     note: str = ""
 
 
-def at_least(row: Row, factor: float) -> Row:
+def at_least(row: BenchmarkRow, factor: float) -> BenchmarkRow:
     """Require that the reference takes at least `factor` times what ours does."""
     assert row.reference is not None
     return replace(row, must=f"reference at least {factor:g}x", met=row.reference / row.ours >= factor)
 
 
-def at_most(row: Row, factor: float) -> Row:
+def at_most(row: BenchmarkRow, factor: float) -> BenchmarkRow:
     """Require that ours takes at most `factor` of the reference."""
     assert row.reference is not None
     return replace(row, must=f"at most {factor:g}x the reference", met=row.ours <= factor * row.reference)
 
 
-def below(row: Row, limit: float) -> Row:
+def below(row: BenchmarkRow, limit: float) -> BenchmarkRow:
     """Require at most `limit` in the row's own unit."""
     return replace(row, must=f"at most {limit:g} {row.measure}", met=row.ours <= limit)
 
 
-def above(row: Row, limit: float) -> Row:
+def above(row: BenchmarkRow, limit: float) -> BenchmarkRow:
     """Require at least `limit` in the row's own unit."""
     return replace(row, must=f"at least {limit:g} {row.measure}", met=row.ours >= limit)
 
 
-def command(parts: Mapping[str, Callable[[Options], list[Row]]], doc: str | None = None) -> None:
+def command(parts: Mapping[str, Callable[[Options], list[BenchmarkRow]]], doc: str | None = None) -> None:
     """Run parts as a program; exits with 1 when a requirement is missed."""
 
     def main(
@@ -112,7 +112,7 @@ def command(parts: Mapping[str, Callable[[Options], list[Row]]], doc: str | None
     typer.run(main)
 
 
-def run(parts: Mapping[str, Callable[[Options], list[Row]]], options: Options) -> bool:
+def run(parts: Mapping[str, Callable[[Options], list[BenchmarkRow]]], options: Options) -> bool:
     """Measure parts, print them, and publish them where `options.out` says; whether all requirements hold."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("cuda: there is no GPU here, or this torch is built without CUDA; cpu would be right")
@@ -128,7 +128,7 @@ def run(parts: Mapping[str, Callable[[Options], list[Row]]], options: Options) -
     return held
 
 
-def publish(part: str, rows: list[Row], options: Options) -> None:
+def publish(part: str, rows: list[BenchmarkRow], options: Options) -> None:
     """Replace the rows of a part (on a device) in speed.json, then write speed.md anew from it."""
     assert options.out is not None
     options.out.mkdir(parents=True, exist_ok=True)
@@ -167,13 +167,13 @@ def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
         small = " Tiny shapes (`--small`): the figures mean nothing." if part["small"] else ""
         drawn = "![Seconds over the number of parameters](growth.png)\n\n" if name == "growth" else ""
         text.append(
-            f"## {name}\n\n{drawn}{table([Row(**row) for row in part['rows']])}\n\n"
+            f"## {name}\n\n{drawn}{table([BenchmarkRow(**row) for row in part['rows']])}\n\n"
             f"{part['date']}, {where}; {versions}; commit {part['commit']}.{small}\n"
         )
     return "\n".join(text)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[BenchmarkRow]) -> str:
     """Rows as a Markdown table."""
     head = ["work", "measure", "ours", "reference", "ratio", "floor", "over the floor", "must", "met", "note"]
     lines = [head, ["---", "---", "---:", "---:", "---:", "---:", "---:", "---", "---", "---"]]

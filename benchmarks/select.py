@@ -9,12 +9,12 @@ from __future__ import annotations
 from benchmarks.deltas import delta_of, k_of, shape_of
 from benchmarks.measure import GIB, Options, Peak, fresh, interleaved, median, rates
 from benchmarks.reference import plain_select
-from benchmarks.results import Row, above, below, command
+from benchmarks.results import BenchmarkRow, above, below, command
 from deftx.config import PAPER_K_LANGUAGE
 from deftx.masks.select import Indices, select
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[BenchmarkRow]:
     """Seconds, memory beyond the change, how many, and whether two runs choose the same."""
     delta, k = delta_of(shape_of(options)), k_of(options, PAPER_K_LANGUAGE)
     total = sum(tensor.numel() for tensor in delta.values())
@@ -26,9 +26,9 @@ def rows(options: Options) -> list[Row]:
     exact = float(sum(index.numel() for index in chosen[0].values()) == k and _same(*chosen))
     beyond = {who: fresh("benchmarks.select:peak", options, reference=who == "reference") / GIB for who in works}
     return [
-        below(Row(work, "seconds", median(times["ours"]), median(times["reference"]), floor), 6),
-        below(Row(work, "GiB beyond the change", beyond["ours"], beyond["reference"]), 1),
-        above(Row(work, "exactly k, twice the same", exact), 1),
+        below(BenchmarkRow(work, "seconds", median(times["ours"]), median(times["reference"]), floor), 6),
+        below(BenchmarkRow(work, "GiB beyond the change", beyond["ours"], beyond["reference"]), 1),
+        above(BenchmarkRow(work, "exactly k, twice the same", exact), 1),
     ]
 
 

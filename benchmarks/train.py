@@ -22,7 +22,7 @@ import torch
 from benchmarks.measure import GIB, Options, Peak, fresh, interleaved, median, rates
 from benchmarks.models import BASE, LARGE, TINY, Shape, classifier, masked_lm, random_mask, sentences, text
 from benchmarks.reference import Reference
-from benchmarks.results import Row, above, at_least, at_most, below, command
+from benchmarks.results import BenchmarkRow, above, at_least, at_most, below, command
 from deftx.config import PAPER_K_LANGUAGE, PAPER_K_TASK, Execution, Training
 from deftx.train.loop import Run
 from deftx.train.objectives import Objective
@@ -59,22 +59,22 @@ DATASHEET = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 """Dense bf16 operations a second."""
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[BenchmarkRow]:
     """Time and memory of every kind of step."""
-    found: list[Row] = []
+    found: list[BenchmarkRow] = []
     for number, work in enumerate(WORKS):
         found += [*_times(options, number), _memory(options, number, work)]
     return found
 
 
-def _times(options: Options, number: int) -> list[Row]:
+def _times(options: Options, number: int) -> list[BenchmarkRow]:
     work = WORKS[number].scaled(options.small)
     reference, ours = _reference(options, work), our_run(options, work)
 
     def at(precision: str) -> Callable[[], None]:
         def step() -> None:
             ours.settings = ours.settings.model_copy(update={"precision": precision})
-            ours.advance()
+            ours.train_step()
 
         return step
 
@@ -85,18 +85,20 @@ def _times(options: Options, number: int) -> list[Row]:
     plain = rates(options.device, options.small).seconds(*needed(work, everywhere=True))
     theirs = seconds.pop("reference")
     # that ours is not held to a careless one
-    found = [below(Row(f"{work.name}, reference", "times its own floor", theirs / plain), REFERENCE_OVER_FLOOR)]
+    found = [
+        below(BenchmarkRow(f"{work.name}, reference", "times its own floor", theirs / plain), REFERENCE_OVER_FLOOR)
+    ]
     for precision, ours_seconds in seconds.items():
         name, factor, over = f"{work.name}, {precision}", work.speed, work.over_floor
         if precision == "bf16":
             factor, over = BF16_SPEED, BF16_OVER_FLOOR
         flop, bytes_ = needed(work)
         floor = rates(options.device, options.small).seconds(flop, bytes_, precision)
-        row = Row(name, "seconds", ours_seconds, theirs, floor)
-        both = [at_least(row, factor), below(Row(name, "times the floor", ours_seconds / floor), over)]
+        row = BenchmarkRow(name, "seconds", ours_seconds, theirs, floor)
+        both = [at_least(row, factor), below(BenchmarkRow(name, "times the floor", ours_seconds / floor), over)]
         wanted = precision == "float32" or _has_bf16(options)
         found += both if wanted else [replace(row, must="", met=None) for row in both]
-        used = Row(name, "model FLOP utilisation", flop / ours_seconds / most_flop(options, precision))
+        used = BenchmarkRow(name, "model FLOP utilisation", flop / ours_seconds / most_flop(options, precision))
         found.append(above(used, UTILISATION) if options.device == "cuda" and precision == "bf16" else used)
     return found
 
@@ -116,9 +118,9 @@ def _has_bf16(options: Options) -> bool:
     return found.bf16 > 2 * found.float32
 
 
-def _memory(options: Options, number: int, work: Work) -> Row:
+def _memory(options: Options, number: int, work: Work) -> BenchmarkRow:
     ours, plain = (fresh("benchmarks.train:peak", options, number=number, reference=who) for who in (False, True))
-    return at_most(Row(f"{work.name}, float32", "GiB at the peak", ours / GIB, plain / GIB), work.memory)
+    return at_most(BenchmarkRow(f"{work.name}, float32", "GiB at the peak", ours / GIB, plain / GIB), work.memory)
 
 
 def peak(options: Options, number: int, reference: bool, large: bool = False) -> int:
@@ -133,7 +135,7 @@ def peak(options: Options, number: int, reference: bool, large: bool = False) ->
             run = our_run(options, work)
             for batch in (1, work.batch):
                 run.settings = run.settings.model_copy(update={"batch_size": batch})
-                run.advance()
+                run.train_step()
     return found.total
 
 

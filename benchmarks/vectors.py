@@ -17,19 +17,19 @@ from torch import Tensor
 from benchmarks.deltas import k_of, shape_of, vector_of
 from benchmarks.measure import Options, interleaved, median, timed
 from benchmarks.models import classifier
-from benchmarks.results import Row, above, below, command
+from benchmarks.results import BenchmarkRow, above, below, command
 from deftx.config import PAPER_K_LANGUAGE, PAPER_K_TASK
 from deftx.models.parameters import base_of
 from deftx.sft.compose import composed
 from deftx.sft.vector import TENSORS, SparseFineTuning
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> list[BenchmarkRow]:
     """Applying, taking off, saving, loading, bytes."""
     return [*_applied(options), *_saved(options, "float32", 8.2), *_saved(options, "bf16", 6.2)]
 
 
-def _applied(options: Options) -> list[Row]:
+def _applied(options: Options) -> list[BenchmarkRow]:
     shape = shape_of(options)
     model = classifier(shape).to(options.device).eval()
     task, language = (
@@ -46,8 +46,8 @@ def _applied(options: Options) -> list[Row]:
     same = all(torch.equal(_bits(p), before[name]) for name, p in base_of(model).named_parameters())
     work = f"apply vectors of {len(task):,} and {len(language):,} entries and take them off"
     return [
-        below(Row(work, "seconds", seconds), 0.5),
-        above(Row(work, "weights as before", float(same)), 1),
+        below(BenchmarkRow(work, "seconds", seconds), 0.5),
+        above(BenchmarkRow(work, "weights as before", float(same)), 1),
     ]
 
 
@@ -56,7 +56,7 @@ def _bits(parameter: Tensor) -> Tensor:
     return parameter.detach().view(torch.int32)
 
 
-def _saved(options: Options, values: Literal["float32", "bf16"], most: float) -> list[Row]:
+def _saved(options: Options, values: Literal["float32", "bf16"], most: float) -> list[BenchmarkRow]:
     vector = vector_of(shape_of(options), k_of(options, PAPER_K_LANGUAGE))
     with tempfile.TemporaryDirectory() as folder:
         save: Callable[[], object] = lambda: vector.save_pretrained(folder, values)  # noqa: E731
@@ -65,9 +65,9 @@ def _saved(options: Options, values: Literal["float32", "bf16"], most: float) ->
         entry = (Path(folder) / TENSORS).stat().st_size / len(vector)
     work = f"a vector of {len(vector):,} entries, {values}"
     return [
-        below(Row(f"load {work}", "seconds", loading), 0.5),
-        below(Row(f"save {work}", "seconds", saving), 1),
-        below(Row(work, "bytes an entry", entry), most),
+        below(BenchmarkRow(f"load {work}", "seconds", loading), 0.5),
+        below(BenchmarkRow(f"save {work}", "seconds", saving), 1),
+        below(BenchmarkRow(work, "bytes an entry", entry), most),
     ]
 
 

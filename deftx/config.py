@@ -37,8 +37,8 @@ LeakRule = Literal["strict", "lt-sft", "none"]
 Split = Literal["train", "valid", "test"]
 EvaluationSplit = Literal["test", "valid"]
 EVALUATION_SPLITS: tuple[EvaluationSplit, ...] = get_args(EvaluationSplit)
-SPLIT_WORDS: dict[EvaluationSplit, str] = {"valid": "validation", "test": "test"}
-METRIC_WORDS: dict[Metric, str] = {"macro_f1": "macro F1", "accuracy": "accuracy"}
+SPLIT_NAMES: dict[EvaluationSplit, str] = {"valid": "validation", "test": "test"}
+METRIC_NAMES: dict[Metric, str] = {"macro_f1": "macro F1", "accuracy": "accuracy"}
 """The spelling in reports and on the screen."""
 
 PAPER_K_LANGUAGE = 7_667_712
@@ -139,7 +139,7 @@ class Denoise(Settings):
     """Algorithm 1, lines 4-6: how the weight change is split into low-rank and higher-order parts."""
 
     rank: Rank = Field(description="rank kept of each matrix: 100, or 90% of the squared singular values")
-    retention: Retention = Field(0.05, description="share of the higher-order entries kept, the largest ones")
+    retention: Retention = Field(0.05, description="share of the higher-order entries retained, the largest ones")
     retention_of: RetentionOf = Field(
         "numel", description="share of all entries of the matrix, or of the non-zero residual entries"
     )

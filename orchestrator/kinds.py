@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from deftx.config import METRIC_WORDS, resolve_k
+from deftx.config import METRIC_NAMES, resolve_k
 from deftx.models.sizes import Size
 from deftx.sources.hub import Source
 from deftx.stages.backbones import size_of_backbone
@@ -103,12 +103,12 @@ def result(kind: str, key: str, value: float) -> tuple[str, float]:
 
 def score_name(split: str, metric: str) -> str:
     """What a score on `validation` or `test` is called."""
-    return f"score/{split} {metric_words(metric)} points"
+    return f"score/{split} {format_metric(metric)} points"
 
 
-def metric_words(metric: str) -> str:
+def format_metric(metric: str) -> str:
     """A metric in words; one that is not known here by its own name."""
-    return next((words for name, words in METRIC_WORDS.items() if name == metric), metric)
+    return next((words for name, words in METRIC_NAMES.items() if name == metric), metric)
 
 
 # -- the names of facts -----------------------------------------------------------------------------------------------
@@ -127,8 +127,8 @@ _SPARSE = {
     "nonzero_retention": ("denoising/retention of non-zero residual entries percent", 100),
     "energy_retention": ("denoising/retention of residual energy percent", 100),
 }
-_GRADE = {f"valid_{metric}": (score_name("validation", metric), 100) for metric in METRIC_WORDS}
-_SCORES = tuple(f"metrics.`{score_name(split, metric)}`" for metric in METRIC_WORDS for split in ("validation", "test"))
+_GRADE = {f"valid_{metric}": (score_name("validation", metric), 100) for metric in METRIC_NAMES}
+_SCORES = tuple(f"metrics.`{score_name(split, metric)}`" for metric in METRIC_NAMES for split in ("validation", "test"))
 _OF_VECTORS = ("mean_rank", "energy_retention", "jaccard_lt_sft", "valid_loss", "valid_score")
 
 

@@ -25,9 +25,9 @@ from orchestrator.record.sweep import SweepFolder, known_sweep
 from orchestrator.run import session
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
-from orchestrator.terminal.progress import Outlook
+from orchestrator.terminal.progress import Progress
 from orchestrator.terminal.screen import Screen
-from orchestrator.wording import score_words
+from orchestrator.wording import format_score
 
 
 class _RunByDefault(TyperGroup):
@@ -108,14 +108,14 @@ def status(name: Name, storage: Storage = "results") -> None:
     out.print(table)
     for row in state.combinations:
         selection = str(info.space["selection"])
-        score = row.reason or "waiting" if row.score is None else score_words(row.score, selection)
+        score = row.reason or "waiting" if row.score is None else format_score(row.score, selection)
         chosen = "  (chosen)" if row.number == state.chosen else ""
         out.print(escape(f"  {row.title}: {score}{chosen}"), soft_wrap=True)
 
 
 @app.command(cls=Command, epilog=example("python -m orchestrator.sweep failed nusax"))
 def failed(name: Name, storage: Storage = "results") -> None:
-    """Which stages of a sweep failed for good, why, and where their logs lie."""
+    """Which stages of a sweep failed permanently, why, and where their logs lie."""
     folder, _ = known_sweep(Store(_absolute(storage)), name)
     failures = folder.final_failures()
     for failure in failures.values():
@@ -170,12 +170,12 @@ def _run(
         with kept(folder, DRIVER):
             driver.write_state()  # the search goes on: before anything else reads how far it is
             mirror.start()
-            screen.start(Outlook(driver, prepared.planner, slots))
+            screen.start(Progress(driver, prepared.planner, slots))
             try:
                 forget_choice(folder)
                 code = session.run(driver, lambda d: _work(d, machine, address, serial=serial))
                 if code != 130:
-                    write_choice(folder, prepared.space, prepared.materials.backbone, driver.schedule.chosen)
+                    write_choice(folder, prepared.space, prepared.resolved.backbone, driver.schedule.chosen)
                 write_report(folder.store, folder)
             finally:
                 screen.stop()
@@ -205,7 +205,7 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
         out.print(f"interrupted: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
         return
     if (row := state.chosen_row) is not None and row.score is not None:
-        out.print(f"chosen: {row.title}, {score_words(row.score, space.selection)}", soft_wrap=True)
+        out.print(f"chosen: {row.title}, {format_score(row.score, space.selection)}", soft_wrap=True)
     if row is not None and not quiet:
         from orchestrator.report.chosen import export_command
 

@@ -1,6 +1,6 @@
 """Words that more than one room says: scores, metrics, the rule of selection, and what is doubtful about a stage.
 
-Numbers are percent points, intervals 95 %. `target-valid` is called few-label selection, since target labels chose.
+Numbers are percentage points, intervals 95 %. `target-valid` is called few-label selection, since target labels chose.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deftx.config import METRIC_WORDS, Metric, Training
-from deftx.evaluate.bootstrap import Estimate
+from deftx.config import METRIC_NAMES, Metric, Training
+from deftx.evaluate.bootstrap import Score
 from deftx.rank import Rank
 from deftx.stages.facts import SparseFacts, TrainingFacts
 from deftx.stages.kinds import facts_of, kind_of
@@ -27,26 +27,26 @@ _NO_LABELS = (
 )
 
 
-def points(estimate: Estimate | None) -> str:
+def points(score: Score | None) -> str:
     """A score such as `62.3 [59.8, 64.9]`."""
-    return _bracketed(estimate, ".1f")
+    return _bracketed(score, ".1f")
 
 
-def signed_points(estimate: Estimate | None) -> str:
+def signed_points(score: Score | None) -> str:
     """A difference such as `+0.4 [-0.6, +1.5]`."""
-    return _bracketed(estimate, "+.1f")
+    return _bracketed(score, "+.1f")
 
 
-def _bracketed(estimate: Estimate | None, form: str) -> str:
-    if estimate is None:
+def _bracketed(score: Score | None, form: str) -> str:
+    if score is None:
         return NOTHING
-    value, low, high = (_shown(one, form) for one in (estimate.value, estimate.low, estimate.high))
-    if estimate.excludes_zero:
-        low, high = (_not_zero(one, form) for one in (estimate.low, estimate.high))
+    value, low, high = (_format_number(one, form) for one in (score.value, score.low, score.high))
+    if score.excludes_zero:
+        low, high = (_not_zero(one, form) for one in (score.low, score.high))
     return f"{value} [{low}, {high}]"
 
 
-def _shown(number: float, form: str) -> str:
+def _format_number(number: float, form: str) -> str:
     """Without the sign of a number that rounds to 0."""
     return f"{round(100 * number, 1) + 0.0:{form}}"
 
@@ -54,7 +54,7 @@ def _shown(number: float, form: str) -> str:
 def _not_zero(number: float, form: str) -> str:
     """With more digits where a number that is not 0 would look like it."""
     near = round(100 * number, 1) == 0
-    return f"{100 * number:{form.replace('.1f', '.1g')}}" if near else _shown(number, form)
+    return f"{100 * number:{form.replace('.1f', '.1g')}}" if near else _format_number(number, form)
 
 
 def counted(number: int, noun: str) -> str:
@@ -67,13 +67,13 @@ def by_few_labels(info: SweepInfo) -> bool:
     return info.space.get("selection") != "unlabelled"
 
 
-def selection_words(info: SweepInfo, metric: Metric | None) -> str:
+def format_selection(info: SweepInfo, metric: Metric | None) -> str:
     """How the choice is made, under its proper name."""
     rule = _FEW_LABELS if by_few_labels(info) else _NO_LABELS
-    return rule.format(metric=METRIC_WORDS[metric] if metric else "score")
+    return rule.format(metric=METRIC_NAMES[metric] if metric else "score")
 
 
-def validation_words(info: SweepInfo) -> str:
+def format_validation(info: SweepInfo) -> str:
     """What validation scores are worth."""
     if by_few_labels(info):
         return "made the choice and therefore flatters the chosen row"
@@ -91,26 +91,26 @@ def _l1(recipe: Mapping[str, Any]) -> str:
     return f"{training.effective_l1:g}{coded if not training.effective_l1 else ''}"
 
 
-def score_words(score: float, selection: str) -> str:
+def format_score(score: float, selection: str) -> str:
     """A combination's score under the proper name of the selection."""
     if selection == "target-valid":
         return f"{score * 100:.2f} on validation (few-label selection)"
     return f"{score:+.3f}, source validation less held-out loss (selection without target labels)"
 
 
-ALIKE = 0.95
+NEAR_LT_SFT = 0.95
 """From this Jaccard overlap on a denoised mask is nearly LT-SFT's: denoising chose hardly anything."""
 
 _FEW_VALIDATIONS = 3
 
 
-def cautions(manifest: Manifest) -> list[str]:
+def stage_warnings(manifest: Manifest) -> list[str]:
     """What to be careful about with a published stage: one line each, which does not name the stage (its label does).
 
     What a stage itself warns of, as the check of a text does, begins with its subject.
     """
     of_text = manifest.details.get("warnings", [])
-    by_manifest = (_clamped(manifest), _alike(manifest), _never_improved(manifest))
+    by_manifest = (_clamped(manifest), _near_lt_sft(manifest), _never_improved(manifest))
     return [*of_text, *(words for words in by_manifest if words)]
 
 
@@ -126,9 +126,9 @@ def _clamped(manifest: Manifest) -> str:
     return f"rank {asked} is more than {number} can have (the smallest {min(clamped)}): clamped, so not denoised there"
 
 
-def _alike(manifest: Manifest) -> str:
+def _near_lt_sft(manifest: Manifest) -> str:
     overlap = facts_of(manifest, SparseFacts).jaccard_lt_sft if kind_of(manifest.kind).makes_sft else None
-    if overlap is None or overlap < ALIKE or not manifest.identity["settings"].get("denoise"):
+    if overlap is None or overlap < NEAR_LT_SFT or not manifest.identity["settings"].get("denoise"):
         return ""
     return f"its mask is nearly LT-SFT's (Jaccard overlap {overlap:.2f}): denoising changed little"
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from deftx.cli.command import console
 from deftx.config import TextSettings, Training
 from deftx.data.corpora import every_line
-from deftx.data.findings import TextCheck
 from deftx.data.tables import Layout, read_rows
 from deftx.data.text_check import check_text
+from deftx.data.text_report import TextReport
 from deftx.recipes import preset
 from deftx.sources.files import file_source
 from deftx.sources.published import local_folder, resolve_folder
@@ -39,7 +39,7 @@ def check_command(
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
-def _check(file: str, backbone: str, evaluation: list[str] | None, column: str, steps: int | None) -> TextCheck:
+def _check(file: str, backbone: str, evaluation: list[str] | None, column: str, steps: int | None) -> TextReport:
     from deftx.models.load import load_tokenizer  # torch takes seconds to import, and --help needs none
 
     recipe: dict[str, Any] = preset("paper", "sentiment")["language"]["training"]
@@ -57,7 +57,7 @@ def _column(file: str, column: str) -> list[str]:
     return [row.text for row in read_rows(file_source(file), layout)]
 
 
-def _table(found: TextCheck) -> Table:
+def _table(found: TextReport) -> Table:
     table = Table("count", "number", "lines", title=f"text {escape(found.language)}", title_justify="left")
     for name, lines in _lines(found).items():
         table.add_row(name, f"{lines.count:,}", str(lines).partition(" ")[2])
@@ -77,7 +77,7 @@ def _table(found: TextCheck) -> Table:
     return table
 
 
-def _lines(found: TextCheck) -> dict[str, Any]:
+def _lines(found: TextReport) -> dict[str, Any]:
     compared = {} if found.sentences is None else {
         f"equal to one of {found.sentences:,} evaluation sentences": found.equal,
         "with an evaluation sentence in them": found.contained,

@@ -29,7 +29,7 @@ EMOTICONS = {"negative": (":(", ":/", "D:"), "neutral": (), "positive": (":)", "
 
 Meaning = tuple[str, ...]
 """Concepts in the order of speech. A `+` after a concept asks for its affix: plural of a noun, past of a verb."""
-Row = tuple[str, Meaning]
+Statement = tuple[str, Meaning]
 """A label and a meaning."""
 
 _TOPICS = ("sea", "farm", "craft", "house", "feast", "journey")
@@ -244,9 +244,9 @@ def _labels(rng: Random, count: int) -> list[str]:
     return labels
 
 
-def _evaluation_rows(seed: int, sizes: Sizes) -> tuple[dict[str, list[Row]], set[Meaning]]:
+def _evaluation_rows(seed: int, sizes: Sizes) -> tuple[dict[str, list[Statement]], set[Meaning]]:
     """The rows of validation and test, all different, and their bare meanings, which no other text may have."""
-    rows: dict[str, list[Row]] = {"valid": [], "test": []}
+    rows: dict[str, list[Statement]] = {"valid": [], "test": []}
     sealed: set[Meaning] = set()
     for split, count in (("valid", sizes.valid), ("test", sizes.test)):
         rng = Random(f"{seed}/{split}")
@@ -256,7 +256,7 @@ def _evaluation_rows(seed: int, sizes: Sizes) -> tuple[dict[str, list[Row]], set
     return rows, sealed
 
 
-def _table(language: Language, rows: Iterable[Row]) -> str:
+def _table(language: Language, rows: Iterable[Statement]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("id", "text", "label"))

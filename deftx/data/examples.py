@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from deftx.config import Split
 from deftx.data.catalogue import Benchmark, Files, Labelled, Parquet, name_in_files
-from deftx.data.tables import Row, read_rows
+from deftx.data.tables import TableRow, read_rows
 from deftx.errors import ConfigError, DataError, hint
 from deftx.sources.files import file_source, online_file
 from deftx.sources.hub import HubSource, Source, hub_commit
@@ -128,7 +128,7 @@ def _examples(benchmark: Benchmark, data: Labelled, sources: Iterable[Source], s
     )
 
 
-def _rows(data: Labelled, source: Source, split: Split) -> list[Row]:
+def _rows(data: Labelled, source: Source, split: Split) -> list[TableRow]:
     """The rows of one source that belong to a split."""
     table = data.online if isinstance(source, HubSource) and data.online is not None else data.local
     rows = read_rows(source, table.layout)
@@ -138,14 +138,14 @@ def _rows(data: Labelled, source: Source, split: Split) -> list[Row]:
     return rows if share is None else [row for row in rows if share(row.id, split)]
 
 
-def _refuse_duplicates(rows: Iterable[Row]) -> None:
+def _refuse_duplicates(rows: Iterable[TableRow]) -> None:
     first: dict[str, str] = {}
     for row in rows:
         if (where := first.setdefault(row.id, row.where)) != row.where:
             raise DataError(f"{row.where}: the id {row.id!r} stands a second time, first at {where}")
 
 
-def _label(benchmark: Benchmark, row: Row) -> int:
+def _label(benchmark: Benchmark, row: TableRow) -> int:
     if row.label not in benchmark.labels:
         raise DataError(
             f"{row.where}: unknown label {row.label!r}{hint(row.label, benchmark.labels)}; "

@@ -15,7 +15,7 @@ from deftx.data.leaks import texts_digest
 from deftx.errors import Problems
 from deftx.sources.files import FileSource
 from deftx.sources.hub import Source
-from deftx.sources.pins import resolve_once
+from deftx.sources.revisions import resolve_once
 
 
 @dataclass(frozen=True)

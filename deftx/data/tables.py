@@ -50,7 +50,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A labelled row as written; `where`, its file and line, is for messages."""
 
     where: str
@@ -60,7 +60,7 @@ class Row:
     label: str
 
 
-def read_rows(source: Source, layout: Layout) -> list[Row]:
+def read_rows(source: Source, layout: Layout) -> list[TableRow]:
     """All rows of a table, in its order.
 
     Raises:
@@ -77,12 +77,12 @@ def read_rows(source: Source, layout: Layout) -> list[Row]:
     return rows
 
 
-def _row(number: str, where: str, cells: Mapping[str, str], layout: Layout) -> Row:
+def _row(number: str, where: str, cells: Mapping[str, str], layout: Layout) -> TableRow:
     id = layout.id if layout.id in cells else None
     for column in (*layout.columns, *([id] if id and layout.id_optional else [])):
         if not cells[column] and not (layout.blank_text and column == layout.text):
             raise DataError(f"{where}: the column {column!r} is empty")
-    return Row(
+    return TableRow(
         where=where,
         id=cells[id] if id else number,
         text=cells[layout.text],

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from deftx.config import TextSettings, Training
 from deftx.data.blocks import count_blocks
-from deftx.data.findings import Lines, Sign, TextCheck
 from deftx.data.leaks import find_shared
+from deftx.data.text_report import Lines, Sign, TextReport
 from deftx.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Lines", "TextCheck", "check_text"]
+__all__ = ["Lines", "TextReport", "check_text"]
 
 _LONG_WORD = 4
 """Most tokens of a word that is not counted as long: what `MOST_TOKENS_A_WORD` is on average."""
@@ -56,7 +56,7 @@ def check_text(
     *,
     seed: int = 0,
     evaluation: Sequence[str] | None = None,
-) -> TextCheck:
+) -> TextReport:
     """The counts of a text as training would read it. 9 MB and 1,000 sentences take about ten seconds on a core.
 
     Args:
@@ -77,7 +77,7 @@ def check_text(
         raise DataError(f"{language}: there is no text")
     passages = [passage for _, passage in numbered]
     train, valid, problem = _count_blocks(passages, tokenizer, text, seed)
-    return TextCheck(
+    return TextReport(
         language=language,
         passages=len(passages),
         bytes=sum(len(passage.encode()) for passage in passages),

@@ -56,7 +56,7 @@ System = Mapping[str, Predictions]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Score:
     """A score, or a difference of scores, with its 95 % interval. All are shares: 0.01 is one percentage point."""
 
     value: float
@@ -87,22 +87,22 @@ class Bootstrap:
         """
         self.labels, self.metric, self.draws, self.seed = tuple(labels), metric, draws, seed
 
-    def interval(self, system: System) -> dict[str, Estimate]:
+    def interval(self, system: System) -> dict[str, Score]:
         """The score on each language, and `AVERAGE`, the mean over them.
 
         Raises:
             DataError: for a label index outside the labels.
         """
-        return _estimates(system, self._resample(system))
+        return _with_intervals(system, self._resample(system))
 
-    def difference(self, a: System, b: System) -> dict[str, Estimate]:
+    def difference(self, a: System, b: System) -> dict[str, Score]:
         """The score of `a` minus that of `b` on each language, and `AVERAGE`, over the same draws.
 
         Raises:
             DataError: when the two were not graded on the same languages and items, or for an unknown label index.
         """
         _check_paired(a, b)
-        return _estimates(a, self._resample(a) - self._resample({language: b[language] for language in a}))
+        return _with_intervals(a, self._resample(a) - self._resample({language: b[language] for language in a}))
 
     def _resample(self, system: System) -> Floats:
         """Scores on all items, then on every draw: [1 + draws, languages + 1], the average over languages last.
@@ -164,12 +164,12 @@ def _unless_empty(scores: Floats, confusion: Floats) -> Floats:
     return np.where(confusion.sum(axis=(-2, -1)) > 0, scores, np.nan)
 
 
-def _estimates(languages: System, resampled: Floats) -> dict[str, Estimate]:
+def _with_intervals(languages: System, resampled: Floats) -> dict[str, Score]:
     """Percentile intervals of what `_resample` gives, by language."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(resampled[1:], [tail, 1 - tail], axis=0)
     columns = zip([*languages, AVERAGE], resampled[0], low, high, strict=True)
-    return {name: Estimate(float(value), float(least), float(most)) for name, value, least, most in columns}
+    return {name: Score(float(value), float(least), float(most)) for name, value, least, most in columns}
 
 
 def _check_paired(a: System, b: System) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deftx.kernels.dropout import Draws, ExampleDropout
+from deftx.kernels.dropout import CounterRNG, ExampleDropout
 from deftx.kernels.linear_cross_entropy import widened
 
 ATTENTION = "deftx"
@@ -122,10 +122,10 @@ def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> T
 
 def _factors(dropout: ExampleDropout, p: Tensor, start: int) -> Tensor:
     """M of the examples from number `start` on, of the shape and dtype of `p`."""
-    return dropout.draws.factors(dropout.site, p.shape, dropout.p, p.dtype, start)
+    return dropout.rng.factors(dropout.site, p.shape, dropout.p, p.dtype, start)
 
 
-def drop_by_example(model: Any, draws: Draws) -> None:
+def drop_by_example(model: Any, rng: CounterRNG) -> None:
     """Replace every dropout of a Hugging Face model by `ExampleDropout`, that of attention probabilities included.
 
     A model without any dropout is left as it is.
@@ -140,7 +140,7 @@ def drop_by_example(model: Any, draws: Draws) -> None:
         if isinstance(child, nn.Dropout) and child.p > 0
     ]
     for parent, name, child in dropouts:
-        setattr(parent, name, ExampleDropout(child.p, draws))
+        setattr(parent, name, ExampleDropout(child.p, rng))
     if dropouts:
         AttentionInterface.register(ATTENTION, attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Draws:
-    """The random number generator of every dropout in a model: for each step, a key for each site and example."""
+class CounterRNG:
+    """The counter-based RNG of every dropout in a model: for each step, a key for each site and example."""
 
     def __init__(self, seed: int) -> None:
         """Bind the run's seed."""
@@ -85,15 +85,15 @@ def _hash(keys: Tensor, count: int) -> Tensor:
 
 
 class ExampleDropout(nn.Dropout):
-    """`nn.Dropout` that draws from `Draws`; the first dimension of its input is the examples."""
+    """`nn.Dropout` that draws from `CounterRNG`; the first dimension of its input is the examples."""
 
-    def __init__(self, p: float, draws: Draws) -> None:
+    def __init__(self, p: float, rng: CounterRNG) -> None:
         super().__init__(p)
-        self.draws, self.site = draws, draws.site()
+        self.rng, self.site = rng, rng.site()
 
     def forward(self, input: Tensor) -> Tensor:
         """The input, in training with entries dropped and the rest scaled by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return input
-        dropped = self.draws.dropped(self.site, input.shape, self.p)
+        dropped = self.rng.dropped(self.site, input.shape, self.p)
         return input.masked_fill(dropped, 0.0).mul_(1 / (1 - self.p))

@@ -23,7 +23,7 @@ _CHUNK = 1 << 25
 """Logits that exist at once: 128 MiB in float32, of 134 positions with XLM-R's vocabulary."""
 
 
-def head_loss(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+def lm_head_cross_entropy(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of a RoBERTa-like LM head (dense, GELU, LayerNorm, output embedding), summed over positions.
 
     Args:
@@ -34,10 +34,10 @@ def head_loss(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     Returns:
         A scalar, in float32 at least.
     """
-    return linear_loss(head.layer_norm(gelu(head.dense(hidden))), head.decoder, labels)
+    return fused_linear_cross_entropy(head.layer_norm(gelu(head.dense(hidden))), head.decoder, labels)
 
 
-def linear_loss(hidden: Tensor, output: nn.Linear, labels: Tensor) -> Tensor:
+def fused_linear_cross_entropy(hidden: Tensor, output: nn.Linear, labels: Tensor) -> Tensor:
     """The cross-entropy of `output(hidden)` summed over positions: a scalar, in float32 at least.
 
     Args:
@@ -50,7 +50,7 @@ def linear_loss(hidden: Tensor, output: nn.Linear, labels: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         parts = zip(hidden.split(_rows(output)), labels.split(_rows(output)), strict=True)
         return sum((_sum(output(part), targets) for part, targets in parts), hidden.new_zeros(()))
-    loss: Tensor = _LabelledLoss.apply(hidden, output.weight, output.bias, labels)  # type: ignore[no-untyped-call]
+    loss: Tensor = _FusedCrossEntropy.apply(hidden, output.weight, output.bias, labels)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -58,7 +58,7 @@ def _sum(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(widened(logits), labels, reduction="sum")
 
 
-class _LabelledLoss(torch.autograd.Function):
+class _FusedCrossEntropy(torch.autograd.Function):
     """The formulas above, `rows` positions at a time."""
 
     @staticmethod

@@ -29,7 +29,7 @@ _TOKENS = 512
 entries on (measured)."""
 
 
-class SampledLinear:
+class SampledGradientLinear:
     """A linear layer whose frozen weight passes the gradient of some entries on to a vector of them."""
 
     def __init__(self, layer: nn.Linear, index: Tensor, values: nn.Parameter) -> None:

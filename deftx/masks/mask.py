@@ -18,40 +18,42 @@ from deftx.config import Denoise, resolve_k
 from deftx.errors import DataError
 from deftx.masks.denoise import Factorisation, denoise, factorise, is_matrix
 from deftx.masks.select import Indices, jaccard, non_zero, select
-from deftx.stages.files import SPECTRA, VECTORS
+from deftx.stages.files import SINGULAR_VALUES, SINGULAR_VECTORS
 from deftx.stages.settings import SparseSettings
 from deftx.stages.store import Store
 from deftx.tensor_files import LazyTensors
 
-Factors = Callable[[str], Factorisation]
+SVDFactors = Callable[[str], Factorisation]
 """The factorisation of each matrix, by the name of its parameter."""
 
 
-def save_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
+def save_svd_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
     """Factorise every matrix of a weight change, and write singular values and vectors into a folder.
 
     Raises:
         DataError: when an entry of any tensor is NaN or infinite (naming the tensor).
     """
-    factors: dict[str, Factorisation] = {}
+    svd_factors: dict[str, Factorisation] = {}
     for name in delta:
         tensor = delta[name]
         if is_matrix(tensor):
-            factors[name] = factorise(tensor, name)
+            svd_factors[name] = factorise(tensor, name)
         elif not bool(tensor.isfinite().all()):
             raise DataError(f"the weight change of {name} holds NaN or infinite entries")
-    save_file({name: factor.singular_values for name, factor in factors.items()}, folder / SPECTRA)
-    save_file({name: factor.vectors for name, factor in factors.items()}, folder / VECTORS)
+    save_file({name: factor.singular_values for name, factor in svd_factors.items()}, folder / SINGULAR_VALUES)
+    save_file({name: factor.vectors for name, factor in svd_factors.items()}, folder / SINGULAR_VECTORS)
 
 
-def factors_of(store: Store, address: str) -> Factors:
+def svd_factors_of(store: Store, address: str) -> SVDFactors:
     """The SVD factors that a dense stage published; those of a matrix are read when they are asked for."""
-    spectra, vectors = (LazyTensors(store.fetch(address, name)) for name in (SPECTRA, VECTORS))
-    return lambda name: Factorisation(spectra[name], vectors[name])
+    singular_values, singular_vectors = (
+        LazyTensors(store.fetch(address, name)) for name in (SINGULAR_VALUES, SINGULAR_VECTORS)
+    )
+    return lambda name: Factorisation(singular_values[name], singular_vectors[name])
 
 
 def denoise_all(
-    delta: Mapping[str, Tensor], settings: Denoise, factors: Factors
+    delta: Mapping[str, Tensor], settings: Denoise, svd_factors: SVDFactors
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The denoised weight change: L + S of every matrix, biases as they are; and for each matrix how far it went.
 
@@ -71,7 +73,7 @@ def denoise_all(
         if not is_matrix(tensor):
             values[name] = tensor
             continue
-        result = denoise(tensor, settings, factors(name))
+        result = denoise(tensor, settings, svd_factors(name))
         values[name] = result.values
         facts.append(
             {

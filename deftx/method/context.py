@@ -48,7 +48,7 @@ def dense_of(stage: Stage) -> Stage:
 
 
 def vector_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
-    """The vector in a role: of the input stage there, else the published one, else none."""
+    """The vector in a role: of the input stage there, else the published one, else None."""
     if (needed := stage.input(role)) is not None:
         return SparseFineTuning.from_folder(store.fetch_folder(needed.address, SFT))
     return SparseFineTuning.from_published(published) if published else None

@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the checkout that this code lies in, with `+` for local changes; none for an installed package."""
+    """The commit of the checkout that this code lies in, with `+` for local changes; None for an installed package."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

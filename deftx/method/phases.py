@@ -18,7 +18,7 @@ from deftx.data.catalogue import Benchmark, benchmark
 from deftx.data.examples import read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
 from deftx.errors import DataError
-from deftx.masks.mask import choose, denoise_all, factors_of, mask_size, save_factors
+from deftx.masks.mask import choose, denoise_all, mask_size, save_svd_factors, svd_factors_of
 from deftx.masks.select import Indices
 from deftx.method import environment
 from deftx.method.context import Context, Made, backbone_folder, vector_of
@@ -33,7 +33,7 @@ from deftx.stages.settings import DenseSettings, SparseSettings, TaskData
 from deftx.stages.stage import Stage, settings_of
 from deftx.stages.store import Store
 from deftx.tensor_files import Kept, LazyTensors, write
-from deftx.train.loop import Outcome, train
+from deftx.train.loop import TrainResult, train
 from deftx.train.objectives import Classification, MaskedLanguageModelling, Masking, Objective, encode
 from deftx.train.trainable import body_of, phase
 
@@ -44,19 +44,19 @@ def dense(context: Context) -> Made:
     model, objective = _prepare(context, context.stage)
     start = Kept()
     start.keep(body_of(model, settings.training))
-    outcome = train(
-        model, objective, settings.training, seed=context.stage.seed, what=lambda: phase(model, settings.training),
+    result = train(
+        model, objective, settings.training, seed=context.stage.seed, trainable=lambda: phase(model, settings.training),
         execution=context.execution, checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
     model.cpu()
     write(context.folder / DELTA, body_of(model, settings.training), lambda name, weight: weight - start[name])
     delta = LazyTensors(context.folder / DELTA)
     save_file({name: p.detach().contiguous() for name, p in head_of(model).items()}, context.folder / HEAD)
-    save_factors(delta, context.folder)
+    save_svd_factors(delta, context.folder)
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
-    facts = DenseFacts(**_trained(outcome), changed_entries=changed)
+    facts = DenseFacts(**_trained(result), changed_entries=changed)
     details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint}
-    return Made(facts, outcome.curve, details)
+    return Made(facts, result.curve, details)
 
 
 def sparse(context: Context) -> Made:
@@ -67,15 +67,15 @@ def sparse(context: Context) -> Made:
     denoised: Mapping[str, Tensor] = delta
     matrices: list[dict[str, Any]] = []
     if settings.denoise is not None:
-        denoised, matrices = denoise_all(delta, settings.denoise, factors_of(context.store, before.address))
+        denoised, matrices = denoise_all(delta, settings.denoise, svd_factors_of(context.store, before.address))
     mask, overlap = choose(delta, denoised, settings)
     facts: dict[str, Any] = {"k": mask_size(mask), "jaccard_lt_sft": overlap, **_mean_denoising(matrices)}
     metadata = _metadata(context, before, settings, mask)
     curve: list[dict[str, float]] = []
     if settings.retrain:
         del denoised  # as large as the weights, and only the mask is needed while they train
-        sft, outcome = _retrain(context, before, mask, metadata)
-        facts, curve = facts | _trained(outcome), outcome.curve
+        sft, result = _retrain(context, before, mask, metadata)
+        facts, curve = facts | _trained(result), result.curve
     else:
         head = LazyTensors(context.store.fetch(before.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
@@ -83,13 +83,15 @@ def sparse(context: Context) -> Made:
     return Made(SparseFacts(**facts), curve, {"matrices": matrices})
 
 
-def _retrain(context: Context, dense: Stage, mask: Indices, metadata: SFTMetadata) -> tuple[SparseFineTuning, Outcome]:
+def _retrain(
+    context: Context, dense: Stage, mask: Indices, metadata: SFTMetadata
+) -> tuple[SparseFineTuning, TrainResult]:
     training = settings_of(dense, DenseSettings).training
     model, objective = _prepare(context, dense)
     body = body_of(model, training)
     start = {name: body[name].detach().view(-1)[index].clone() for name, index in mask.items()}
-    outcome = train(
-        model, objective, training, seed=context.stage.seed, what=lambda: phase(model, training, mask),
+    result = train(
+        model, objective, training, seed=context.stage.seed, trainable=lambda: phase(model, training, mask),
         execution=context.execution, checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
     model.cpu()
@@ -97,17 +99,17 @@ def _retrain(context: Context, dense: Stage, mask: Indices, metadata: SFTMetadat
     values = {name: body[name].detach().view(-1)[index] - start[name] for name, index in mask.items()}
     shapes = {name: tuple(body[name].shape) for name in mask}
     head = {name: parameter.detach() for name, parameter in head_of(model).items()}
-    scored = metadata.model_copy(update={"scores": outcome.best})
-    return SparseFineTuning(mask, values, shapes, scored, head), outcome
+    scored = metadata.model_copy(update={"scores": result.best})
+    return SparseFineTuning(mask, values, shapes, scored, head), result
 
 
-def _trained(outcome: Outcome) -> dict[str, Any]:
+def _trained(result: TrainResult) -> dict[str, Any]:
     """The facts of a training."""
-    return {**outcome.best, "best_step": outcome.best_step, "steps": outcome.steps}
+    return {**result.best, "best_step": result.best_step, "steps": result.steps}
 
 
 def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
-    """The start of both phases of a vector and what they minimise: alike in both, the head included."""
+    """The start of both phases of a vector and what they minimise: the same in both, the head included."""
     settings = settings_of(dense, DenseSettings)
     folder = backbone_folder(context.store, dense)
     tokenizer = load_tokenizer(folder)

@@ -18,7 +18,7 @@ from deftx.config import Execution, TextSettings
 from deftx.data.blocks import Blocks, token_blocks
 from deftx.models.load import quiet
 from deftx.stages.settings import BackboneSettings
-from deftx.train.loop import Checkpoints, Outcome, Report, train
+from deftx.train.loop import Checkpoints, Report, TrainResult, train
 from deftx.train.objectives import MaskedLanguageModelling, Masking
 from deftx.train.trainable import Trainable
 
@@ -36,7 +36,7 @@ def pretrain(
     execution: Execution,
     checkpoints: Checkpoints | None = None,
     report: Report | None = None,
-) -> Outcome:
+) -> TrainResult:
     """Train a tokenizer and a masked language model and write both into a folder.
 
     Args:
@@ -49,14 +49,14 @@ def pretrain(
     tokenizer = train_tokenizer([*texts.values(), *tokenizer_texts.values()], settings.vocabulary)
     objective = _objective(tokenizer, settings, texts, seed)
     model = new_model(len(tokenizer), settings, seed)
-    outcome = train(
-        model, objective, settings.training, seed=seed, what=lambda: Trainable(dict(model.named_parameters())),
+    result = train(
+        model, objective, settings.training, seed=seed, trainable=lambda: Trainable(dict(model.named_parameters())),
         execution=execution, checkpoints=checkpoints, report=report,
     )  # fmt: skip
     with quiet():
         model.cpu().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return outcome
+    return result
 
 
 def train_tokenizer(texts: list[list[str]], vocabulary: int) -> Any:

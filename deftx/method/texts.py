@@ -29,11 +29,11 @@ def backbone(context: Context) -> Made:
     settings = settings_of(context.stage, BackboneSettings)
     texts = {language: read_lines(source) for language, source in settings.texts}
     others = {language: read_lines(source) for language, source in settings.tokenizer_texts}
-    outcome = pretrain(
+    result = pretrain(
         context.folder / MODEL, settings, texts, others, seed=context.stage.seed, execution=context.execution,
         checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
-    return Made(BackboneFacts(**outcome.best, best_step=outcome.best_step, steps=outcome.steps), outcome.curve)
+    return Made(BackboneFacts(**result.best, best_step=result.best_step, steps=result.steps), result.curve)
 
 
 def check(context: Context) -> Made:

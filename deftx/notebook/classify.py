@@ -10,7 +10,7 @@ from deftx.config import Metric
 from deftx.data.catalogue import OwnBenchmark, benchmark
 from deftx.data.examples import Examples, read_training
 from deftx.errors import ConfigError, Problems
-from deftx.evaluate.bootstrap import Bootstrap, Estimate, Predictions
+from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
 from deftx.models.load import quiet
 from deftx.notebook.learn import PathLike
 from deftx.sft.classifier import load_composed
@@ -76,7 +76,7 @@ def compose(
     return classifier
 
 
-def grade(classifier: TextClassificationPipeline, table: PathLike, *, metric: Metric = "macro_f1") -> Estimate:
+def grade(classifier: TextClassificationPipeline, table: PathLike, *, metric: Metric = "macro_f1") -> Score:
     """The score of a classifier on labelled sentences with its 95 % interval, both as shares.
 
     Args:

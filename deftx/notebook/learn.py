@@ -131,7 +131,7 @@ def learn_task(
         source: the source language's vector that training starts from: what `learn_language` returned, a stage, or a
             folder or hub id; None: it starts from the backbone as it is.
         data_root: folder or URL of the benchmark's original files; None: the hub.
-        leaks: strict, lt-sft or none: which training rows go for being in the evaluation sets.
+        leaks: strict, lt-sft or None: which training rows go for being in the evaluation sets.
 
     The others are those of `learn_language`; `training` takes the names of `Training`, `k`, `retrain`, `max_length`
     and `max_rows`.

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from deftx.stages.stage import Stage
-from deftx.train.loop import Point, Report
+from deftx.train.loop import CurvePoint, Report
 
 _SCORES = {"valid_loss": "validation loss", "valid_score": "validation score"}
 
@@ -78,7 +78,7 @@ class Bars:
         self._draw()
         return lambda point: self._point(row, point)
 
-    def _point(self, row: TaskID, point: Point) -> None:
+    def _point(self, row: TaskID, point: CurvePoint) -> None:
         told = [f"{words} {point[name]:.3f}" for name, words in _SCORES.items() if name in point]
         score: dict[str, Any] = {"score": told[0]} if told else {}
         if "steps" in point:  # the bar's pace is that of the steps to come: those of a checkpoint took no time here

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from deftx.config import METRIC_WORDS, SPLIT_WORDS
-from deftx.sft.composition import Composition, Part, Score, Stored
+from deftx.config import METRIC_NAMES, SPLIT_NAMES
+from deftx.sft.composition import Composition, Part, SplitScore, Stored
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import HubFolder
 
@@ -38,14 +38,14 @@ def _parts(composition: Composition, task: SparseFineTuning, language: SparseFin
     backbone = composition.backbone
     name = _name(backbone)
     commit = f" at {backbone.commit}" if isinstance(backbone, HubFolder) else ""
-    lines = ["| part | of | weight | rank | kept of the rest | entries |", "|---|---|---|---|---|---|"]
+    lines = ["| part | of | weight | rank | retention | entries |", "|---|---|---|---|---|---|"]
     lines.append(f"| backbone | {name}{commit} | 1 | | | |")
     for role, sft, weight in zip(("task", "language"), (task, language), composition.weights, strict=True):
         if sft is not None:
             known = sft.metadata
-            kept = "" if known.retention is None else f"{known.retention * 100:g} %"
+            retention = "" if known.retention is None else f"{known.retention * 100:g} %"
             of = " in ".join(filter(None, (known.task, known.language))) or known.backbone
-            lines.append(f"| {role} vector | {of} | {weight:g} | {known.rank or ''} | {kept} | {len(sft):,} |")
+            lines.append(f"| {role} vector | {of} | {weight:g} | {known.rank or ''} | {retention} | {len(sft):,} |")
     return "\n".join(lines)
 
 
@@ -56,14 +56,14 @@ def _name(backbone: Part) -> str:
     return backbone.repo if isinstance(backbone, HubFolder) else Path(backbone.path).name
 
 
-def _scores(scores: tuple[Score, ...]) -> list[str]:
+def _scores(scores: tuple[SplitScore, ...]) -> list[str]:
     if not scores:
         return ["It was not graded, or no score came with it."]
-    lines = ["| split | metric | percent points [95 % interval] | items |", "|---|---|---|---|"]
+    lines = ["| split | metric | percentage points [95 % interval] | items |", "|---|---|---|---|"]
     for one in scores:
         value, low, high = (f"{100 * number:.1f}" for number in (one.value, one.low, one.high))
         lines.append(
-            f"| {SPLIT_WORDS[one.split]} | {METRIC_WORDS[one.metric]} | {value} [{low}, {high}] | {one.items} |"
+            f"| {SPLIT_NAMES[one.split]} | {METRIC_NAMES[one.metric]} | {value} [{low}, {high}] | {one.items} |"
         )
     return ["\n".join(lines), "One run: the intervals say what other items would change, not what another seed would."]
 

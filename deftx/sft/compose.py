@@ -67,7 +67,7 @@ def compose_for_good(
 
 
 def apply(model: nn.Module, sft: SparseFineTuning, weight: float = 1.0) -> None:
-    """Add a vector to a model for good, without its head: the start theta0 + phi_source.
+    """Add a vector to a model permanently, without its head: the start theta0 + phi_source.
 
     Raises:
         DataError: when the vector was made for another backbone.

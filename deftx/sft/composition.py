@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_serializer, field_validator
 
-from deftx.config import SPLIT_WORDS, EvaluationSplit, Metric, Settings, TaskKind
+from deftx.config import SPLIT_NAMES, EvaluationSplit, Metric, Settings, TaskKind
 from deftx.errors import ConfigError, DataError, StoreError, hint
 from deftx.sources.published import HubFolder, LocalFolder, resolve_folder
 from deftx.stages.store import Store
@@ -30,7 +30,7 @@ class Stored(Settings):
     address: str = Field(pattern=r"^[0-9a-f]{32}$")
 
 
-class Score(Settings):
+class SplitScore(Settings):
     """A score on the target language with its 95 % interval, as shares, and how many items it was measured on."""
 
     split: EvaluationSplit
@@ -41,12 +41,12 @@ class Score(Settings):
     items: int
 
     @field_serializer("split")
-    def _in_words(self, split: EvaluationSplit) -> str:
-        return SPLIT_WORDS[split]
+    def _split_name(self, split: EvaluationSplit) -> str:
+        return SPLIT_NAMES[split]
 
     @field_validator("split", mode="before")
     @classmethod
-    def _of_words(cls, split: object) -> object:
+    def _split_of_name(cls, split: object) -> object:
         return "valid" if split == "validation" else split
 
 
@@ -62,11 +62,11 @@ class Composition(Settings):
     weights: tuple[float, float] = Field((1.0, 1.0), description="lambda of the task and of the language vector")
     labels: tuple[str, ...] = Field(min_length=2, description="in the order of the head's outputs")
     max_length: int = Field(128, ge=8, description="tokens that a text was cut to")
-    target: str | None = Field(None, description="code of the target language; none: as its vector says")
+    target: str | None = Field(None, description="code of the target language; None: as its vector says")
     benchmark: str | None = None
     kind: TaskKind = Field("sentiment", description="nli: a text comes with its hypothesis")
     origin: str = Field("", description="in words, how it was chosen")
-    scores: tuple[Score, ...] = ()
+    scores: tuple[SplitScore, ...] = ()
 
     @field_validator("backbone", "task", "language")
     @classmethod

@@ -18,7 +18,7 @@ from pydantic import Field
 from deftx.atomic import replacing
 from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
-from deftx.sources.pins import resolve_once
+from deftx.sources.revisions import resolve_once
 
 
 class FileSource(Settings):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
 from deftx.sources.files import FileSource, keep
-from deftx.sources.pins import UNRESOLVED, resolve_once
+from deftx.sources.revisions import UNRESOLVED, resolve_once
 
 
 class HubSource(Settings):

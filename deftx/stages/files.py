@@ -7,7 +7,7 @@ MODEL = "model"
 
 DELTA, HEAD, BLOCKS = "delta.safetensors", "head.safetensors", "blocks.safetensors"
 
-SPECTRA, VECTORS = "spectra.safetensors", "vectors.safetensors"
+SINGULAR_VALUES, SINGULAR_VECTORS = "spectra.safetensors", "vectors.safetensors"
 
 SCORES, SEALED, DROPPED, CHECK = "scores.json", "sealed_test.json", "dropped_rows.json", "check.json"
 

@@ -140,11 +140,11 @@ def checked_text(check: Stage) -> Stage:
     return replace(check, kind="text", settings=TextStageSettings(**settings))
 
 
-def denoise_words(denoise: Denoise | None) -> str:
-    """A denoising setting in words: `rank 100 · keep 5 %`, or `LT-SFT` for None."""
+def format_denoise(denoise: Denoise | None) -> str:
+    """A denoising setting in words: `rank 100 · retention 5 %`, or `LT-SFT` for None."""
     if denoise is None:
         return "LT-SFT"
-    return f"rank {denoise.rank} · keep {denoise.retention * 100:g} %"
+    return f"rank {denoise.rank} · retention {denoise.retention * 100:g} %"
 
 
 # -- how stages of a kind are named, and what they train --------------------------------------------------------------
@@ -164,9 +164,9 @@ def _dense_subject(stage: Stage) -> str:
     return _language_or_kind(stage) if stage.settings.task is None else "task"
 
 
-def _sparse_words(stage: Stage) -> list[str]:
+def _format_sparse(stage: Stage) -> list[str]:
     assert isinstance(stage.settings, SparseSettings)
-    words = [denoise_words(stage.settings.denoise)]
+    words = [format_denoise(stage.settings.denoise)]
     if not stage.settings.retrain:
         words.append("not retrained")
     if stage.settings.k is None:
@@ -174,7 +174,7 @@ def _sparse_words(stage: Stage) -> list[str]:
     return words
 
 
-def _grade_words(stage: Stage) -> list[str]:
+def _format_grade(stage: Stage) -> list[str]:
     assert isinstance(stage.settings, GradeSettings)
     task, vector = stage.needed("task"), stage.input("language")
     words = [f"task {_setting(task)}"]
@@ -221,7 +221,7 @@ register(
         name="sparse", version=2, settings=SparseSettings, facts=SparseFacts,
         runs="deftx.method.phases:sparse", reads=("dense", "dense.text", "dense.start", "dense.backbone"),
         trained=_dense_if_retrained, language=lambda stage: stage.needed("dense").language,
-        subject=lambda stage: stage.needed("dense").subject, words=_sparse_words, makes_sft=True, is_phase=True,
+        subject=lambda stage: stage.needed("dense").subject, words=_format_sparse, makes_sft=True, is_phase=True,
     )
 )  # fmt: skip
 register(
@@ -229,6 +229,6 @@ register(
         name="grade", version=1, settings=GradeSettings, facts=GradeFacts,
         # the task may be graded as the dense phase left it
         runs="deftx.method.grading:grade", reads=("task", "language", "task.backbone", "task.dense.backbone"),
-        words=_grade_words, seals=True,
+        words=_format_grade, seals=True,
     )
 )  # fmt: skip

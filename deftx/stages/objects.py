@@ -52,7 +52,7 @@ class Objects:
         return "/".join([self.root, *parts])
 
     def read(self, *parts: str) -> bytes | None:
-        """The bytes of an object, or none when there is no such object."""
+        """The bytes of an object, or None when there is no such object."""
         try:
             return bytes(self.fs.cat_file(self.path(*parts)))
         except (FileNotFoundError, NotADirectoryError):
@@ -102,7 +102,7 @@ class Objects:
             self.fs.rm(target, recursive=True)
 
     def names(self, *parts: str) -> list[str]:
-        """The names in a folder, sorted; none when it is not there."""
+        """The names in a folder, sorted; empty when it is not there."""
         self.fs.invalidate_cache()
         try:
             return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path(*parts), False))

@@ -5,7 +5,7 @@
     text      (source, tokenizer, block length, limits) -> token blocks
     dense     (backbone, text or benchmark, training, start) -> delta, head, factors of its matrices
     sparse    (dense, denoising, k) -> SFT
-    grade     (a language vector or none, a task vector, a target language) -> scores on validation and, sealed, on test
+    grade     (a language vector if any, a task vector, a target language) -> scores on validation and, sealed, on test
 
 An address is the SHA-256 of the kind, the kind's version, the settings and the addresses of the inputs. Raise a kind's
 version by hand when its results change. What is peculiar to a kind is in `kinds`. No torch here, so that planning is
@@ -95,7 +95,7 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """What a person calls it, such as `ace · sparse · rank 100 · keep 5 %`."""
+        """What a person calls it, such as `ace · sparse · rank 100 · retention 5 %`."""
         parts = [self.subject, self.kind, *kind_of(self.kind).words(self)]
         return " · ".join(part for part in dict.fromkeys(parts) if part)
 

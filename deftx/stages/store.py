@@ -50,7 +50,7 @@ class Store(Objects):
         self._warned: set[str] = set()
 
     def manifest(self, address: str) -> Manifest | None:
-        """The manifest of a published stage, or none: one that is not to be believed is warned of and does not count.
+        """The manifest of a published stage, or None: one that is not to be believed is warned of and does not count.
 
         Raises:
             StoreError: when a newer version wrote it.

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
 from deftx.kernels.attention import drop_by_example
-from deftx.kernels.dropout import Draws
+from deftx.kernels.dropout import CounterRNG
 from deftx.tensor_files import Kept
 from deftx.train.objectives import Batch, Objective
 from deftx.train.optimizer import Optimizer
 from deftx.train.trainable import Trainable
 
-Point = dict[str, float]
-Report = Callable[[Point], None]
+CurvePoint = dict[str, float]
+Report = Callable[[CurvePoint], None]
 State = dict[str, Any]
 
 _STEPS_UNCHECKED = 50
@@ -50,7 +50,7 @@ class Checkpoints(Protocol):
 
 
 @dataclass
-class Outcome:
+class TrainResult:
     """The result of a training run.
 
     Attributes:
@@ -62,8 +62,8 @@ class Outcome:
 
     steps: int
     best_step: int = 0
-    best: Point = field(default_factory=dict)
-    curve: list[Point] = field(default_factory=list)
+    best: CurvePoint = field(default_factory=dict)
+    curve: list[CurvePoint] = field(default_factory=list)
 
 
 def train(
@@ -72,11 +72,11 @@ def train(
     settings: Training,
     *,
     seed: int,
-    what: Callable[[], Trainable],
+    trainable: Callable[[], Trainable],
     execution: Execution | None = None,
     checkpoints: Checkpoints | None = None,
     report: Report | None = None,
-) -> Outcome:
+) -> TrainResult:
     """The result of training a model, which is left at its best checkpoint by validation.
 
     Args:
@@ -84,7 +84,7 @@ def train(
         objective: the loss, its data and its validation.
         settings: steps, batches, optimiser and precision.
         seed: of batches, masks and dropout.
-        what: makes what trains, see `phase`; called once the model is on its device. Everything else is frozen.
+        trainable: makes what trains, see `phase`; called once the model is on its device. Everything else is frozen.
         execution: device, micro-batch and the like; by default a CPU and whole batches.
         checkpoints: where to continue from and to save to; None: nowhere.
         report: called at the start with `step` and `steps`, where the run begins and ends; then with each point of
@@ -100,18 +100,18 @@ def train(
     execution = execution or Execution()
     model.to(execution.device)
     # closed after a failure too, so that the model can be trained again
-    with closing(what()) as trained, _gradient_checkpointing(model, execution.gradient_checkpointing):
+    with closing(trainable()) as trained, _gradient_checkpointing(model, execution.gradient_checkpointing):
         run = Run(model, objective, settings, seed, trained, execution)
         if checkpoints is not None:
             with TemporaryDirectory(prefix="deftx-") as folder:
                 if (file := checkpoints.load(Path(folder))) is not None:
                     run.restore(file)
         if report is not None:
-            report({"step": float(run.step), "steps": float(run.outcome.steps)})
+            report({"step": float(run.step), "steps": float(run.result.steps)})
         saved = time.monotonic()
-        while run.step < run.outcome.steps:
-            run.advance()
-            if run.step % settings.validate_every == 0 or run.step == run.outcome.steps:
+        while run.step < run.result.steps:
+            run.train_step()
+            if run.step % settings.validate_every == 0 or run.step == run.result.steps:
                 point = run.validate()
                 if report is not None:
                     report(point)
@@ -120,8 +120,8 @@ def train(
                     run.save(Path(folder) / "checkpoint")
                     checkpoints.save(Path(folder) / "checkpoint")
                 saved = time.monotonic()
-        run.leave()
-    return run.outcome
+        run.load_best()
+    return run.result
 
 
 @contextmanager
@@ -150,44 +150,50 @@ class Run:
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, settings: Training, seed: int, what: Trainable, how: Execution
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: Training,
+        seed: int,
+        trainable: Trainable,
+        execution: Execution,
     ) -> None:
         """Freeze what does not train, replace the model's dropout, and put the model in training mode."""
         self._model, self._objective, self.settings, self._seed = model, objective, settings, seed
-        _freeze_all_but(model, what)
-        self._what, self._how, self._device = what, how, torch.device(how.device)
-        self.optimizer = Optimizer(what, settings, sum(parameter.numel() for parameter in model.parameters()))
-        self._draws = Draws(seed)
-        drop_by_example(model, self._draws)
-        objective.narrow(model)
+        _freeze_all_but(model, trainable)
+        self._trainable, self._execution, self._device = trainable, execution, torch.device(execution.device)
+        self.optimizer = Optimizer(trainable, settings, sum(parameter.numel() for parameter in model.parameters()))
+        self._rng = CounterRNG(seed)
+        drop_by_example(model, self._rng)
+        objective.patch_model(model)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its permutation
         self._best = Kept()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self.step = 0
-        self.outcome = Outcome(settings.steps(objective.examples))
+        self.result = TrainResult(settings.steps(objective.examples))
         model.train()
 
-    def advance(self) -> None:
+    def train_step(self) -> None:
         """Take one optimiser step.
 
         Raises:
             TrainingError: when the loss or the gradient is NaN or infinite; on a GPU it is noticed some steps later.
         """
         batch = self._batch()
-        self._what.begin(batch.get("input_ids"))
-        self._draws.begin(self.step, len(batch["labels"]), self._device)
-        labelled = max(self._objective.labelled(batch), 1)
-        self._losses.append(torch.stack([self._backward(*part, labelled) for part in self._parts(batch)]).sum())
+        self._trainable.begin(batch.get("input_ids"))
+        self._rng.begin(self.step, len(batch["labels"]), self._device)
+        num_targets = max(self._objective.num_targets(batch), 1)
+        self._losses.append(torch.stack([self._backward(*part, num_targets) for part in self._parts(batch)]).sum())
         waits = self._device.type != "cpu"  # a GPU is not waited for in every step
         if not waits:
             self._check_steps()
-        self._norms.append(self.optimizer.step(schedule(self.step, self.outcome.steps, self.settings.warmup)))
+        self._norms.append(self.optimizer.step(schedule(self.step, self.result.steps, self.settings.warmup)))
         self.step += 1
         if not waits or self.step % _STEPS_UNCHECKED == 0:
             self._check_steps()
 
-    def validate(self) -> Point:
+    def validate(self) -> CurvePoint:
         """The next point of the curve: the model is validated, and kept if it is the best so far.
 
         Raises:
@@ -202,35 +208,35 @@ class Run:
         point = {"step": float(self.step), "train_loss": float(mean), **metrics}
         self._losses.clear()
         self._norms.clear()
-        self.outcome.curve.append(point)
+        self.result.curve.append(point)
         if not math.isfinite(metrics[self._objective.metric]):
             self._stop(self._objective.metric, metrics[self._objective.metric], self.step)
         if self._improves(metrics):
             self._check_values()
-            self.outcome.best, self.outcome.best_step = metrics, self.step
-            if self.step < self.outcome.steps:  # the last checkpoint is where the model is already
-                self._best.keep(self._what.values)
+            self.result.best, self.result.best_step = metrics, self.step
+            if self.step < self.result.steps:  # the last checkpoint is where the model is already
+                self._best.keep(self._trainable.values)
         return point
 
-    def leave(self) -> None:
+    def load_best(self) -> None:
         """Put the model back to its best checkpoint, in evaluation mode.
 
         To train it further by a loop of your own, load it again: its dropout and last layer stay replaced.
         """
-        if self.outcome.best_step < self.step:
-            self._what.load(self._best)
+        if self.result.best_step < self.step:
+            self._trainable.load(self._best)
         self._model.eval()
 
     def save(self, file: Path) -> None:
         """Write everything a run needs to continue; no tensor is copied in memory on a CPU."""
         state: State = {
             "step": self.step,
-            "values": {name: value.detach().cpu() for name, value in self._what.values.items()},
+            "values": {name: value.detach().cpu() for name, value in self._trainable.values.items()},
             "optimizer": self.optimizer.state_dict(),
             "best": dict(self._best),
-            "best_step": self.outcome.best_step,
-            "best_metrics": self.outcome.best,
-            "curve": self.outcome.curve,
+            "best_step": self.result.best_step,
+            "best_metrics": self.result.best,
+            "curve": self.result.curve,
             "losses": _stacked(self._losses),
             "norms": _stacked(self._norms),
         }
@@ -242,10 +248,10 @@ class Run:
         self.step = state["step"]
         if state["best"]:
             self._best.keep(state["best"])
-        self._what.load(state["values"])
+        self._trainable.load(state["values"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._losses, self._norms = (list(state[name].to(self._device)) for name in ("losses", "norms"))
-        self.outcome = Outcome(self.outcome.steps, state["best_step"], state["best_metrics"], state["curve"])
+        self.result = TrainResult(self.result.steps, state["best_step"], state["best_metrics"], state["curve"])
 
     def _batch(self) -> Batch:
         """The batch of this step; the last one of an epoch may be smaller."""
@@ -259,19 +265,19 @@ class Run:
 
     def _parts(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
         """The micro-batches of a batch, each with the number of its first example; copied to the device."""
-        size = self._how.micro_batch or len(batch["labels"])
+        size = self._execution.micro_batch or len(batch["labels"])
         for start in range(0, len(batch["labels"]), size):
-            part = self._objective.located({key: tensor[start : start + size] for key, tensor in batch.items()})
+            part = self._objective.prepare_batch({key: tensor[start : start + size] for key, tensor in batch.items()})
             if self._device.type == "cuda":  # pinned memory is copied while the GPU computes
                 part = {key: tensor.pin_memory() for key, tensor in part.items()}
             yield start, {key: tensor.to(self._device, non_blocking=True) for key, tensor in part.items()}
 
-    def _backward(self, first: int, part: Batch, labelled: int) -> Tensor:
+    def _backward(self, first: int, part: Batch, num_targets: int) -> Tensor:
         """The micro-batch's share of the batch's loss, a scalar, after its backward pass."""
-        self._draws.at(first)
+        self._rng.at(first)
         with self._autocast():
             # over the labelled positions of the whole batch, so that the parts add up to its mean
-            loss = self._objective.loss(self._model, part) / labelled
+            loss = self._objective.loss(self._model, part) / num_targets
         loss.backward()
         return loss.detach()
 
@@ -290,36 +296,36 @@ class Run:
 
     def _check_values(self) -> None:
         """Raise for a weight that is NaN or infinite: the last step's effect is in no loss yet."""
-        for name, value in self._what.values.items():
+        for name, value in self._trainable.values.items():
             if not bool(value.isfinite().all()):
                 raise TrainingError(f"{name} became NaN or infinite by step {self.step}; lower the learning rate")
 
     def _stop(self, name: str, value: float, step: int) -> NoReturn:
-        tensor = next(_no_numbers(self._what), None)
+        tensor = next(_no_numbers(self._trainable), None)
         where = f"; the first tensor that is no number: {tensor}" if tensor else ""
         raise TrainingError(f"the {name} became {value} at step {step}{where}; lower the learning rate")
 
-    def _improves(self, metrics: Point) -> bool:
-        if not self.outcome.best_step:
+    def _improves(self, metrics: CurvePoint) -> bool:
+        if not self.result.best_step:
             return True
-        new, old = metrics[self._objective.metric], self.outcome.best[self._objective.metric]
+        new, old = metrics[self._objective.metric], self.result.best[self._objective.metric]
         return new > old if self._objective.higher_is_better else new < old
 
 
-def _freeze_all_but(model: nn.Module, what: Trainable) -> None:
+def _freeze_all_but(model: nn.Module, trainable: Trainable) -> None:
     """Let autograd compute gradients for what trains only, and drop those of before."""
-    trained = {id(parameter) for name, parameter in what.parameters.items() if name not in what.replaced}
+    trained = {id(parameter) for name, parameter in trainable.parameters.items() if name not in trainable.replaced}
     for parameter in model.parameters():
         parameter.grad = None
         parameter.requires_grad_(id(parameter) in trained)
 
 
-def _no_numbers(what: Trainable) -> Iterator[str]:
+def _no_numbers(trainable: Trainable) -> Iterator[str]:
     """The names of values, then of gradients, that are NaN or infinite somewhere."""
-    for name, value in what.values.items():
+    for name, value in trainable.values.items():
         if not bool(value.isfinite().all()):
             yield name
-    for name, holder in what.gradients().items():
+    for name, holder in trainable.gradients().items():
         if holder.grad is not None and not bool(holder.grad.isfinite().all()):
             yield f"the gradient of {name}"
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from deftx.config import Metric
 from deftx.data.blocks import Blocks
 from deftx.evaluate.metrics import score
-from deftx.kernels.linear_cross_entropy import head_loss, widened
+from deftx.kernels.linear_cross_entropy import lm_head_cross_entropy, widened
 from deftx.models.parameters import base_of
 
 Batch = dict[str, Tensor]
@@ -51,7 +51,7 @@ class Objective(ABC):
     def examples(self) -> int:
         """How many training examples (or blocks) there are."""
 
-    def narrow(self, model: Any) -> None:  # noqa: B027
+    def patch_model(self, model: Any) -> None:  # noqa: B027
         """Change a model so that it computes, in training, no more than the loss reads."""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Objective(ABC):
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """The validation metrics of a model in evaluation mode; `self.metric` is among them."""
 
-    def located(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """The batch with what else the model reads, computed on the CPU so that no step waits for a GPU.
 
         A mask of ones is left out. Any other becomes bool, [batch, 1, 1, tokens], which transformers passes on to
@@ -79,7 +79,7 @@ class Objective(ABC):
         return others if bool(mask.all()) else {**others, "attention_mask": mask[:, None, None, :].bool()}
 
     @staticmethod
-    def labelled(batch: Batch) -> int:
+    def num_targets(batch: Batch) -> int:
         """The number of labelled positions of a batch."""
         return int((batch["labels"] != IGNORED).sum())
 
@@ -158,15 +158,15 @@ class MaskedLanguageModelling(Objective):
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Cross-entropy summed over the masked positions."""
         if "places" not in batch:
-            batch = self.located(batch)
+            batch = self.prepare_batch(batch)
         hidden = base_of(model)(batch["input_ids"], attention_mask=batch.get("attention_mask")).last_hidden_state
-        return head_loss(model.lm_head, hidden.flatten(0, 1)[batch["places"]], batch["targets"])
+        return lm_head_cross_entropy(model.lm_head, hidden.flatten(0, 1)[batch["places"]], batch["targets"])
 
-    def located(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """The batch with `places`, flat positions to predict, and `targets`, the tokens there: [positions] int64."""
         labels = batch["labels"].flatten()
         places = (labels != IGNORED).nonzero().squeeze(1)
-        return {**super().located(batch), "places": places, "targets": labels[places]}
+        return {**super().prepare_batch(batch), "places": places, "targets": labels[places]}
 
     @torch.no_grad()
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
@@ -174,9 +174,9 @@ class MaskedLanguageModelling(Objective):
         total = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(self._valid["labels"]), _VALIDATION_BLOCKS):
             part = {key: tensor[start : start + _VALIDATION_BLOCKS] for key, tensor in self._valid.items()}
-            part = {key: tensor.to(device) for key, tensor in self.located(part).items()}
+            part = {key: tensor.to(device) for key, tensor in self.prepare_batch(part).items()}
             total += self.loss(model, part).double().cpu()
-        return {"valid_loss": float(total) / max(self.labelled(self._valid), 1)}
+        return {"valid_loss": float(total) / max(self.num_targets(self._valid), 1)}
 
     def _masked(self, blocks: Integers, generator: np.random.Generator) -> Batch:
         # the attention mask is of the true tokens: a random replacement may happen to be the padding token
@@ -232,7 +232,7 @@ class Classification(Objective):
         """How many training sentences there are."""
         return len(self._train)
 
-    def narrow(self, model: Any) -> None:
+    def patch_model(self, model: Any) -> None:
         """Compute an XLM-R classifier's last layer for `<s>` only: its head reads nothing else."""
         from deftx.kernels.last_layer import read_first_token_only
 

@@ -15,7 +15,7 @@ from deftx.train.trainable import Trainable
 class Optimizer:
     """AdamW over what a phase trains: torch's fused one, and `RowAdamW` for a word embedding that trains whole."""
 
-    def __init__(self, what: Trainable, settings: Training, size: int) -> None:
+    def __init__(self, trainable: Trainable, settings: Training, size: int) -> None:
         """Begin with moments of zero, and note where the L1 term pulls to.
 
         Args:
@@ -23,11 +23,11 @@ class Optimizer:
             settings: learning rate, betas, weight decay, clipping and L1.
             size: the number of all the model's entries, trained or not, by which the L1 term is divided.
         """
-        self._what, self._settings, self._size = what, settings, size
-        whole = dict(what.values)
+        self._trainable, self._settings, self._size = trainable, settings, size
+        whole = dict(trainable.values)
         self.rows: RowAdamW | None = None
-        if what.rows is not None and what.values[what.words] is what.rows.table.weight:
-            table = whole.pop(what.words).detach()
+        if trainable.rows is not None and trainable.values[trainable.words] is trainable.rows.table.weight:
+            table = whole.pop(trainable.words).detach()
             self.rows = RowAdamW(table, settings.betas, settings.weight_decay)
         self._adamw = torch.optim.AdamW(
             list(whole.values()),
@@ -36,7 +36,7 @@ class Optimizer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self._start = {n: v.detach().clone() for n, v in what.values.items()} if settings.effective_l1 else {}
+        self._start = {n: v.detach().clone() for n, v in trainable.values.items()} if settings.effective_l1 else {}
 
     def step(self, factor: float) -> Tensor:
         """The L2 norm of the whole gradient before clipping, after a step on it; all gradients are dropped then.
@@ -47,7 +47,7 @@ class Optimizer:
         Args:
             factor: on the learning rate.
         """
-        holders = self._what.gradients()
+        holders = self._trainable.gradients()
         self._add_l1_gradient()
         norm = torch.nn.utils.get_total_norm([holder.grad for holder in holders.values() if holder.grad is not None])
         if norm.device.type == "cpu" and not norm.isfinite():
@@ -57,12 +57,12 @@ class Optimizer:
         for group in self._adamw.param_groups:
             group["lr"] = rate
         self._adamw.step()
-        if self.rows is not None and self._what.rows is not None:
-            rows = self._what.rows
+        if self.rows is not None and self._trainable.rows is not None:
+            rows = self._trainable.rows
             gradient = rows.leaf.grad if rows.leaf.grad is not None else torch.zeros_like(rows.leaf)
             self.rows.step(rows.ids, gradient, rate)
             rows.leaf.grad = None
-        self._what.scatter()
+        self._trainable.scatter()
         self._adamw.zero_grad()
         return norm
 
@@ -84,6 +84,6 @@ class Optimizer:
         sign is 0.
         """
         for name, start in self._start.items():
-            value = self._what.values[name]
+            value = self._trainable.values[name]
             if value.grad is not None:
                 value.grad.add_((value - start).sign(), alpha=self._settings.effective_l1 / self._size)

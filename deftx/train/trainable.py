@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deftx.config import Training
 from deftx.kernels.embedding_rows import MaskedRows, Rows
-from deftx.kernels.sampled_linear import SampledLinear
+from deftx.kernels.sampled_linear import SampledGradientLinear
 from deftx.masks.select import Indices
 from deftx.models.parameters import base_of, embeddings_of, head_of, maskable
 
@@ -59,7 +59,7 @@ class Trainable:
         self._shared = output if output is not None and self._share(output) else None
         others = [name for name in self._index if name != self.words or self.rows is None]
         linear = {name: layer for name, layer in (layers or {}).items() if name in others}
-        self._sampled = [SampledLinear(layer, self._index[n], self.values[n]) for n, layer in linear.items()]
+        self._sampled = [SampledGradientLinear(layer, self._index[n], self.values[n]) for n, layer in linear.items()]
         self.replaced = {*linear, *([self.words] if self.rows is not None else [])}
         self._hooks = [self._gather_early(name) for name in others if name not in linear]
 

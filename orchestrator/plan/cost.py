@@ -22,7 +22,7 @@ BYTES_PER_TOKEN = 4.0
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Cost:
     """Bytes a set of stages would publish, and the floating-point operations they would train with, by precision."""
 
     bytes: float
@@ -34,7 +34,7 @@ class Estimate:
         return sum(flops / (SUSTAINED_TFLOPS[precision] * 1e12) / 3600 for precision, flops in self.flops.items())
 
 
-def estimate(stages: Iterable[Stage]) -> Estimate | None:
+def estimate(stages: Iterable[Stage]) -> Cost | None:
     """The cost of making some stages; None when the backbone's size is not known."""
     total, flops = 0.0, dict.fromkeys(SUSTAINED_TFLOPS, 0.0)
     for stage in stages:
@@ -45,7 +45,7 @@ def estimate(stages: Iterable[Stage]) -> Estimate | None:
         total += shown.bytes(stage, size) if shown.bytes and size else 0.0
         if (training := stage.training) is not None and size is not None:
             flops[training.precision] += _flops(stage, training, size)
-    return Estimate(total, flops)
+    return Cost(total, flops)
 
 
 def _flops(stage: Stage, training: Training, size: Size) -> float:

@@ -23,7 +23,7 @@ from orchestrator.space.schema import Space
 
 
 @dataclass(frozen=True)
-class Materials:
+class ResolvedInputs:
     """Everything outside that a space needs, resolved to content or commit."""
 
     backbone: Published | Stage
@@ -35,7 +35,7 @@ class Materials:
     """Of the target languages."""
 
 
-def resolve(space: Space, data_root: str | None) -> Materials:
+def resolve(space: Space, data_root: str | None) -> ResolvedInputs:
     """Resolve every file, data set, model and vector that a space names.
 
     Args:
@@ -44,7 +44,7 @@ def resolve(space: Space, data_root: str | None) -> Materials:
     Raises:
         DataError: naming every file, model and data set that could not be had.
     """
-    known, look = space.of, Problems()
+    known, look = space.benchmark_spec, Problems()
     languages = [*space.targets] + ([known.source_language] if space.source.learn else [])
     corpora = {lang: look.get(lambda lang=lang: corpus_source(known, lang, data_root)) for lang in languages}  # type: ignore[misc]
     task = look.get(lambda: task_inputs(known, space.leaks, data_root))
@@ -64,7 +64,7 @@ def resolve(space: Space, data_root: str | None) -> Materials:
         look.get(lambda: check_k(backbone, space.task, "task.k"))
     if look.lines:
         raise DataError("\n".join(look.lines))
-    return Materials(backbone, lm_head, sft, corpora, task, evaluation)  # type: ignore[arg-type]
+    return ResolvedInputs(backbone, lm_head, sft, corpora, task, evaluation)  # type: ignore[arg-type]
 
 
 def _backbone(space: Space, data_root: str | None, corpora: Mapping[str, Source | None]) -> Published | Stage:

@@ -14,8 +14,8 @@ from deftx.sources.published import Published
 from deftx.stages.build import check_stage, dense_language, dense_task, grade_stage, sparse_stage, text_stage
 from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage, walk
-from orchestrator.plan.inputs import Materials
-from orchestrator.record.sweep import Row, RowKind
+from orchestrator.plan.inputs import ResolvedInputs
+from orchestrator.record.sweep import GradeRow, RowKind
 from orchestrator.space.combination import Combination
 from orchestrator.space.schema import Space
 
@@ -52,9 +52,9 @@ class PlannedRow:
         vectors = [stage for stage in with_vectors(self.grades.values()) if not kind_of(stage.kind).seals]
         return list({stage.address: stage for stage in [*backbones, *vectors] if stage is not None}.values())
 
-    def record(self) -> Row:
+    def record(self) -> GradeRow:
         """The row as the sweep's state keeps it."""
-        return Row(
+        return GradeRow(
             kind=self.kind, number=self.number, task_sft=self.task.address,
             parameters=self.combination.record() if self.combination else {},
             grades={target: grade.address for target, grade in self.grades.items()},
@@ -70,10 +70,10 @@ def with_vectors(grades: Iterable[Stage]) -> Iterator[Stage]:
 
 
 class Planner:
-    """The stages of a space's combinations and baselines. Pure: the same space and materials give the same stages."""
+    """The stages of a space's combinations and baselines. Pure: the same space and inputs give the same stages."""
 
-    def __init__(self, space: Space, materials: Materials) -> None:
-        self._space, self._given = space, materials
+    def __init__(self, space: Space, resolved: ResolvedInputs) -> None:
+        self._space, self._given = space, resolved
 
     def combination(self, number: int, asked: Combination) -> PlannedRow:
         """What combination `number` of the search needs."""
@@ -92,7 +92,7 @@ class Planner:
 
     def checks(self) -> list[Stage]:
         """The checks of every text that a language vector is learnt from. No row needs them."""
-        source = [self._space.of.source_language] if self._space.source.learn else []
+        source = [self._space.benchmark_spec.source_language] if self._space.source.learn else []
         return [self._check(language) for language in [*self._space.targets, *source]]
 
     def controls(self, chosen: Combination) -> list[PlannedRow]:
@@ -133,7 +133,7 @@ class Planner:
     def _source_vector(self) -> Stage | Published | None:
         """phi_source: published, or learnt here at one setting of its own."""
         if self._space.source.learn is not None:
-            return self._language(self._space.of.source_language, self._space.source.learn)
+            return self._language(self._space.benchmark_spec.source_language, self._space.source.learn)
         return self._given.source_sft
 
     @cached_property
@@ -147,7 +147,7 @@ class Planner:
         return text_stage(language, given.corpora[language], space.language.text, given.backbone, space.seed)
 
     def _check(self, language: str) -> Stage:
-        source = self._given.task.evaluation if language == self._space.of.source_language else {}
+        source = self._given.task.evaluation if language == self._space.benchmark_spec.source_language else {}
         targets = {split: table for (lang, split), table in self._given.evaluation.items() if lang == language}
         training = self._space.language.training
         return check_stage(self._text(language), training, self._space.benchmark, {**source, **targets})

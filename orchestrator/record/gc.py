@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deftx.errors import StoreError
-from deftx.stages.files import DELTA, VECTORS
+from deftx.stages.files import DELTA, SINGULAR_VECTORS
 from deftx.stages.manifest import MANIFEST
 from deftx.stages.store import Store
 from orchestrator.record.lease import living_driver
@@ -56,7 +56,7 @@ def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_
             removed.attempts += name != MANIFEST  # one that is not to be believed goes with its attempts
             _drop(store, removed, remove, address, name)
     if manifest and not keep_delta:
-        there = {DELTA, VECTORS} & set(store.names("stages", address, manifest.attempt))
+        there = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))
         removed.deltas += DELTA in there
         for name in there:
             _drop(store, removed, remove, address, manifest.attempt, name)

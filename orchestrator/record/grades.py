@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from deftx.config import METRIC_WORDS, EvaluationSplit, Metric
+from deftx.config import METRIC_NAMES, EvaluationSplit, Metric
 from deftx.errors import StoreError
 from deftx.evaluate.bootstrap import Predictions
 from deftx.stages.files import SCORES, SEALED
 from deftx.stages.records import read_record
-from orchestrator.record.sweep import Row, SweepFolder
+from orchestrator.record.sweep import GradeRow, SweepFolder
 
 _FILES: dict[EvaluationSplit, str] = {"valid": SCORES, "test": SEALED}
 
@@ -41,7 +41,7 @@ class Grade(BaseModel):
     @property
     def scores(self) -> dict[Metric, float]:
         """The score by each metric, as a share."""
-        return {metric: float(getattr(self, metric)) for metric in METRIC_WORDS}
+        return {metric: float(getattr(self, metric)) for metric in METRIC_NAMES}
 
 
 class Grades:
@@ -58,7 +58,7 @@ class Grades:
             raise StoreError("the test scores stay sealed until the search has ended")
         self._store, self._file = folder.store, _FILES[split]
 
-    def rows(self, targets: Sequence[str], *, chosen_only: bool = False) -> list[tuple[Row, dict[str, Grade]]]:
+    def rows(self, targets: Sequence[str], *, chosen_only: bool = False) -> list[tuple[GradeRow, dict[str, Grade]]]:
         """Each row (or the chosen one alone) with its grades, in the order of the targets; a complete row has them all.
 
         Raises:
@@ -78,7 +78,7 @@ class Grades:
         advice = "run the sweep again, which makes it again"
         return read_record(Grade, path.read_bytes(), str(path), name="a grade", advice=advice)
 
-    def _of_row(self, row: Row, targets: Sequence[str]) -> dict[str, Grade]:
+    def _of_row(self, row: GradeRow, targets: Sequence[str]) -> dict[str, Grade]:
         addresses = {name: row.grades[name] for name in targets if name in row.grades}
         complete = row.status == "complete"
         there = {name: a for name, a in addresses.items() if complete or self._store.manifest(a) is not None}

@@ -2,7 +2,7 @@
 
     sweep.json       what was asked for: the resolved space, revisions, command, packages; of the latest start
     state.json       the rows (combinations and baselines) with their stages, and which row was chosen
-    failures/        why a stage failed for good, by address
+    failures/        why a stage failed permanently, by address
     logs/            what each stage said, by address; driver.log: what Tune, Optuna and MLflow said
     lease.json       the living driver (see `lease`)
     chosen.json      what was chosen, for `deftx export`; once the search has ended
@@ -72,7 +72,7 @@ class StageEntry(_Record):
         return cls(kind=stage.kind, label=stage.label, subject=stage.subject, language=stage.language, inputs=inputs)
 
 
-class Row(_Record):
+class GradeRow(_Record):
     """One row of the report: a combination that was asked, or a baseline. Its grades are stages, by target language."""
 
     kind: RowKind
@@ -91,8 +91,8 @@ class Row(_Record):
         if self.kind != "combination":
             return BASELINE_TITLES[self.kind]
         p = self.parameters
-        kept_l, kept_t = (f"{float(p[key]) * 100:g} %" for key in ("retention_l", "retention_t"))
-        words = f"keep {kept_l}" if kept_l == kept_t else f"keep_l {kept_l}, keep_t {kept_t}"
+        share_l, share_t = (f"{float(p[key]) * 100:g} %" for key in ("retention_l", "retention_t"))
+        words = f"retention {share_l}" if share_l == share_t else f"retention_l {share_l}, retention_t {share_t}"
         return f"DEFT-X r_l {p['rank_l']}, r_t {p['rank_t']}, {words}"
 
 
@@ -101,7 +101,7 @@ BASELINE_TITLES: dict[RowKind, str] = {
     "task": "no language vector",
     "task+source": "no language vector, source vector",
     "other-language": "another language's vector",
-    "dense-task": "dense task model",
+    "dense-task": "full fine-tuning (source only)",
 }
 
 
@@ -109,23 +109,23 @@ class State(_Record):
     """How far a sweep is. Rewritten by the driver; the report and the tracker read it."""
 
     stages: dict[str, StageEntry] = {}
-    rows: list[Row] = []
+    rows: list[GradeRow] = []
     chosen: int | None = None
     ended: bool = False
 
     @property
-    def combinations(self) -> list[Row]:
+    def combinations(self) -> list[GradeRow]:
         """The rows that were asked of the search, in ask order."""
         return [row for row in self.rows if row.kind == "combination"]
 
     @property
-    def chosen_row(self) -> Row | None:
+    def chosen_row(self) -> GradeRow | None:
         """The combination that validation chose."""
         return next((row for row in self.combinations if row.number == self.chosen), None)
 
 
 class Failure(_Record):
-    """Why a stage failed: for good when `final`, else the latest of its attempts so far."""
+    """Why a stage failed: permanently when `final`, else the latest of its attempts so far."""
 
     address: str
     label: str
@@ -164,7 +164,7 @@ class SweepFolder:
         return path if self.store.local else str(self.store.fs.unstrip_protocol(path))
 
     def info(self) -> SweepInfo | None:
-        """What the sweep is, or none when it was never started.
+        """What the sweep is, or None when it was never started.
 
         Raises:
             StoreError: when that is broken, or written by a newer version.
@@ -206,7 +206,7 @@ class SweepFolder:
             return Failure(address=address, label=address, reason=str(error), final=False)
 
     def final_failures(self) -> dict[str, Failure]:
-        """The failures for good, by address: these stages are not tried again unless that is asked for."""
+        """The permanent failures, by address: these stages are not tried again unless that is asked for."""
         return {address: failure for address, failure in self.failures().items() if failure.final}
 
     def write_failure(self, failure: Failure) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deftx.config import EvaluationSplit
-from deftx.sft.composition import CHOSEN, Composition, Part, Score, Stored
+from deftx.sft.composition import CHOSEN, Composition, Part, SplitScore, Stored
 from deftx.sources.published import Published
 from deftx.stages.settings import GradeSettings
 from deftx.stages.stage import Stage, settings_of
@@ -19,7 +19,7 @@ from orchestrator.plan.rows import PlannedRow
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.report.results import Results, read_results
 from orchestrator.space.schema import Space
-from orchestrator.wording import selection_words
+from orchestrator.wording import format_selection
 
 _SPLITS: tuple[EvaluationSplit, ...] = ("valid", "test")
 """In the order of the file."""
@@ -31,7 +31,7 @@ def forget_choice(folder: SweepFolder) -> None:
 
 
 def write_choice(folder: SweepFolder, space: Space, backbone: Published | Stage, row: PlannedRow | None) -> None:
-    """Write the choice of an ended search: a composition for each target language; none when no row was completed.
+    """Write the choice of an ended search: a composition for each target language, if a row was completed.
 
     Raises:
         StoreError: when a grade is gone, altered or unreadable.
@@ -57,10 +57,18 @@ def _compositions(
         settings = settings_of(grade, GradeSettings)
         vector = grade.input("language")
         found[target] = Composition(
-            backbone=_part(backbone), task=_part(row.task), language=_part(vector) if vector else None,
-            weights=settings.weights, labels=space.of.labels, max_length=settings.max_length,
-            target=target, benchmark=space.of.name, kind=space.of.kind, origin=origin, scores=scores[target],
-        )  # fmt: skip
+            backbone=_part(backbone),
+            task=_part(row.task),
+            language=_part(vector) if vector else None,
+            weights=settings.weights,
+            labels=space.benchmark_spec.labels,
+            max_length=settings.max_length,
+            target=target,
+            benchmark=space.benchmark_spec.name,
+            kind=space.benchmark_spec.kind,
+            origin=origin,
+            scores=scores[target],
+        )
     return found
 
 
@@ -73,19 +81,19 @@ def _origin(folder: SweepFolder, space: Space) -> str:
     assert info is not None and state.chosen_row is not None
     return (
         f"{state.chosen_row.title}, of {len(state.combinations)} combinations of the sweep {folder.name!r} "
-        f"(seed {space.seed}), by {selection_words(info, space.of.metric)}."
+        f"(seed {space.seed}), by {format_selection(info, space.benchmark_spec.metric)}."
     )
 
 
-def _scores(folder: SweepFolder, targets: Sequence[str]) -> dict[str, tuple[Score, ...]]:
+def _scores(folder: SweepFolder, targets: Sequence[str]) -> dict[str, tuple[SplitScore, ...]]:
     splits = [read_results(folder, targets, split, chosen_only=True) for split in _SPLITS]
     return {target: tuple(_score(results, target) for results in splits if results) for target in targets}
 
 
-def _score(results: Results, target: str) -> Score:
+def _score(results: Results, target: str) -> SplitScore:
     assert results.chosen is not None
     one = results.chosen.scores[target]
-    return Score(
+    return SplitScore(
         split=results.split, metric=results.metric, value=one.value, low=one.low, high=one.high,
         items=results.items(target),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from deftx.data.findings import TextCheck
+from deftx.data.text_report import TextReport
 from deftx.errors import StoreError
 from deftx.stages.files import CHECK
 from deftx.stages.store import Store
@@ -24,13 +24,13 @@ from orchestrator.report.plots.time import time_plot
 from orchestrator.report.plots.vectors import overlap_plot, spectra_plot
 from orchestrator.report.results import RESULT_COLUMNS, Results, read_results
 from orchestrator.report.summary import summary
-from orchestrator.report.times import read_times, time_words
+from orchestrator.report.times import format_time, read_times
 from orchestrator.report.vectors import Mask, Spectrum, chosen_masks, chosen_spectra, read_vectors
-from orchestrator.wording import cautions, effective_l1, validation_words
+from orchestrator.wording import effective_l1, format_validation, stage_warnings
 
 
 @dataclass(frozen=True)
-class _Findings:
+class _ReportData:
     """All that the report is made of."""
 
     info: SweepInfo
@@ -42,8 +42,8 @@ class _Findings:
     spectra: list[Spectrum]
     masks: list[Mask]
     times: pd.DataFrame
-    checks: list[TextCheck]
-    cautions: dict[str, list[str]]
+    text_reports: list[TextReport]
+    stage_warnings: dict[str, list[str]]
 
 
 def write_report(store: Store, folder: SweepFolder) -> None:
@@ -62,12 +62,12 @@ def write_report(store: Store, folder: SweepFolder) -> None:
     folder.write_file(_markdown(found, plots).encode(), "report.md")
 
 
-def _find(store: Store, folder: SweepFolder) -> _Findings:
+def _find(store: Store, folder: SweepFolder) -> _ReportData:
     _, info = known_sweep(store, folder.name)
     state = folder.state()
     targets = [str(target) for target in info.space["targets"]]
     manifests = [found for address in state.stages if (found := store.manifest(address))]
-    return _Findings(
+    return _ReportData(
         info=info,
         state=state,
         failures=folder.failures(),
@@ -77,24 +77,24 @@ def _find(store: Store, folder: SweepFolder) -> _Findings:
         spectra=chosen_spectra(store, state),
         masks=chosen_masks(store, state),
         times=read_times(store, state),
-        checks=[
+        text_reports=[
             check
             for manifest in manifests
-            if CHECK in manifest.files and (check := _text_check(store, manifest.address)) is not None
+            if CHECK in manifest.files and (check := _text_report(store, manifest.address)) is not None
         ],
-        cautions={manifest.address: cautions(manifest) for manifest in manifests},
+        stage_warnings={manifest.address: stage_warnings(manifest) for manifest in manifests},
     )
 
 
-def _text_check(store: Store, address: str) -> TextCheck | None:
+def _text_report(store: Store, address: str) -> TextReport | None:
     """What a check found; None where its file is damaged, for no stage would make it again for the report's sake."""
     try:
-        return TextCheck.model_validate_json(store.fetch(address, CHECK).read_bytes())
+        return TextReport.model_validate_json(store.fetch(address, CHECK).read_bytes())
     except StoreError:
         return None
 
 
-def _plots(found: _Findings) -> dict[str, bytes]:
+def _plots(found: _ReportData) -> dict[str, bytes]:
     bars = found.test or found.validation
     chosen = found.vectors[found.vectors["chosen"].astype(bool)]
     to_lt_sft = chosen.set_index("subject")["jaccard_lt_sft"].dropna().to_dict()
@@ -108,7 +108,7 @@ def _plots(found: _Findings) -> dict[str, bytes]:
     return {name: png(figure) for name, figure in drawn.items() if figure}
 
 
-def _result_frame(found: _Findings) -> pd.DataFrame:
+def _result_frame(found: _ReportData) -> pd.DataFrame:
     frames = [results.frame for results in (found.test, found.validation) if results]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=RESULT_COLUMNS)
 
@@ -117,23 +117,23 @@ def _csv(frame: pd.DataFrame) -> bytes:
     return str(frame.to_csv(index=False, lineterminator="\n")).encode()
 
 
-def _markdown(found: _Findings, drawn: Iterable[str]) -> str:
+def _markdown(found: _ReportData, drawn: Iterable[str]) -> str:
     info, splits = found.info, [results for results in (found.validation, found.test) if results]
     blocks = [
         f"# DEFT-X sweep {info.name}: {info.benchmark}",
         summary(info, found.state, found.validation, found.test),
         f"Effective L1: {effective_l1(info.space)}. Backbone: {info.backbone}.",
-        *tables.warnings(info, found.state, found.validation, found.failures, found.cautions),
+        *tables.warnings(info, found.state, found.validation, found.failures, found.stage_warnings),
         *tables.scores(
             found.test, "No row was chosen by this table, and no interval is adjusted for the number of rows."
         ),
         *tables.picture(drawn, "languages.png", "Scores by language with 95 % intervals"),
-        *tables.scores(found.validation, f"Validation {validation_words(info)}."),
+        *tables.scores(found.validation, f"Validation {format_validation(info)}."),
         *tables.picture(drawn, "heatmap.png", "Mean validation score by rank"),
         *tables.vectors(found.vectors),
         *tables.picture(drawn, "spectra.png", "Singular-value spectra with the chosen ranks"),
         *tables.picture(drawn, "overlap.png", "Overlap of the chosen masks beside chance"),
-        *tables.texts(found.checks),
+        *tables.texts(found.text_reports),
         *tables.failed(found.failures),
         *tables.sizes(splits),
         *_time(found.times, drawn),
@@ -145,4 +145,4 @@ def _markdown(found: _Findings, drawn: Iterable[str]) -> str:
 def _time(times: pd.DataFrame, drawn: Iterable[str]) -> list[str]:
     if times.empty:
         return []
-    return ["## Time", time_words(times), *tables.picture(drawn, "time.png", "Time by language and stage")]
+    return ["## Time", format_time(times), *tables.picture(drawn, "time.png", "Time by language and stage")]

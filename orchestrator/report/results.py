@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from deftx.config import SPLIT_WORDS, EvaluationSplit, Metric
-from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions, System
+from deftx.config import SPLIT_NAMES, EvaluationSplit, Metric
+from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Predictions, Score, System
 from orchestrator.record.grades import Grades
-from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, SweepFolder
+from orchestrator.record.sweep import BASELINE_TITLES, GradeRow, RowKind, SweepFolder
 
 RESULT_COLUMNS = [
     "row", "kind", "number", "chosen", "rank_l", "rank_t", "retention_l", "retention_t", "status", "language", "split",
@@ -28,10 +28,10 @@ RESULT_COLUMNS = [
 class RowResult:
     """A row with what it scored. The average is there only when every target is."""
 
-    row: Row
+    row: GradeRow
     system: System
-    scores: dict[str, Estimate]
-    to_lt_sft: dict[str, Estimate]
+    scores: dict[str, Score]
+    to_lt_sft: dict[str, Score]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Results:
         """The row of a baseline, if it was graded at all."""
         return next((one for one in self.rows if one.row.kind == kind and one.scores), None)
 
-    def difference(self, a: RowResult, b: RowResult) -> dict[str, Estimate]:
+    def difference(self, a: RowResult, b: RowResult) -> dict[str, Score]:
         """`a` minus `b` on the targets that both have; on average only when that is all of them."""
         return _difference(self.bootstrap, a.system, b.system, self.targets)
 
@@ -64,7 +64,7 @@ class Results:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One line for each row and target or average, in percent points; columns `RESULT_COLUMNS`."""
+        """One line for each row and target or average, in percentage points; columns `RESULT_COLUMNS`."""
         sizes = {name: {"n": self.items(name), "examples": self.examples(name)} for name in [*self.targets, AVERAGE]}
         lines = [self._line(one, name) | size for one in self.rows for name, size in sizes.items()]
         return pd.DataFrame(lines, columns=RESULT_COLUMNS).astype({"number": "Int64"})
@@ -78,7 +78,7 @@ class Results:
         return {
             "row": row.title, "kind": row.kind, "number": row.number, "chosen": one is self.chosen,
             **row.parameters, "status": row.status, "language": name,
-            "split": SPLIT_WORDS[self.split], "metric": self.metric,
+            "split": SPLIT_NAMES[self.split], "metric": self.metric,
             **_points(one.scores.get(name), "value", "low", "high"),
             **_points(one.to_lt_sft.get(name), "difference", "difference_low", "difference_high"),
         }  # fmt: skip
@@ -87,7 +87,7 @@ class Results:
 def read_results(
     folder: SweepFolder, targets: Sequence[str], split: EvaluationSplit, *, chosen_only: bool = False
 ) -> Results | None:
-    """All rows (or the chosen one alone) on one split, or none while nothing was graded.
+    """All rows (or the chosen one alone) on one split, or None while nothing was graded.
 
     Raises:
         StoreError: for the test split before the search has ended, or a grade that is gone, altered or unreadable.
@@ -106,20 +106,22 @@ def read_results(
     return Results(split, tuple(targets), first.labels, first.metric, rows, chosen, bootstrap)
 
 
-def _place(row: Row) -> tuple[int, int]:
+def _place(row: GradeRow) -> tuple[int, int]:
     """Where a row stands in tables: combinations as they were asked, then baselines in the order of their titles."""
     if row.kind == "combination":
         return (-1, row.number or 0)
     return ([*BASELINE_TITLES].index(row.kind), 0)
 
 
-def _row_result(bootstrap: Bootstrap, row: Row, system: System, lt_sft: System, targets: Sequence[str]) -> RowResult:
+def _row_result(
+    bootstrap: Bootstrap, row: GradeRow, system: System, lt_sft: System, targets: Sequence[str]
+) -> RowResult:
     scores = _complete(bootstrap.interval(system), targets) if system else {}
     to_lt_sft = _difference(bootstrap, system, lt_sft, targets) if row.kind != "lt-sft" else {}
     return RowResult(row, system, scores, to_lt_sft)
 
 
-def _difference(bootstrap: Bootstrap, a: System, b: System, targets: Sequence[str]) -> dict[str, Estimate]:
+def _difference(bootstrap: Bootstrap, a: System, b: System, targets: Sequence[str]) -> dict[str, Score]:
     shared = [name for name in targets if name in a and name in b]
     if not shared:
         return {}
@@ -127,15 +129,15 @@ def _difference(bootstrap: Bootstrap, a: System, b: System, targets: Sequence[st
     return _complete(difference, targets)
 
 
-def _complete(estimates: Mapping[str, Estimate], targets: Sequence[str]) -> dict[str, Estimate]:
+def _complete(scores: Mapping[str, Score], targets: Sequence[str]) -> dict[str, Score]:
     """Without the average, unless it is over all targets: another average is another quantity."""
-    whole = all(name in estimates for name in targets)
-    return {name: one for name, one in estimates.items() if whole or name != AVERAGE}
+    whole = all(name in scores for name in targets)
+    return {name: one for name, one in scores.items() if whole or name != AVERAGE}
 
 
-def _points(estimate: Estimate | None, *names: str) -> dict[str, float]:
-    """An estimate in percent points under three column names; nothing where there is none."""
-    if estimate is None:
+def _points(score: Score | None, *names: str) -> dict[str, float]:
+    """An estimate in percentage points under three column names; nothing for None."""
+    if score is None:
         return {}
-    numbers = (estimate.value, estimate.low, estimate.high)
+    numbers = (score.value, score.low, score.high)
     return {name: round(100 * number, 4) + 0.0 for name, number in zip(names, numbers, strict=True)}

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from humanize import natural_list
 
-from deftx.config import METRIC_WORDS
-from deftx.evaluate.bootstrap import AVERAGE, Estimate
+from deftx.config import METRIC_NAMES
+from deftx.evaluate.bootstrap import AVERAGE, Score
 from orchestrator.record.sweep import State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import by_few_labels, counted, points, selection_words, signed_points
+from orchestrator.wording import by_few_labels, counted, format_selection, points, signed_points
 
 
 def summary(info: SweepInfo, state: State, validation: Results | None, test: Results | None) -> str:
@@ -23,15 +23,15 @@ def summary(info: SweepInfo, state: State, validation: Results | None, test: Res
     Args:
         info: what was asked for.
         state: the rows and the choice.
-        validation: all rows on validation; none when nothing was graded.
-        test: likewise on the sealed test sets; none before the search has ended.
+        validation: all rows on validation; None when nothing was graded.
+        test: all rows on the sealed test sets; None before the search has ended.
     """
     paragraphs = [
         _note(info),
         _running(state),
         _paragraph(_choice(info, state, validation), _level(test), _losses(state, validation)),
         _believable(test) if validation else "",
-        _doubts(info, state, validation, test) if validation else "",
+        _doubtful(info, state, validation, test) if validation else "",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
@@ -56,7 +56,7 @@ def _choice(info: SweepInfo, state: State, validation: Results | None) -> str:
     chosen = state.chosen_row
     if chosen is None:
         return "No combination was completed, so none was chosen." if state.ended else "Nothing is chosen yet."
-    rule = selection_words(info, validation.metric if validation else None)
+    rule = format_selection(info, validation.metric if validation else None)
     return f"**What was chosen.** {chosen.title}, {_out_of(state)}, by {rule}."
 
 
@@ -74,7 +74,7 @@ def _level(test: Results | None) -> str:
         return ""
     return (
         f"On the sealed test sets it scores {points(test.chosen.scores.get(AVERAGE))} on average over "
-        f"{counted(len(test.targets), 'language')}: {METRIC_WORDS[test.metric]} in percent points with its 95 % "
+        f"{counted(len(test.targets), 'language')}: {METRIC_NAMES[test.metric]} in percentage points with its 95 % "
         f"interval, {_items(test)}."
     )
 
@@ -113,19 +113,19 @@ def _believable(test: Results | None) -> str:
     return f"{lead} {believed}: paired 95 % intervals that exclude 0 ({_items(test)})."
 
 
-def _sure(other: str, difference: Estimate) -> str:
+def _sure(other: str, difference: Score) -> str:
     side = "better" if difference.value > 0 else "worse"
     return f"{side} than {other} by {points(_turned(difference))} points"
 
 
-def _turned(difference: Estimate) -> Estimate:
+def _turned(difference: Score) -> Score:
     """The size of a difference whose side is told in words."""
     if difference.value > 0:
         return difference
-    return Estimate(-difference.value, -difference.high, -difference.low)
+    return Score(-difference.value, -difference.high, -difference.low)
 
 
-def _comparisons(results: Results) -> Iterator[tuple[str, Estimate]]:
+def _comparisons(results: Results) -> Iterator[tuple[str, Score]]:
     """The chosen row less LT-SFT, less the better row without a language vector, and less the wrong language's."""
     without = better_without(results)
     others = (
@@ -148,7 +148,7 @@ def better_without(results: Results) -> RowResult | None:
 # -- what cannot ------------------------------------------------------------------------------------------------------
 
 
-def _doubts(info: SweepInfo, state: State, validation: Results, test: Results | None) -> str:
+def _doubtful(info: SweepInfo, state: State, validation: Results, test: Results | None) -> str:
     noise = (_noise(test), _any_language(test), _no_lt_sft(test)) if test else ()
     return _paragraph("**What is doubtful.**", *noise, _optimism(info, state, validation), _one_seed(info))
 
@@ -190,11 +190,11 @@ def _optimism(info: SweepInfo, state: State, validation: Results) -> str:
     near = [not one.excludes_zero for one in _rivals(validation, validation.chosen)]
     return (
         f"The chosen combination's validation score is the highest of {completed} and so an optimistic one; "
-        f"{_alike(sum(near), len(near))} be told apart from it there ({_items(validation)})."
+        f"{_tell_apart(sum(near), len(near))} be told apart from it there ({_items(validation)})."
     )
 
 
-def _alike(near: int, others: int) -> str:
+def _tell_apart(near: int, others: int) -> str:
     """Up to and including `can` or `cannot`."""
     if others == 1:
         return "the other one cannot" if near else "the other one can"
@@ -203,7 +203,7 @@ def _alike(near: int, others: int) -> str:
     return f"{near} of the {others} others cannot" if near else f"each of the {others} others can"
 
 
-def _rivals(validation: Results, chosen: RowResult) -> Iterator[Estimate]:
+def _rivals(validation: Results, chosen: RowResult) -> Iterator[Score]:
     """The chosen row less each other complete combination, on average."""
     for one in validation.rows:
         if one is not chosen and one.row.kind == "combination" and AVERAGE in one.scores:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 from humanize import natural_list
 
-from deftx.config import METRIC_WORDS, SPLIT_WORDS
-from deftx.data.findings import TextCheck
+from deftx.config import METRIC_NAMES, SPLIT_NAMES
+from deftx.data.text_report import TextReport
 from deftx.evaluate.bootstrap import AVERAGE
 from orchestrator.record.sweep import Failure, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import ALIKE, NOTHING, by_few_labels, counted, points, signed_points
+from orchestrator.wording import NEAR_LT_SFT, NOTHING, by_few_labels, counted, points, signed_points
 
 _PACKAGES = (
     "deftx-sweeps", "python", "torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray",
@@ -24,14 +24,14 @@ _SHOWN = 4
 
 def warnings(
     info: SweepInfo, state: State, validation: Results | None, failures: Mapping[str, Failure],
-    cautions: Mapping[str, Sequence[str]],
+    stage_warnings: Mapping[str, Sequence[str]],
 ) -> list[str]:  # fmt: skip
-    """What to be careful about: the selection, what failed, and each stage's own cautions.
+    """What to be careful about: the selection, what failed, and those of each stage.
 
     Args:
-        cautions: of each published stage, by address.
+        stage_warnings: of each published stage, by address.
     """
-    found = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, cautions)]
+    found = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, stage_warnings)]
     return ["## Warnings", "\n".join(f"- {_cell(one)}" for one in found)] if found else []
 
 
@@ -53,10 +53,10 @@ def _lost(state: State, failures: Mapping[str, Failure]) -> list[str]:
     return [f"Failed: {natural_list(list(subjects))} (see Failures)."] if subjects else []
 
 
-def _stage_warnings(state: State, cautions: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each caution once for each setting of the stages it is about, with their subjects."""
+def _stage_warnings(state: State, stage_warnings: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each warning once for each setting of the stages it is about, with their subjects."""
     about: dict[tuple[str, str], list[str]] = {}
-    for address, found in cautions.items():
+    for address, found in stage_warnings.items():
         entry = state.stages[address]
         setting = entry.label.removeprefix(f"{entry.subject} · ")
         for words in found:
@@ -74,17 +74,17 @@ def picture(drawn: Iterable[str], name: str, text: str) -> list[str]:
     return [f"![{text}](plots/{name})"] if name in drawn else []
 
 
-def scores(results: Results | None, caution: str) -> list[str]:
+def scores(results: Results | None, note: str) -> list[str]:
     """The table of all rows on one split."""
     if results is None:
         return []
-    metric = METRIC_WORDS[results.metric]
+    metric = METRIC_NAMES[results.metric]
     title = "Sealed test sets" if results.split == "test" else "Validation"
     header = ["#", "row", *results.targets, AVERAGE, f"{AVERAGE}, difference to LT-SFT"]
     return [
         f"## {title}",
-        f"{metric[0].upper()}{metric[1:]} in percent points [95 % interval]; items are drawn once for all languages "
-        f"together, differences are paired. {caution}",
+        f"{metric[0].upper()}{metric[1:]} in percentage points [95 % interval]; items are drawn once for all languages "
+        f"together, differences are paired. {note}",
         table(header, [_score_line(one, results) for one in results.rows]),
     ]
 
@@ -92,10 +92,10 @@ def scores(results: Results | None, caution: str) -> list[str]:
 def _score_line(one: RowResult, results: Results) -> list[str]:
     numbers = [points(one.scores.get(name)) for name in [*results.targets, AVERAGE]]
     number = "" if one.row.number is None else str(one.row.number)
-    return [number, _row_words(one, results), *numbers, signed_points(one.to_lt_sft.get(AVERAGE))]
+    return [number, _format_row(one, results), *numbers, signed_points(one.to_lt_sft.get(AVERAGE))]
 
 
-def _row_words(one: RowResult, results: Results) -> str:
+def _format_row(one: RowResult, results: Results) -> str:
     if one is results.chosen:
         return f"**{one.row.title}** (chosen)"
     if one.row.status == "failed":
@@ -118,7 +118,7 @@ def vectors(frame: pd.DataFrame) -> list[str]:
         "How far denoising went, over all matrices of a vector; the other vectors are in `vectors.csv`. Seconds are "
         "those of the sparse phase.",
         table(header, [_vector_line(line) for line in chosen.to_dict("records")]),
-        _mask_words(chosen),
+        _format_overlap(chosen),
     ]
 
 
@@ -131,22 +131,22 @@ def _vector_line(line: dict[str, float | str]) -> list[str]:
     return [str(line["subject"]), str(line["setting"]), *numbers]
 
 
-def _mask_words(chosen: pd.DataFrame) -> str:
+def _format_overlap(chosen: pd.DataFrame) -> str:
     overlap = chosen.set_index("subject")["jaccard_lt_sft"].dropna()
     if overlap.empty:
         return "How far the masks are LT-SFT's is not on record."
-    near = overlap[overlap >= ALIKE]
+    near = overlap[overlap >= NEAR_LT_SFT]
     if near.empty:
         return f"Every mask differs from LT-SFT's mask of the same dense phase: Jaccard at most {overlap.max():.2f}."
     return (
-        f"**Nearly LT-SFT's own mask** (Jaccard of {ALIKE:g} or more), so denoising changed little there: "
+        f"**Nearly LT-SFT's own mask** (Jaccard of {NEAR_LT_SFT:g} or more), so denoising changed little there: "
         f"{', '.join(near.index)}."
     )
 
 
-def texts(checks: Sequence[TextCheck]) -> list[str]:
+def texts(text_reports: Sequence[TextReport]) -> list[str]:
     """What the plain text of each language is good for; sweeps from before there were text checks have none."""
-    if not checks:
+    if not text_reports:
         return []
     header = [
         "language", "passages", "MB", "repeated", "shared with evaluation", "tokens a word", "unknown tokens",
@@ -155,11 +155,11 @@ def texts(checks: Sequence[TextCheck]) -> list[str]:
     return [
         "## Text",
         "Plain text that language vectors were learnt from; what is doubtful about it stands in Warnings.",
-        table(header, [_text_line(one) for one in checks]),
+        table(header, [_text_line(one) for one in text_reports]),
     ]
 
 
-def _text_line(one: TextCheck) -> list[str]:
+def _text_line(one: TextReport) -> list[str]:
     shared = NOTHING if one.sentences is None else f"{one.shared:,}"
     return [
         one.language, f"{one.passages:,}", f"{one.bytes / 1e6:,.2f}", f"{one.repeated.count:,}", shared,
@@ -181,7 +181,7 @@ def sizes(splits: Sequence[Results]) -> list[str]:
     """How many items and rows each language has on each split."""
     if not splits:
         return []
-    header = ["language", *(f"{SPLIT_WORDS[one.split]} {what}" for one in splits for what in ("items", "rows"))]
+    header = ["language", *(f"{SPLIT_NAMES[one.split]} {what}" for one in splits for what in ("items", "rows"))]
     lines = [
         [name, *(f"{size:,}" for one in splits for size in (one.items(name), one.examples(name)))]
         for name in splits[0].targets

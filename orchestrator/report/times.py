@@ -32,7 +32,7 @@ def _line(kind: str, subject: str, seconds: float, execution: dict[str, Any]) ->
     }  # fmt: skip
 
 
-def time_words(times: pd.DataFrame) -> str:
+def format_time(times: pd.DataFrame) -> str:
     """All of it in one sentence, such as `48 stages, 0.12 CPU hours (...); ...`"""
     spent = [f"{_hours(times['cpu_seconds'].sum())} CPU hours (seconds times threads)"]
     if times["gpu_seconds"].any():
@@ -53,5 +53,5 @@ def _hours(seconds: float) -> str:
 
 
 def amount(number: float) -> str:
-    """A number with one decimal, or none where it has three digits."""
+    """A number with one decimal, or without where it has three digits."""
     return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from deftx.config import Denoise
 from deftx.errors import StoreError
-from deftx.stages.files import SFT, SPECTRA, TENSORS
-from deftx.stages.kinds import denoise_words, kind_of
+from deftx.stages.files import SFT, SINGULAR_VALUES, TENSORS
+from deftx.stages.kinds import format_denoise, kind_of
 from deftx.stages.manifest import Manifest
 from deftx.stages.store import Store
-from orchestrator.record.sweep import Row, State
+from orchestrator.record.sweep import GradeRow, State
 
 log = logging.getLogger("deftx")
 
@@ -46,7 +46,7 @@ class Spectrum:
 
     Attributes:
         values: descending, as many as the smaller side of the matrix.
-        rank: what the chosen vector kept of it; none when that is not on record.
+        rank: what the chosen vector kept of it; None when that is not on record.
     """
 
     subject: str
@@ -129,7 +129,7 @@ def chance_overlap(k1: int, k2: int, n1: int, n2: int, common: int) -> float:
     return expected / (k1 + k2 - expected)
 
 
-def _addresses(row: Row) -> list[str]:
+def _addresses(row: GradeRow) -> list[str]:
     return [*row.language_sfts.values(), *([row.task_sft] if row.task_sft else [])]
 
 
@@ -148,12 +148,12 @@ def _is_vector(manifest: Manifest) -> bool:
 
 def _spectra(store: Store, subject: str, sparse: Manifest) -> Iterator[Spectrum]:
     dense = store.manifest(sparse.identity.get("inputs", {}).get("dense", ""))
-    if dense is None or SPECTRA not in dense.files:
+    if dense is None or SINGULAR_VALUES not in dense.files:
         return
     from safetensors.numpy import load_file
 
     try:
-        values = load_file(store.fetch(dense.address, SPECTRA))
+        values = load_file(store.fetch(dense.address, SINGULAR_VALUES))
     except StoreError as error:
         log.warning("no spectra of %s in the report: %s", subject, error)
         return
@@ -198,7 +198,7 @@ def _line(manifest: Manifest, state: State, chosen: bool) -> dict[str, Any]:
         **manifest.facts.metrics(),
         "address": manifest.address,
         "subject": entry.subject if entry else manifest.label.split(" · ")[0],
-        "setting": denoise_words(Denoise.model_validate(denoise) if denoise else None),
+        "setting": format_denoise(Denoise.model_validate(denoise) if denoise else None),
         "seconds": manifest.seconds,
         "chosen": chosen,
     }

@@ -11,7 +11,7 @@ from deftx.stages.kinds import F, facts_of
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow, Planner
-from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder
+from orchestrator.record.sweep import Failure, GradeRow, StageEntry, State, SweepFolder
 from orchestrator.run.machine import Workplace
 from orchestrator.search.choice import Choice
 from orchestrator.search.replay import Replay
@@ -19,10 +19,8 @@ from orchestrator.search.schedule import Job, Schedule
 from orchestrator.space.combination import Combination
 from orchestrator.space.schema import Space
 
-Point = dict[str, float]
 
-
-class Observer(Protocol):
+class Callback(Protocol):
     """Whoever follows a sweep: the tracker's mirror and the screen."""
 
     def stage_started(self, stage: Stage) -> None:
@@ -35,17 +33,17 @@ class Observer(Protocol):
         """The stage is in the store; `reused` when it was there before this run."""
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
-        """The stage failed for good."""
+        """The stage failed permanently."""
 
 
 class Driver:
     """One run of a sweep."""
 
     def __init__(
-        self, space: Space, planner: Planner, workplace: Workplace, folder: SweepFolder, observers: list[Observer]
+        self, space: Space, planner: Planner, workplace: Workplace, folder: SweepFolder, callbacks: list[Callback]
     ) -> None:
         self.space, self.folder, self.workplace = space, folder, workplace
-        self._observers = observers
+        self._callbacks = callbacks
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
         self.jobs: list[Job] = []
@@ -64,26 +62,26 @@ class Driver:
         return self._asks.asked
 
     def next_job(self) -> Job | None:
-        """The next job that can run; none when nothing can run now."""
+        """The next job that can run; None when nothing can run now."""
         self._tell_reused()
         job = None if self.interrupted else self.schedule.ready()
         self.jobs += [job] if job else []
         for stage in job.stages if job else ():
-            for observer in self._observers:
-                observer.stage_started(stage)
+            for callback in self._callbacks:
+                callback.stage_started(stage)
         return job
 
-    def progress(self, address: str, point: Point) -> None:
+    def progress(self, address: str, point: dict[str, float]) -> None:
         """A point of a running stage's curve."""
         metrics = {name: value for name, value in point.items() if name not in ("step", "steps")}
-        for observer in self._observers:
-            observer.progress(address, int(point["step"]), metrics)
+        for callback in self._callbacks:
+            callback.progress(address, int(point["step"]), metrics)
 
-    def settle(self, job: Job, accident: str = "its worker died and left no word") -> None:
+    def settle(self, job: Job, error: str = "its worker died and left no word") -> None:
         """A job has ended: the store and the failures on record say how.
 
         Args:
-            accident: why, when a stage is neither in the store nor on record as failed.
+            error: why, when a stage is neither in the store nor on record as failed.
         """
         failures = self.folder.failures()
         self.jobs = [other for other in self.jobs if other is not job]
@@ -91,7 +89,7 @@ class Driver:
             if self.folder.store.has(stage.address):
                 self._done(stage, stage.address in failures)
             else:
-                self._failed(stage, failures.get(stage.address), accident)
+                self._failed(stage, failures.get(stage.address), error)
         self._tell_reused()
         self.write_state()
 
@@ -116,23 +114,23 @@ class Driver:
             self.folder.forget_failure(stage.address)
         self._manifests.pop(stage.address, None)  # of an earlier start, where the stage was made again
         self.schedule.done(stage.address)
-        for observer in self._observers:
-            observer.stage_done(stage, False)
+        for callback in self._callbacks:
+            callback.stage_done(stage, False)
 
-    def _failed(self, stage: Stage, failure: Failure | None, accident: str) -> None:
+    def _failed(self, stage: Stage, failure: Failure | None, error: str) -> None:
         log = self.folder.log_path(stage.address)
-        found = failure or Failure(address=stage.address, label=stage.label, reason=accident, final=True, log=log)
+        found = failure or Failure(address=stage.address, label=stage.label, reason=error, final=True, log=log)
         failure = found.model_copy(update={"final": True})
         self.folder.write_failure(failure)
         self.schedule.failed(stage.address, failure.reason)
-        for observer in self._observers:
-            observer.stage_failed(stage, failure)
+        for callback in self._callbacks:
+            callback.stage_failed(stage, failure)
 
     def _tell_reused(self) -> None:
         for address in sorted(self.schedule.done_before - self._told):
             self._told.add(address)
-            for observer in self._observers:
-                observer.stage_done(self.schedule.stages[address], True)
+            for callback in self._callbacks:
+                callback.stage_done(self.schedule.stages[address], True)
 
     def _entry(self, stage: Stage) -> StageEntry:
         schedule, address = self.schedule, stage.address
@@ -143,7 +141,7 @@ class Driver:
             return entry.model_copy(update={"status": "reused" if address in schedule.done_before else "done"})
         return entry
 
-    def _row(self, row: PlannedRow) -> Row:
+    def _row(self, row: PlannedRow) -> GradeRow:
         record = row.record()
         if not self.schedule.settled(row):
             return record

@@ -1,6 +1,7 @@
 """`--plan`: the stages that would run and those found in the store; nothing runs.
 
-Exact for a grid. For TPE the first `lag` combinations, and the worst case, in which no later one shares a setting.
+Exact for a grid. For TPE the first `search_parallelism` combinations, and the worst case, in which no later one shares
+a setting.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 
 from humanize import natural_list
 
-from deftx.sources.pins import UNRESOLVED
+from deftx.sources.revisions import UNRESOLVED
 from deftx.stages.kinds import KINDS
 from deftx.stages.stage import Stage, walk
 from deftx.stages.store import Store
@@ -59,7 +60,7 @@ class Preview:
         baselines = {stage.address: stage for stage in unmade(_wanted(others), has)}
         checks = planner.checks()
         found = [stage for stage in walk([*checks, *grades]) if has(stage.address)]
-        unresolved = sorted(key for key, answer in prepared.pins.resolved.items() if answer == UNRESOLVED)
+        unresolved = sorted(key for key, answer in prepared.revisions.resolved.items() if answer == UNRESOLVED)
         return cls(
             space, list(search.values()), [stage for address, stage in baselines.items() if address not in search],
             [check for check in checks if not has(check.address)], found, len(rows), unresolved,

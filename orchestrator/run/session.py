@@ -1,6 +1,6 @@
 """One call of the sweep command: from its arguments to a prepared sweep, and from there to an exit code.
 
-0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed for good    130 interrupted
+0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed permanently    130 interrupted
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from deftx.data.catalogue import OwnBenchmark
 from deftx.errors import ConfigError
-from deftx.sources.pins import Pins, pinned
 from deftx.sources.published import LocalFolder
+from deftx.sources.revisions import Revisions, pinned_revisions
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
-from orchestrator.plan.inputs import Materials, resolve
+from orchestrator.plan.inputs import ResolvedInputs, resolve
 from orchestrator.plan.rows import Planner
 from orchestrator.record.lease import Lease
 from orchestrator.record.sweep import State, SweepFolder, SweepInfo
@@ -40,14 +40,14 @@ class Prepared:
     title: str
     space: Space
     folder: SweepFolder
-    materials: Materials
+    resolved: ResolvedInputs
     planner: Planner
-    pins: Pins = field(default_factory=Pins)
+    revisions: Revisions = field(default_factory=Revisions)
 
     @property
     def backbone(self) -> str:
         """The identity of the backbone: hub id and commit, content of a folder, or address of the stage."""
-        given = self.materials.backbone
+        given = self.resolved.backbone
         if isinstance(given, Stage):
             return f"stage {given.address}"
         return f"folder {given.sha256}" if isinstance(given, LocalFolder) else f"{given.repo}@{given.commit}"
@@ -68,9 +68,9 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
     root = data_root
     if space.benchmark == "archipelago" and root is None:
         root = _demo_data(space, folder.store, keep=not lenient)
-    with pinned(Pins(dict(info.revisions) if info else {}, lenient)) as pins:
-        materials = resolve(space, root)
-    prepared = Prepared(title, space, folder, materials, Planner(space, materials), pins)
+    with pinned_revisions(Revisions(dict(info.revisions) if info else {}, lenient)) as revisions:
+        resolved = resolve(space, root)
+    prepared = Prepared(title, space, folder, resolved, Planner(space, resolved), revisions)
     if info is not None and not lenient and info.backbone_identity != prepared.backbone:
         raise ConfigError(_another(info, "backbone", info.backbone_identity, prepared.backbone))
     return prepared
@@ -94,7 +94,7 @@ def run(driver: Driver, work: Run) -> int:
 
 @contextmanager
 def _interruptible(driver: Driver) -> Iterator[None]:
-    """Ctrl-C raises as ever, and is noted: an exception that comes amid a destructor is swallowed by Python."""
+    """Ctrl-C raises as ever, and is noted: an exception that comes during a destructor is swallowed by Python."""
 
     def interrupt(*_: object) -> None:
         driver.interrupted = True
@@ -154,10 +154,10 @@ def _info(prepared: Prepared) -> SweepInfo:
     space = prepared.space
     backbone = "pre-trained here" if isinstance(space.backbone, Pretraining) else space.backbone
     return SweepInfo(
-        name=prepared.folder.name, benchmark=space.of.name, backbone=backbone,
+        name=prepared.folder.name, benchmark=space.benchmark_spec.name, backbone=backbone,
         backbone_identity=prepared.backbone, seed=space.seed,
         space={"name": prepared.title, **space.model_dump(mode="json")},
-        revisions=prepared.pins.resolved, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
+        revisions=prepared.revisions.resolved, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
         packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
         git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A job as a trial, wherever it runs: stages are made in order, each with its own log; failures go on record.
 
-A `DeftxError` ends a stage for good and the trial as completed; anything else is put on record and raised, so that the
-trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
+A `DeftxError` ends a stage permanently and the trial as completed; anything else is put on record and raised, so that
+the trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from orchestrator.run.machine import Workplace
 from orchestrator.search.schedule import Job
 
 Status = Literal["done", "failed"]
-Progress = Callable[[str, dict[str, float]], None]
+ReportPoint = Callable[[str, dict[str, float]], None]
 """Called with a stage's address and a point of its curve."""
 
 
-def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:
+def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
     """Make the stages of a job.
 
     Returns:
@@ -43,14 +43,14 @@ def carry_out(job: Job, workplace: Workplace, progress: Progress) -> Status:
     for stage in job.stages:
         with kept(folder, stage.address):
             outcomes.append(_make(stage, folder, workplace.execution(stage.kind), progress))
-    # an accident in one language must not keep the others of its row from being graded
-    for accident in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
-        raise accident
+    # an error in one language must not keep the others of its row from being graded
+    for error in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
+        raise error
     return "failed" if "failed" in outcomes else "done"
 
 
-def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Progress) -> Status | Exception:
-    """Make a stage, or put on record why not; an accident is returned, to be raised when the job's others are made."""
+def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: ReportPoint) -> Status | Exception:
+    """Make a stage, or put on record why not; an exception is returned, to be raised when the job's others are made."""
     # torch and transformers take seconds to import; a driver that only plans needs neither
     from deftx.method.make import make
 

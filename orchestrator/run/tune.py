@@ -44,11 +44,11 @@ class ScheduleSearcher(_Unsaved, Searcher):
         super().__init__()
         self._driver = driver
         self._jobs: dict[str, Job] = {}
-        self.accidents: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
         """By trial: why Tune gave it up, told before the trial is completed here."""
 
     def suggest(self, trial_id: str) -> Any:
-        """A job as a trial's configuration, none while nothing is ready, FINISHED at the end."""
+        """A job as a trial's configuration, None while nothing is ready, FINISHED at the end."""
         job = self._driver.next_job()
         if job is None:
             return str(Searcher.FINISHED) if self._driver.finished() else None
@@ -58,8 +58,8 @@ class ScheduleSearcher(_Unsaved, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """What the trial made or why it failed is in the store and on record."""
         job = self._jobs.pop(trial_id)
-        if trial_id in self.accidents:
-            self._driver.settle(job, self.accidents.pop(trial_id))
+        if trial_id in self.errors:
+            self._driver.settle(job, self.errors.pop(trial_id))
         else:
             self._driver.settle(job)
 
@@ -74,7 +74,7 @@ class ScheduleSearcher(_Unsaved, Searcher):
         """Nothing: every run is a fresh experiment."""
 
 
-class _Progress(_Unsaved, TrialProgressCallback):
+class _ProgressCallback(_Unsaved, TrialProgressCallback):
     """Passes reported points on to the driver; Tune, seeing a progress callback, prints none of its own."""
 
     def __init__(self, driver: Driver, searcher: ScheduleSearcher) -> None:
@@ -89,7 +89,7 @@ class _Progress(_Unsaved, TrialProgressCallback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Keep what Tune knows; the driver tells of it."""
-        self._searcher.accidents[trial.trial_id] = _last_line(trial)
+        self._searcher.errors[trial.trial_id] = _last_line(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """The driver tells of what is done."""
@@ -117,7 +117,7 @@ def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> No
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
                 run_config=tune.RunConfig(
-                    storage_path=scratch, name="sweep", verbose=0, callbacks=[_Progress(driver, searcher)],
+                    storage_path=scratch, name="sweep", verbose=0, callbacks=[_ProgressCallback(driver, searcher)],
                     failure_config=tune.FailureConfig(max_failures=driver.space.max_failures),
                 ),
             )  # fmt: skip

@@ -32,7 +32,7 @@ class Choice:
     def score(self, row: PlannedRow) -> float:
         """The score of a combination whose stages are all published: the higher, the better."""
         if self._space.selection == "target-valid":
-            metric = self._space.of.metric
+            metric = self._space.benchmark_spec.metric
             return statistics.fmean(self._measured(grade, GradeFacts).score(metric) for grade in row.grades.values())
         # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
         losses = [self._vector(stage).loss for stage in row.languages.values()]
@@ -42,7 +42,7 @@ class Choice:
         """The combination with the best score; ties go to the smaller ranks, then to the earlier one.
 
         Returns:
-            Its number, or none while no combination has a score.
+            Its number, or None while no combination has a score.
         """
         known = {number: score for number, score in scores.items() if score is not None}
         return min(known, key=lambda number: (-known[number], *self._mean_ranks(rows[number]), number), default=None)

@@ -1,8 +1,9 @@
-"""The search as a replay: ask n is a function of (space, seed, n, results of asks 0..n-lag). Only importer of optuna.
+"""The search as a replay: ask n is a function of (space, seed, n, results of asks 0..n-p). Only importer of optuna.
 
-Ask n sees asks 0..n-lag as finished, told in ask order, and asks n-lag+1..n-1 as RUNNING; its sampler is seeded from
-(seed, n). No study is kept: every ask builds one from the results, so the combinations are the same for any number of
-workers, after a resume, and after a driver's death. A journal for dashboards is an export.
+p is the space's `search_parallelism`, the batch size of the constant liar. Ask n sees asks 0..n-p as finished, told in
+ask order, and asks n-p+1..n-1 as RUNNING; its sampler is seeded from (seed, n). No study is kept: every ask builds one
+from the results, so the combinations are the same for any number of workers, after a resume, and after a driver's
+death. A journal for dashboards is an export.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from orchestrator.space.schema import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-Score = float | None
-"""A combination's score; none when it failed."""
+CombinationScore = float | None
+"""A combination's score; None when it failed."""
 
 _REPEATS_IN_A_ROW = 20
 
@@ -44,23 +45,23 @@ class Replay:
         return list(self._asked)
 
     def may_ask(self, finished: Sequence[bool]) -> bool:
-        """Whether ask n can be made now: asks 0..n-lag have finished and the search has not ended.
+        """Whether ask n can be made now: asks 0..n-p have finished and the search has not ended.
 
         Args:
             finished: for each ask so far, whether it has a result.
         """
         n = len(self._asked)
-        return n < self._total and all(finished[: max(n - self._space.lag + 1, 0)])
+        return n < self._total and all(finished[: max(n - self._space.search_parallelism + 1, 0)])
 
     def ended(self) -> bool:
         """Whether there is nothing left to ask."""
         return len(self._asked) >= self._total
 
-    def ask(self, scores: Sequence[Score]) -> Combination | None:
-        """The next combination, or none when the search ends because only repeats were drawn.
+    def ask(self, scores: Sequence[CombinationScore]) -> Combination | None:
+        """The next combination, or None when the search ends because only repeats were drawn.
 
         Args:
-            scores: of the asks so far; those later than n-lag are not looked at.
+            scores: of the asks so far; those later than n-p are not looked at.
         """
         cell = self._draw(scores)
         if cell is None:
@@ -69,7 +70,7 @@ class Replay:
             self._asked.append(cell)
         return cell
 
-    def _draw(self, scores: Sequence[Score]) -> Combination | None:
+    def _draw(self, scores: Sequence[CombinationScore]) -> Combination | None:
         n = len(self._asked)
         if self._space.search == "grid":
             return self._cells[n]
@@ -82,29 +83,29 @@ class Replay:
             self._repeats.append((n, cell))
         return None
 
-    def _suggest(self, n: int, attempt: int, scores: Sequence[Score]) -> Combination:
+    def _suggest(self, n: int, attempt: int, scores: Sequence[CombinationScore]) -> Combination:
         seed = zlib.crc32(f"{self._space.seed}/{n}/{attempt}".encode())
         study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed, constant_liar=True))
         self._tell(study, n, scores)
         trial = study.ask(self._distributions)
         return Combination.read(trial.params, self._space.retention_of)
 
-    def _tell(self, study: optuna.Study, n: int, scores: Sequence[Score]) -> None:
+    def _tell(self, study: optuna.Study, n: int, scores: Sequence[CombinationScore]) -> None:
         """Give the study what ask n may know: finished asks, running asks, and the repeats, in the order of asking."""
-        visible = max(n - self._space.lag + 1, 0)
+        visible = max(n - self._space.search_parallelism + 1, 0)
         for number in range(n + 1):
             for _, cell in (repeat for repeat in self._repeats if repeat[0] == number):
                 self._add(study, cell, self._asked.index(cell) < visible, scores)
             if number < n:
                 self._add(study, self._asked[number], number < visible, scores)
 
-    def _add(self, study: optuna.Study, cell: Combination, visible: bool, scores: Sequence[Score]) -> None:
+    def _add(self, study: optuna.Study, cell: Combination, visible: bool, scores: Sequence[CombinationScore]) -> None:
         score = scores[self._asked.index(cell)] if visible else None
         state = TrialState.RUNNING if not visible else TrialState.FAIL if score is None else TrialState.COMPLETE
         study.add_trial(_trial(cell, self._distributions, score, state))
 
 
-def export_journal(path: Path, space: Space, asked: Sequence[Combination], scores: Sequence[Score]) -> None:
+def export_journal(path: Path, space: Space, asked: Sequence[Combination], scores: Sequence[CombinationScore]) -> None:
     """Write the search as an Optuna journal for dashboards. Nothing ever reads it back."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -119,7 +120,7 @@ def export_journal(path: Path, space: Space, asked: Sequence[Combination], score
 
 
 def _trial(
-    cell: Combination, distributions: dict[str, BaseDistribution], score: Score, state: TrialState
+    cell: Combination, distributions: dict[str, BaseDistribution], score: CombinationScore, state: TrialState
 ) -> optuna.trial.FrozenTrial:
     """A combination as Optuna has it: by the names that the space searches, its ranks as text."""
     known = {**cell.record(), "retention": cell.language.retention}

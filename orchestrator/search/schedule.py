@@ -2,7 +2,7 @@
 
 A job is one stage, or the missing grades of one row (the compose-evaluate trial). Stages come from the rows: the
 combinations, asked one by one as their results allow, then the baselines; the checks of the texts go before all. A
-stage that failed for good fails what needs it, with the reason, while the rest goes on; no row needs a check.
+stage that failed permanently fails what needs it, with the reason, while the rest goes on; no row needs a check.
 
 Of a row its grades and its vectors have to be there, and of the chosen one byte by byte; what these were made of is
 needed only where one of them has to be made again.
@@ -31,7 +31,7 @@ class Asks(Protocol):
         """Whether there is nothing left to ask."""
 
     def ask(self, scores: Sequence[float | None]) -> Combination | None:
-        """The next combination, or none at the end."""
+        """The next combination, or None at the end."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Schedule:
         return self.combinations + self.baselines
 
     def ready(self) -> Job | None:
-        """The next job that can run, marked as running; none when nothing can run now."""
+        """The next job that can run, marked as running; None when nothing can run now."""
         for stage in self._missing([*self.checks, *self._chosen_parts]):
             if self._can_run(stage):
                 return self._start(stage.label, [stage])
@@ -120,7 +120,7 @@ class Schedule:
         self._advance()
 
     def failed(self, address: str, reason: str) -> None:
-        """A stage failed for good; whatever needs it fails with it."""
+        """A stage failed permanently; whatever needs it fails with it."""
         self._running.discard(address)
         self._fail(address, reason)
         self._advance()
@@ -132,7 +132,7 @@ class Schedule:
 
     @property
     def chosen(self) -> PlannedRow | None:
-        """The combination that is chosen so far; None while none has a score."""
+        """The combination that is chosen so far; None while no combination has a score."""
         number = self._choice.chosen(self.combinations, self.scores)
         return None if number is None else self.combinations[number]
 

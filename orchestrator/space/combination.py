@@ -26,9 +26,10 @@ class Combination:
             ValueError: for a value that is no rank or no share.
         """
         both = parameters.get("retention")
-        kept_l, kept_t = parameters.get("retention_l", both), parameters.get("retention_t", both)
+        retention_l, retention_t = parameters.get("retention_l", both), parameters.get("retention_t", both)
         return cls(
-            _denoise(parameters["rank_l"], kept_l, retention_of), _denoise(parameters["rank_t"], kept_t, retention_of)
+            _denoise(parameters["rank_l"], retention_l, retention_of),
+            _denoise(parameters["rank_t"], retention_t, retention_of),
         )
 
     def record(self) -> dict[str, str | float]:

@@ -21,6 +21,9 @@ from orchestrator.space.schema import Space
 
 _NAME_OR_MAPPING = ("benchmark", "backbone")
 
+RENAMED = {"lag": "search_parallelism"}
+"""Settings of earlier releases, and what they are called now."""
+
 
 def shipped_spaces() -> list[str]:
     """The names of the spaces that come with the package."""
@@ -34,7 +37,7 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
     Args:
         name: a name in search_spaces/, or the path of a YAML file.
         overrides: `key=value`, key dotted, value YAML: `language.training.max_steps=5`.
-        options: top-level keys that have an option of their own; none is left alone.
+        options: top-level keys that have an option of their own; None is left alone.
 
     Returns:
         (the space's name, the space).
@@ -125,6 +128,8 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
         # pydantic names the form that it tried
         del location[1:2]
     path = ".".join(map(str, location)) or "space"
+    if problem["type"] == "extra_forbidden" and path in RENAMED:
+        return f"{path} is called {RENAMED[path]} now"
     if problem["type"] == "extra_forbidden":
         known = _fields(location[:-1])
         return f"{path}: unknown key{hint(str(location[-1]), known)}"

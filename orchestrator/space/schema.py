@@ -48,7 +48,7 @@ class Resources(Settings):
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
     gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
-    micro_batch: int | None = Field(None, ge=1, description="examples a training computes at once; none: all")
+    micro_batch: int | None = Field(None, ge=1, description="examples a training computes at once; None: all")
     gradient_checkpointing: bool = Field(False, description="less memory in training, for a third more time")
 
     @field_validator("gpu")
@@ -67,7 +67,7 @@ class Pretraining(BackboneShape):
 
 
 class SourceVector(Settings):
-    """The language vector of the source language: published, learnt here at one fixed setting, or none."""
+    """The language vector of the source language: published, learnt here at one fixed setting, or left out."""
 
     sft: str | None = Field(None, description="hub id or folder of a published one")
     learn: Denoise | None = Field(None, description="the one setting at which it is learnt here")
@@ -125,7 +125,7 @@ class Space(Settings):
     lm_head: str = Field("own", description="own, random, or the hub id or folder of a donor")
     targets: tuple[str, ...] = Field((), validate_default=True, description="left out: the benchmark's own")
     source: Annotated[SourceVector, BeforeValidator(lambda value: value or {})] = Field(
-        SourceVector(), description="the source language's own vector; left out: none"
+        SourceVector(), description="the source language's own vector; left out: no source vector"
     )
     preset: PresetName = Field("paper", description="what `language` and `task` are unless given")
     language: LanguageRecipe = Field(description="how language vectors are learnt, over the preset")
@@ -136,16 +136,20 @@ class Space(Settings):
 
     rank_l: Ranks = Field(description="rank of the language vectors")
     rank_t: Ranks = Field(description="rank of the task vector")
-    retention: Retentions = Field((0.05,), description="share of higher-order entries kept, both kinds of vector alike")
+    retention: Retentions = Field(
+        (0.05,), description="share of higher-order entries retained, for both kinds of vector"
+    )
     retention_l: Retentions | None = Field(None, description="of the language vectors alone")
     retention_t: Retentions | None = Field(None, description="of the task vector alone")
     retention_of: RetentionOf = Field(
         "numel", description="a share of all entries of a matrix, or of its non-zero residual entries"
     )
     search: Literal["grid", "tpe"] = Field("grid", description="every cell, or Optuna's TPE, which repeats none")
-    combinations: int | None = Field(None, ge=1, description="how many combinations; none: every cell of a grid")
+    combinations: int | None = Field(None, ge=1, description="how many combinations; None: every cell of a grid")
     first: tuple[dict[str, Any], ...] = Field((), description="combinations asked before all others")
-    lag: int = Field(4, ge=1, description="combinations in flight at most; part of the search, not of the machine")
+    search_parallelism: int = Field(
+        4, ge=1, description="combinations in flight at most: the batch size of the constant liar, whatever the machine"
+    )
     selection: Selection = Field(
         "target-valid", description="by target validation (few-label selection), or without any target label"
     )
@@ -214,7 +218,7 @@ class Space(Settings):
         return self
 
     @property
-    def of(self) -> Benchmark:
+    def benchmark_spec(self) -> Benchmark:
         """The benchmark."""
         return benchmark(self.benchmark)
 

@@ -20,7 +20,7 @@ from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow, Planner, with_vectors
 from orchestrator.run.driver import Driver
 from orchestrator.search.schedule import Job, unmade
-from orchestrator.wording import score_words
+from orchestrator.wording import format_score
 
 Subject = str
 Tallies = dict[tuple[Subject, str], Counter[str]]
@@ -37,7 +37,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Running:
-    """A running stage: its optimiser step of how many, as far as known, and when it began by the outlook's clock."""
+    """A running stage: its optimiser step of how many, as far as known, and when it began by `Progress.clock`."""
 
     stage: Stage
     began: float
@@ -46,8 +46,8 @@ class Running:
 
 
 @dataclass(frozen=True)
-class View:
-    """How far a sweep is at a moment `at` of the outlook's clock. Immutable: another thread may draw it."""
+class Snapshot:
+    """How far a sweep is at a moment `at` of `Progress.clock`. Immutable: another thread may draw it."""
 
     name: str
     at: float
@@ -77,7 +77,7 @@ class _Pace:
 
 
 @dataclass
-class Outlook:
+class Progress:
     """Follows a driver and says what is left.
 
     Attributes:
@@ -92,7 +92,7 @@ class Outlook:
     clock: Callable[[], float] = time.monotonic
     _began: dict[str, float] = field(default_factory=dict)
     _paces: dict[str, _Pace] = field(default_factory=dict)
-    _alike: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
+    _durations: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._start = self.clock()
@@ -104,7 +104,7 @@ class Outlook:
         """A trial was handed the stage."""
         self._began[stage.address] = self.clock()
 
-    def progress(self, address: str, step: int) -> None:
+    def stepped(self, address: str, step: int) -> None:
         """A running stage has made so many steps."""
         now = (step, self.clock())
         pace = self._paces.setdefault(address, _Pace(now, now))
@@ -115,11 +115,11 @@ class Outlook:
     def done(self, stage: Stage) -> float:
         """The stage is in the store; returns the seconds it took, now or when it was made."""
         seconds = self.driver.seconds(stage)
-        for key in _alike(stage):
-            self._alike.setdefault(key, []).append(seconds)
+        for key in _similarity(stage):
+            self._durations.setdefault(key, []).append(seconds)
         return seconds
 
-    def view(self) -> View:
+    def snapshot(self) -> Snapshot:
         """How far the sweep is now."""
         schedule = self.driver.schedule
         left = {stage.address: stage for stage in self._left()}
@@ -127,10 +127,10 @@ class Outlook:
         for address, stage in stages.items():
             if (status := self._status(address, address in left)) is not None:
                 tallies.setdefault((stage.subject, stage.kind), Counter())[status] += 1
-        return View(
+        return Snapshot(
             self.driver.folder.name, self.clock(), self._start, len(schedule.done_before), tallies,
             tuple(self._running()),
-            {kind: statistics.fmean(self._alike[(kind,)]) for kind in KINDS if (kind,) in self._alike},
+            {kind: statistics.fmean(self._durations[(kind,)]) for kind in KINDS if (kind,) in self._durations},
             self._time_left(list(left.values())), self._best(), self._unasked(),
         )  # fmt: skip
 
@@ -156,7 +156,7 @@ class Outlook:
         if best is None:
             return ""
         title = best[0].record().title
-        return f"{title}, {score_words(best[1], self.driver.space.selection)}"
+        return f"{title}, {format_score(best[1], self.driver.space.selection)}"
 
     # -- what is left -------------------------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ class Outlook:
     # -- how long it takes --------------------------------------------------------------------------------------------
 
     def _time_left(self, left: list[Stage]) -> Left | None:
-        """The larger of all work over the slots and the longest chain; none while nothing is measured."""
+        """The larger of all work over the slots and the longest chain; None while nothing is measured."""
         if not left:
             return None
         exact, need, ends = self._unasked() == 0, dict[str, float](), dict[str, float]()
@@ -233,10 +233,10 @@ class Outlook:
         return max(left, 0.0), left > 0 and None not in expected
 
     def expected(self, stage: Stage) -> float | None:
-        """Seconds that a whole stage takes: the mean of those alike, else by pace, else by its dense stage."""
-        for key in _alike(stage)[:2]:
-            if key in self._alike:
-                return statistics.fmean(self._alike[key])
+        """Seconds that a whole stage takes: the mean of similar ones, else by pace, else by its dense stage."""
+        for key in _similarity(stage)[:2]:
+            if key in self._durations:
+                return statistics.fmean(self._durations[key])
         by_pace = [seconds for job in self.driver.jobs for seconds in self._by_pace(job.stages[0], stage)]
         if by_pace:
             return statistics.fmean(by_pace)
@@ -246,7 +246,7 @@ class Outlook:
     def _by_pace(self, running: Stage, stage: Stage) -> Iterator[float]:
         """The whole time of a running stage that is like another, from its pace."""
         pace, steps = self._paces.get(running.address), self._steps(running)
-        if pace and steps and pace.seconds_a_step is not None and _alike(running)[1] == _alike(stage)[1]:
+        if pace and steps and pace.seconds_a_step is not None and _similarity(running)[1] == _similarity(stage)[1]:
             yield pace.seconds_a_step * steps
 
     def _steps(self, stage: Stage) -> int | None:
@@ -264,8 +264,8 @@ class Outlook:
         return self.driver.schedule.is_done(stage.address)
 
 
-def _alike(stage: Stage) -> list[tuple[object, ...]]:
-    """What a stage is like, the nearest first: of the same subject, of a language or the task alike, of the kind."""
+def _similarity(stage: Stage) -> list[tuple[object, ...]]:
+    """The keys of similar stages, the most similar first: of one subject, of any language or the task, of the kind."""
     trains = stage.trained is not None
     group = "language" if stage.subject == stage.language else stage.subject
     return [(stage.kind, stage.subject, trains), (stage.kind, group, trains), (stage.kind,)]

@@ -12,31 +12,31 @@ from rich.markup import escape
 
 from deftx.stages.stage import Stage
 from orchestrator.record.sweep import Failure
-from orchestrator.terminal.progress import Outlook, View, duration
-from orchestrator.terminal.table import board, counts_words, left_words, step_words
-from orchestrator.wording import cautions
+from orchestrator.terminal.progress import Progress, Snapshot, duration
+from orchestrator.terminal.table import board, format_counts, format_left, format_step
+from orchestrator.wording import stage_warnings
 
 PROGRESS_SECONDS = 30.0
 """Between two progress lines where there is no terminal, at the least."""
 
 
 class Screen:
-    """An observer of the driver that shows how far it is."""
+    """A callback of the driver that shows how far it is."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
-        self._outlook: Outlook | None = None
+        self._given: Progress | None = None
         self._live: Live | None = None
-        self._view: View | None = None
-        self._cautions: list[str] = []
+        self._snapshot: Snapshot | None = None
+        self._warnings: list[str] = []
         self._spoken = 0.0
 
-    def start(self, outlook: Outlook) -> None:
+    def start(self, progress: Progress) -> None:
         """Begin to show a sweep; nothing was told before."""
-        self._outlook, self._spoken = outlook, outlook.clock()
+        self._given, self._spoken = progress, progress.clock()
         if self._quiet or not self._console.is_interactive:
             return
-        self._view = outlook.view()
+        self._snapshot = progress.snapshot()
         self._live = Live(
             get_renderable=self._draw, console=self._console, refresh_per_second=2, transient=True,
             redirect_stdout=False, redirect_stderr=False,
@@ -51,21 +51,21 @@ class Screen:
 
     def stage_started(self, stage: Stage) -> None:
         """A trial was handed the stage."""
-        self._of.started(stage)
+        self._progress.started(stage)
         self._refresh()
 
     def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
         """A point of a running stage's curve."""
-        self._of.progress(address, step)
+        self._progress.stepped(address, step)
         self._refresh()
 
     def stage_done(self, stage: Stage, reused: bool) -> None:
         """The stage is in the store."""
-        seconds = self._of.done(stage)
-        manifest = self._of.driver.manifest(stage)
+        seconds = self._progress.done(stage)
+        manifest = self._progress.driver.manifest(stage)
         named = f"{stage.subject}: "  # as a text's check begins every line
-        found = [words if words.startswith(named) else f"{stage.label}: {words}" for words in cautions(manifest)]
-        self._cautions += found
+        found = [words if words.startswith(named) else f"{stage.label}: {words}" for words in stage_warnings(manifest)]
+        self._warnings += found
         if not reused:
             self._say(f"done    {escape(stage.label)}  [dim]{seconds:.0f} s[/dim]")
             if summary := manifest.details.get("summary"):
@@ -75,15 +75,15 @@ class Screen:
         self._refresh()
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
-        """The stage failed for good: which, why, and where its log lies."""
+        """The stage failed permanently: which, why, and where its log lies."""
         words = escape(f"{stage.label}: {failure.reason}\n        log: {failure.log}")
         self._print(f"[red]FAILED[/red]  {words}")
         self._refresh()
 
     @property
-    def _of(self) -> Outlook:
-        assert self._outlook is not None, "the screen was started"
-        return self._outlook
+    def _progress(self) -> Progress:
+        assert self._given is not None, "the screen was started"
+        return self._given
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -95,20 +95,20 @@ class Screen:
 
     def _refresh(self) -> None:
         if self._live is not None:
-            self._view = self._of.view()
-        elif not self._quiet and self._of.clock() - self._spoken >= PROGRESS_SECONDS:
-            self._spoken = self._of.clock()
-            self._say(escape(_progress_line(self._of.view())))
+            self._snapshot = self._progress.snapshot()
+        elif not self._quiet and self._progress.clock() - self._spoken >= PROGRESS_SECONDS:
+            self._spoken = self._progress.clock()
+            self._say(escape(_progress_line(self._progress.snapshot())))
 
     def _draw(self) -> RenderableType:
-        assert self._view is not None
-        return board(self._view, self._cautions, *self._console.size, now=self._of.clock())
+        assert self._snapshot is not None
+        return board(self._snapshot, self._warnings, *self._console.size, now=self._progress.clock())
 
 
-def _progress_line(view: View) -> str:
+def _progress_line(snapshot: Snapshot) -> str:
     """`...     12/41 stages, 2 running, 3 min so far, about 4 min left; now: ila · dense, step 100/300`."""
-    words = [counts_words(view), f"{duration(view.at - view.began)} so far", left_words(view.left)]
-    now = [", ".join(word for word in (one.stage.label, step_words(one)) if word) for one in view.running]
+    words = [format_counts(snapshot), f"{duration(snapshot.at - snapshot.began)} so far", format_left(snapshot.left)]
+    now = [", ".join(word for word in (one.stage.label, format_step(one)) if word) for one in snapshot.running]
     parts = [", ".join(word for word in words if word), *(f"now: {word}" for word in now[:1])]
-    parts.append(f"best so far: {view.best}" if view.best else "")
+    parts.append(f"best so far: {snapshot.best}" if snapshot.best else "")
     return "...     " + "; ".join(part for part in parts if part)

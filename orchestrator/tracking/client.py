@@ -24,7 +24,7 @@ from deftx.errors import ConfigError
 from deftx.stages.store import Store
 from orchestrator.kinds import SHOWN, View
 from orchestrator.record.sweep import SweepInfo
-from orchestrator.tracking.content import PARENT, Point, PublishedFile, RunContent
+from orchestrator.tracking.content import PARENT, MetricPoint, PublishedFile, RunContent
 
 if TYPE_CHECKING:  # importing mlflow takes a second or two: it is left to the mirror's own thread
     from mlflow import MlflowClient
@@ -99,7 +99,7 @@ class MlflowRuns:
             self._client.set_tag(run.info.run_id, _MIRRORED, content.digest)
             self._refresh(address)
 
-    def add(self, points: Mapping[str, Sequence[Point]]) -> None:
+    def add(self, points: Mapping[str, Sequence[MetricPoint]]) -> None:
         """Let curves grow, by address; what has no run yet comes with the whole curve when its stage is done."""
         for address in points.keys() & self._runs.keys():
             self._log_points(self._runs[address], points[address])
@@ -171,7 +171,7 @@ class MlflowRuns:
             if tag.partition(".")[0] in _OWN_TAGS:
                 self._client.delete_tag(run.info.run_id, tag)
 
-    def _log_points(self, run: Run, points: Sequence[Point]) -> None:
+    def _log_points(self, run: Run, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric
 
         known = self._known_points(run)
@@ -231,7 +231,7 @@ def check_tracking_uri(uri: str) -> str:
 
 
 def artifact_place(store: Store, tracking_uri: str) -> str | None:
-    """Where a new experiment keeps its artifacts; none leaves it to the server.
+    """Where a new experiment keeps its artifacts; None leaves it to the server.
 
     Raises:
         ConfigError: for a database that is no SQLite file with a storage that MLflow cannot write to.

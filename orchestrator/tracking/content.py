@@ -2,7 +2,7 @@
 
 Everything is read from the store, so that a mirror grown while the sweep ran and one made afterwards hold the same.
 Test scores are those of `Grades`, which opens them only once the search has ended. Numbers are called by words with
-their unit, scores in percent points as in the report; what is before the slash is a section of MLflow's charts.
+their unit, scores in percentage points as in the report; what is before the slash is a section of MLflow's charts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from deftx.stages.files import SFT
 from deftx.stages.kinds import kind_of
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
-from orchestrator.kinds import metric_words, result, score_name, shown_as
+from orchestrator.kinds import format_metric, result, score_name, shown_as
 from orchestrator.record.grades import Grade, Grades
-from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
-from orchestrator.wording import by_few_labels, selection_words
+from orchestrator.record.sweep import Failure, GradeRow, StageEntry, State, SweepFolder, SweepInfo
+from orchestrator.wording import by_few_labels, format_selection
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 PARENT = "sweep"
@@ -38,7 +38,7 @@ _CURVES: dict[str, tuple[str, float]] = {
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricPoint:
     """One point of a curve; `time` in milliseconds since 1970."""
 
     key: str
@@ -68,7 +68,7 @@ class RunContent:
     tags: dict[str, str]
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    curve: tuple[Point, ...] = ()
+    curve: tuple[MetricPoint, ...] = ()
     files: Files = field(default_factory=dict)
     span: tuple[int, int] | None = None
 
@@ -115,7 +115,7 @@ class SweepContent:
     def ended(
         self, address: str, entry: StageEntry, state: State, failure: Failure | None, test: Grades | None = None
     ) -> RunContent | None:
-        """A stage that is published or failed for good; none for one that waits or that the store does not have.
+        """A stage that is published or failed permanently; None for one that waits or that the store does not have.
 
         Args:
             address: the stage's.
@@ -187,7 +187,7 @@ class SweepContent:
         if row is None:
             return {"mlflow.note.content": f"{asked}\n\nNothing is chosen yet. {more}"}
         chosen = (
-            f"Chosen by {selection_words(info, None)}: **{_title(row)}**; the scores here are its means over the "
+            f"Chosen by {format_selection(info, None)}: **{_title(row)}**; the scores here are its means over the "
             "target languages."
         )
         return {"mlflow.note.content": f"{asked}\n\n{chosen} {more}", "chosen": _title(row)}
@@ -206,7 +206,7 @@ class SweepContent:
         sealed = _mean_test_scores({language: test.read(a) for language, a in chosen.grades.items()}) if test else {}
         return metrics | self._best_score([chosen]) | _means(scores) | sealed
 
-    def _best_score(self, rows: list[Row]) -> dict[str, float]:
+    def _best_score(self, rows: list[GradeRow]) -> dict[str, float]:
         """What the search made of the best of these combinations: the mean over all its languages."""
         scores = [row.score for row in rows if row.kind == "combination" and row.score is not None]
         word, factor = ("points", 100) if by_few_labels(self.info) else ("score", 1)
@@ -248,12 +248,12 @@ def point(key: str, value: float) -> tuple[str, float]:
     return name, factor * value
 
 
-def curve_points(step: float, numbers: Mapping[str, float], milliseconds: int) -> Iterator[Point]:
+def curve_points(step: float, numbers: Mapping[str, float], milliseconds: int) -> Iterator[MetricPoint]:
     """The points of a stage's curves at one step."""
     for key, value in numbers.items():
         if key != "step":
             name, shown = point(key, value)
-            yield Point(name, int(step), shown, milliseconds)
+            yield MetricPoint(name, int(step), shown, milliseconds)
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -308,13 +308,13 @@ def _test_scores(grade: Grade) -> dict[str, float]:
 def _mean_test_scores(grades: Mapping[str, Grade]) -> dict[str, float]:
     """The mean over languages, and each language's by the benchmark's own metric."""
     each = {
-        f"test {metric_words(grade.metric)} by language/{language} points": 100 * grade.scores[grade.metric]
+        f"test {format_metric(grade.metric)} by language/{language} points": 100 * grade.scores[grade.metric]
         for language, grade in grades.items()
     }
     return each | _means([_test_scores(grade) for grade in grades.values()])
 
 
-def _curve(manifest: Manifest) -> tuple[Point, ...]:
+def _curve(manifest: Manifest) -> tuple[MetricPoint, ...]:
     """The points of a stage's curves, evenly spaced in time between its begin and end."""
     begin, end = _span(manifest) or [int(time.time() * 1000)] * 2
     last = max((row["step"] for row in manifest.curve), default=0) or 1
@@ -325,7 +325,7 @@ def _curve(manifest: Manifest) -> tuple[Point, ...]:
 
 
 def _span(manifest: Manifest) -> tuple[int, int] | None:
-    """When a stage began and ended, in milliseconds since 1970; none when its manifest does not say."""
+    """When a stage began and ended, in milliseconds since 1970; None when its manifest does not say."""
     end = _timestamp(manifest.created)
     return None if end is None else (int((end - manifest.seconds) * 1000), int(end * 1000))
 
@@ -353,17 +353,17 @@ def _published_files(manifest: Manifest) -> Files:
     }
 
 
-def _title(row: Row) -> str:
+def _title(row: GradeRow) -> str:
     return f"#{row.number} {row.title}" if row.kind == "combination" else row.title
 
 
-def _row_tags(rows: list[Row], state: State) -> dict[str, str]:
+def _row_tags(rows: list[GradeRow], state: State) -> dict[str, str]:
     """Which rows of the report a grade serves."""
     chosen = {"chosen": "yes"} if any(row.number == state.chosen is not None for row in rows) else {}
     return ({"rows": "; ".join(map(_title, rows))} if rows else {}) | chosen
 
 
-def _row_params(rows: list[Row]) -> dict[str, str]:
+def _row_params(rows: list[GradeRow]) -> dict[str, str]:
     """The searched settings, of which all combinations that share a grade have the same."""
     combinations = [row for row in rows if row.kind == "combination"]
     return {key: str(value) for key, value in combinations[0].parameters.items()} if combinations else {}

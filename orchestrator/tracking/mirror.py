@@ -23,7 +23,15 @@ from deftx.stages.store import Store
 from orchestrator.record.grades import Grades
 from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder, SweepInfo, known_sweep
 from orchestrator.tracking.client import MlflowRuns
-from orchestrator.tracking.content import PARENT, Point, RunContent, RunStatus, SweepContent, curve_points, sweep_status
+from orchestrator.tracking.content import (
+    PARENT,
+    MetricPoint,
+    RunContent,
+    RunStatus,
+    SweepContent,
+    curve_points,
+    sweep_status,
+)
 
 FLUSH_SECONDS = 5.0
 PAUSE_SECONDS = 10.0
@@ -56,7 +64,7 @@ class Mirror:
         self._sweep = SweepWriter(store, folder, info, tracking_uri)
         self._tracker = without_password(tracking_uri)
         self._again = to_type(f"`python -m orchestrator.tracking {folder.url()} --tracking-uri {tracking_uri}`")
-        self._points: deque[tuple[str, Point]] = deque()
+        self._points: deque[tuple[str, MetricPoint]] = deque()
         self._flush_at = self._quiet_until = 0.0
         # At its exit Python would wait for a ThreadPoolExecutor's thread: a minute for a tracker that does not answer
         self._calls = ThreadPool(1)
@@ -120,7 +128,7 @@ class Mirror:
             )
 
     def _flush(self) -> None:
-        grown: dict[str, list[Point]] = {}
+        grown: dict[str, list[MetricPoint]] = {}
         while self._points:
             address, point = self._points.popleft()
             grown.setdefault(address, []).append(point)

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from deftx.config import Metric
 from deftx.errors import DataError
-from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions, System
+from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Predictions, Score, System
 from deftx.evaluate.metrics import score
 
 LABELS = ("negative", "neutral", "positive")
@@ -52,7 +52,7 @@ def redrawn_by_hand(system: System, metric: Metric, draws: int, seed: int) -> np
     return np.array(table)
 
 
-def assert_estimates(found: dict[str, Estimate], whole: np.ndarray, redrawn: np.ndarray) -> None:
+def assert_estimates(found: dict[str, Score], whole: np.ndarray, redrawn: np.ndarray) -> None:
     low, high = np.quantile(redrawn, [0.025, 0.975], axis=0)
     numbers = np.array([(one.value, one.low, one.high) for one in found.values()])
     np.testing.assert_allclose(numbers, np.column_stack([whole, low, high]), atol=1e-12)
@@ -92,16 +92,16 @@ def test_a_draw_without_any_row_of_a_language_is_left_out() -> None:
     few = Predictions(["1"], [0], [0])
     many = Predictions([str(number) for number in range(6)], [0] * 6, [0] * 6)
     found = Bootstrap(LABELS, "accuracy", draws=200).interval({"a": few, "b": many})
-    assert set(found.values()) == {Estimate(1.0, 1.0, 1.0)}
+    assert set(found.values()) == {Score(1.0, 1.0, 1.0)}
 
 
 def test_a_hand_worked_paired_difference() -> None:
     """Two items; `a` is right on both, `b` on the first. Draws (2,0) (1,1) (0,2) give 0, 1/2 and 1 as differences."""
     a, b = {"x": Predictions([*"12"], [0, 1], [0, 1])}, {"x": Predictions([*"12"], [0, 1], [0, 0])}
     bootstrap = Bootstrap(LABELS[:2], "accuracy", draws=4000, seed=0)
-    assert bootstrap.difference(a, b) == {"x": Estimate(0.5, 0.0, 1.0), AVERAGE: Estimate(0.5, 0.0, 1.0)}
-    assert bootstrap.interval(b)["x"] == Estimate(0.5, 0.0, 1.0)
-    assert bootstrap.difference(a, a)["x"] == Estimate(0.0, 0.0, 0.0)
+    assert bootstrap.difference(a, b) == {"x": Score(0.5, 0.0, 1.0), AVERAGE: Score(0.5, 0.0, 1.0)}
+    assert bootstrap.interval(b)["x"] == Score(0.5, 0.0, 1.0)
+    assert bootstrap.difference(a, a)["x"] == Score(0.0, 0.0, 0.0)
 
 
 def test_parallel_languages_give_a_wider_average_than_independent_ones() -> None:
@@ -168,7 +168,7 @@ def test_macro_f1_counts_every_label() -> None:
 
 @pytest.mark.parametrize(("low", "high", "answer"), [(1, 2, True), (-2, -1, True), (0, 2, False), (-1, 1, False)])
 def test_an_interval_excludes_zero_when_it_lies_on_one_side(low: float, high: float, answer: bool) -> None:
-    assert Estimate((low + high) / 2, low, high).excludes_zero is answer
+    assert Score((low + high) / 2, low, high).excludes_zero is answer
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -203,5 +203,5 @@ def test_twenty_systems_take_no_longer_than_a_thousand_draws_by_hand() -> None:
     assert ours < 1000 / 20 * (time.perf_counter() - start - ours)
 
 
-def _width(estimates: dict[str, Estimate]) -> dict[str, float]:
+def _width(estimates: dict[str, Score]) -> dict[str, float]:
     return {name: one.high - one.low for name, one in estimates.items()}

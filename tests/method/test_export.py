@@ -27,7 +27,7 @@ from deftx.errors import ConfigError
 from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
 from deftx.models.parameters import head_of
 from deftx.sft.compose import composed
-from deftx.sft.composition import Composition, Score, Stored, read_chosen
+from deftx.sft.composition import Composition, SplitScore, Stored, read_chosen
 from deftx.sft.export import export
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.files import file_source
@@ -187,14 +187,14 @@ def test_the_weights_are_the_sum_of_the_files(exported: dict[str, Path], chosen:
 @pytest.mark.parametrize(("written", "split"), [("validation", "valid"), ("valid", "valid"), ("test", "test")])
 def test_a_score_is_read_as_this_and_earlier_versions_wrote_it(written: str, split: str) -> None:
     numbers = {"metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "items": 10}
-    score = Score.model_validate({"split": written, **numbers})
+    score = SplitScore.model_validate({"split": written, **numbers})
     assert score.split == split
-    assert Score.model_validate_json(score.model_dump_json()) == score
+    assert SplitScore.model_validate_json(score.model_dump_json()) == score
 
 
 def test_no_other_split_is_scored() -> None:
     with pytest.raises(ValidationError):
-        Score(split="train", metric="accuracy", value=0.5, low=0.4, high=0.6, items=10)
+        SplitScore(split="train", metric="accuracy", value=0.5, low=0.4, high=0.6, items=10)
 
 
 def test_config_tokenizer_and_card(exported: dict[str, Path], chosen: Path) -> None:
@@ -213,7 +213,7 @@ def test_config_tokenizer_and_card(exported: dict[str, Path], chosen: Path) -> N
     value, low, high = (f"{float(cell):.1f}" for cell in test.split(",")[-6:-3])
     assert f"| test | macro F1 | {value} [{low}, {high}] | 36 |" in card.text
     assert "| validation | macro F1 | " in card.text
-    assert "DEFT-X r_l 2, r_t 90%, keep 5 %, of 1 combinations" in card.text and "few-label selection" in card.text
+    assert "DEFT-X r_l 2, r_t 90%, retention 5 %, of 1 combinations" in card.text and "few-label selection" in card.text
     assert "| language vector | ila | 1 | 2 | 5 % |" in card.text
     assert "Licences are not asserted" in card.text
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")], "nothing half-written"

@@ -14,9 +14,9 @@ from deftx.errors import ConfigError, DataError
 from deftx.masks import denoise as denoising
 from deftx.masks import mask as masks
 from deftx.masks.denoise import Factorisation, denoise
-from deftx.masks.mask import choose, denoise_all, mask_size, save_factors
+from deftx.masks.mask import choose, denoise_all, mask_size, save_svd_factors
 from deftx.masks.select import jaccard, select
-from deftx.stages.files import SPECTRA, VECTORS
+from deftx.stages.files import SINGULAR_VALUES, SINGULAR_VECTORS
 from deftx.stages.settings import SparseSettings
 
 SETTINGS = [Denoise(rank=rank, retention=kept) for rank in ("2", "90%") for kept in (0.05, 0.2)]
@@ -31,8 +31,8 @@ def make_delta() -> dict[str, Tensor]:
 
 
 def published(folder: Path) -> dict[str, Factorisation]:
-    spectra, vectors = load_file(folder / SPECTRA), load_file(folder / VECTORS)
-    return {name: Factorisation(spectra[name], vectors[name]) for name in spectra}
+    singular_values, singular_vectors = load_file(folder / SINGULAR_VALUES), load_file(folder / SINGULAR_VECTORS)
+    return {name: Factorisation(singular_values[name], singular_vectors[name]) for name in singular_values}
 
 
 def test_what_the_dense_phase_publishes_is_all_that_denoising_needs(
@@ -40,18 +40,18 @@ def test_what_the_dense_phase_publishes_is_all_that_denoising_needs(
 ) -> None:
     delta = make_delta()
     expected = [{n: denoise(t, s).values for n, t in delta.items() if n in ("words", "wide")} for s in SETTINGS]
-    save_factors(delta, tmp_path)
+    save_svd_factors(delta, tmp_path)
 
     def never(*_: object) -> Factorisation:
         raise AssertionError("factorised again")
 
     monkeypatch.setattr(denoising, "factorise", never)
     monkeypatch.setattr(masks, "factorise", never)
-    factors = published(tmp_path)
-    assert {name: tuple(f.vectors.shape) for name, f in factors.items()} == {"words": (8, 8), "wide": (8, 8)}
-    assert all(f.vectors.dtype == torch.float32 for f in factors.values())
+    svd_factors = published(tmp_path)
+    assert {name: tuple(f.vectors.shape) for name, f in svd_factors.items()} == {"words": (8, 8), "wide": (8, 8)}
+    assert all(f.vectors.dtype == torch.float32 for f in svd_factors.values())
     for setting, by_hand in zip(SETTINGS, expected, strict=True):
-        values, facts = denoise_all(delta, setting, factors.__getitem__)
+        values, facts = denoise_all(delta, setting, svd_factors.__getitem__)
         assert values["bias"] is delta["bias"]
         assert values["types"] is delta["types"]
         assert all(torch.equal(values[name], by_hand[name]) for name in by_hand)
@@ -64,13 +64,13 @@ def test_a_change_that_is_no_number_is_named_and_nothing_is_written(tmp_path: Pa
     delta = make_delta()
     delta[name].view(-1)[-1] = bad
     with pytest.raises(DataError, match=rf"the weight change of {name} .*holds NaN or infinite"):
-        save_factors(delta, tmp_path)
+        save_svd_factors(delta, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_overlap_is_that_with_the_mask_of_the_change_itself(tmp_path: Path) -> None:
     delta = make_delta()
-    save_factors(delta, tmp_path)
+    save_svd_factors(delta, tmp_path)
     values, _ = denoise_all(delta, SETTINGS[0], published(tmp_path).__getitem__)
     mask, shared = choose(delta, values, SparseSettings(denoise=SETTINGS[0], k=100))
     assert (mask_size(mask), shared) == (100, jaccard(mask, select(delta, 100)))

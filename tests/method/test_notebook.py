@@ -66,9 +66,15 @@ def test_every_public_name_is_there_and_no_other() -> None:
 def test_every_mistake_of_a_language_is_told_at_once(backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         deftx.learn_language(
-            tmp_path / "my text.txt", backbone="./nowhere", rank=0.9, retention=2, seed=-1, max_step=5, batch_size=0,  # type: ignore[arg-type]
+            tmp_path / "my text.txt",
+            backbone="./nowhere",
+            rank=0.9,
+            retention=2,
+            seed=-1,
+            max_step=5,
+            batch_size=0,  # type: ignore[arg-type]
             store=tmp_path / "store",
-        )  # fmt: skip
+        )
     lines = str(caught.value).splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         "max_step", "batch_size", "rank", "retention", "language", "seed", f"{tmp_path}/my text.txt", "./nowhere",

@@ -16,7 +16,7 @@ from benchmarks.reference import Reference
 from benchmarks.train import WORKS, needed
 from deftx.config import Training
 from deftx.kernels.attention import drop_by_example
-from deftx.kernels.dropout import Draws
+from deftx.kernels.dropout import CounterRNG
 from deftx.masks.select import Indices
 from deftx.models.parameters import maskable
 
@@ -70,7 +70,7 @@ def test_the_activations_of_the_layers_are_what_the_backward_pass_is_left_with()
 
 def kept_bytes(shape: Shape) -> int:
     """Bytes that a forward pass keeps besides the model's own, each piece of memory once."""
-    model, drawn = masked_lm(shape), Draws(0)
+    model, drawn = masked_lm(shape), CounterRNG(0)
     drop_by_example(model.train(), drawn)
     drawn.begin(0, 4, torch.device("cpu"))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

@@ -12,14 +12,14 @@ import torch
 from benchmarks import deltas, denoise, evaluate, growth, memory, reference, results, select, train, vectors
 from benchmarks.measure import Options, Peak, Rates, fresh, interleaved
 from benchmarks.models import TINY
-from benchmarks.results import Row, above, at_least, at_most, below, markdown, publish, run, table
+from benchmarks.results import BenchmarkRow, above, at_least, at_most, below, markdown, publish, run, table
 from deftx.masks.select import select as choose
 
 SMALL = Options(small=True, threads=1)
 
 
 def test_a_row_is_met_when_it_reaches_what_it_must() -> None:
-    row = Row("step", "seconds", 2.0, reference=5.0)
+    row = BenchmarkRow("step", "seconds", 2.0, reference=5.0)
     assert [at_least(row, factor).met for factor in (2.5, 2.6)] == [True, False]
     assert [at_most(row, factor).met for factor in (0.4, 0.39)] == [True, False]
     assert [below(row, limit).met for limit in (2, 1.9)] == [True, False]
@@ -27,7 +27,7 @@ def test_a_row_is_met_when_it_reaches_what_it_must() -> None:
 
 
 def test_a_row_as_a_line_of_the_table() -> None:
-    line = table([at_least(Row("step", "seconds", 2.0, 5.0, floor=1.6), 3)]).splitlines()[-1]
+    line = table([at_least(BenchmarkRow("step", "seconds", 2.0, 5.0, floor=1.6), 3)]).splitlines()[-1]
     assert line == "| step | seconds | 2 | 5 | 2.5x | 1.6 | 1.25x | reference at least 3x | **no** |  |"
 
 
@@ -53,9 +53,9 @@ def test_a_fresh_process_answers() -> None:
 
 def test_a_part_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> None:
     options = Options(small=True, out=tmp_path)
-    publish("select", [Row("first", "seconds", 1.0)], options)
-    publish("train", [Row("other", "seconds", 3.0)], options)
-    publish("select", [Row("second", "seconds", 2.0)], options)
+    publish("select", [BenchmarkRow("first", "seconds", 1.0)], options)
+    publish("train", [BenchmarkRow("other", "seconds", 3.0)], options)
+    publish("select", [BenchmarkRow("second", "seconds", 2.0)], options)
     text = (tmp_path / "speed.md").read_text()
     assert "| first |" not in text
     assert text.index("## train") < text.index("| other |") < text.index("## select") < text.index("| second |")
@@ -112,7 +112,7 @@ def test_a_known_gpu_is_measured_by_its_datasheet(monkeypatch: pytest.MonkeyPatc
 def test_what_runs_on_a_cpu_is_published_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "machine", lambda options: {"device": options.device})
     for part in ("select", "train"):
-        publish(part, [Row("work", "seconds", 1.0)], Options(small=True, out=tmp_path, device="cuda"))
+        publish(part, [BenchmarkRow("work", "seconds", 1.0)], Options(small=True, out=tmp_path, device="cuda"))
     parts = json.loads((tmp_path / "speed.json").read_text())
     assert {name: part["machine"]["device"] for name, part in parts.items()} == {
         "select": "cpu", "train on cuda": "cuda",

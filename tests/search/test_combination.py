@@ -68,8 +68,10 @@ def test_the_cells_are_the_first_ones_then_the_grid_in_order(of: str) -> None:
         rank_t=[8, 4], retention_l=[0.1, 0.2], retention_t=[0.3, 0], first=[first, first], retention_of=of
     )
     grid = [
-        {"rank_l": rank_l, "rank_t": rank_t, "retention_l": kept_l, "retention_t": kept_t}
-        for rank_l, rank_t, kept_l, kept_t in itertools.product(("8", "90%"), ("8", "4"), (0.1, 0.2), (0.3, 0.0))
+        {"rank_l": rank_l, "rank_t": rank_t, "retention_l": retention_l, "retention_t": retention_t}
+        for rank_l, rank_t, retention_l, retention_t in itertools.product(
+            ("8", "90%"), ("8", "4"), (0.1, 0.2), (0.3, 0.0)
+        )
     ]
     given_ = {"rank_l": "90%", "rank_t": "8", "retention_l": 0.1, "retention_t": 0.0}
     cells = space.cells()

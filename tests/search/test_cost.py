@@ -23,7 +23,7 @@ from deftx.stages.backbones import size_of_backbone
 from deftx.stages.settings import DenseSettings, TextStageSettings
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
-from orchestrator.plan.cost import Estimate, estimate
+from orchestrator.plan.cost import Cost, estimate
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.run.preview import Preview
 from orchestrator.run.session import prepare
@@ -102,16 +102,14 @@ def test_the_steps_of_a_language_follow_from_the_bytes_of_its_text() -> None:
     trained = {"epochs": 3, "min_steps": 0, "max_steps": 100_000}
     stage = language_stage(FILE.model_copy(update={"size": 1_000_000}), **trained)
     change, factors, head = BODY + EMBEDDINGS, (6 * 12 + 2) * 768**2, 768**2 + 250_002
-    assert estimate([stage]) == Estimate(
-        4 * (change + factors + head), {"float32": flops(3 * 489), "tf32": 0, "bf16": 0}
-    )
+    assert estimate([stage]) == Cost(4 * (change + factors + head), {"float32": flops(3 * 489), "tf32": 0, "bf16": 0})
     unknown = estimate([language_stage(FILE, **trained)])
     assert unknown is not None
     assert unknown.flops["float32"] == flops(100_000), "of a file that cannot be had, max_steps are assumed"
 
 
 def test_a_file_whose_size_was_not_noted_is_asked_for_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file on line whose content an earlier start pinned: kept on this machine, else its server tells."""
+    """An online file whose content an earlier start pinned: kept on this machine, else its server tells."""
     url = "https://localhost:9/text.txt"
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
     files.keep(b"x" * 640, files._place(url))

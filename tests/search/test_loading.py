@@ -72,13 +72,13 @@ def test_all_errors_are_told_at_once_with_paths_and_nearest_names(tmp_path: Path
         rank_t: [100, 0%]
         retention: 1.5
         selektion: test
-        lag: 0
+        search_parallelism: 0
         language: {k: -3, training: {learning_rat: 1, batch_size: many}}
         """,
     )
     for expected in (
         "benchmark: unknown benchmark 'nusa'", "did you mean 'nusax'", "rank_l", "90%", "rank_t", "retention",
-        "selektion: unknown key (did you mean 'selection'?)", "lag", "language.k",
+        "selektion: unknown key (did you mean 'selection'?)", "search_parallelism", "language.k",
         "language.training.learning_rat: unknown key (did you mean 'learning_rate'?)", "language.training.batch_size",
     ):  # fmt: skip
         assert expected in text, expected
@@ -117,8 +117,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_override_is_told(tmp_path: Path) -> None:
-    assert "key=value" in problems(tmp_path, BASE, "lag")
-    assert "not a group" in problems(tmp_path, BASE, "lag=3", "lag.x=1")
+    assert "key=value" in problems(tmp_path, BASE, "search_parallelism")
+    assert "not a group" in problems(tmp_path, BASE, "search_parallelism=3", "search_parallelism.x=1")
+
+
+def test_a_setting_of_an_earlier_release_is_told_its_name(tmp_path: Path) -> None:
+    told = problems(tmp_path, BASE, "lag=3", "seed=-1")
+    assert "lag is called search_parallelism now" in told
+    assert "seed" in told and "2 problem(s)" in told, "beside the others, and once"
 
 
 def test_overrides_and_options_win(tmp_path: Path) -> None:

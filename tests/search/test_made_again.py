@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import deftx.stages.store
 from deftx.cli.app import app as deftx_app
-from orchestrator.record.sweep import Row, SweepFolder
+from orchestrator.record.sweep import GradeRow, SweepFolder
 from orchestrator.report.__main__ import app as report_app
 from orchestrator.tracking.__main__ import app as tracking_app
 
@@ -48,7 +48,7 @@ class Storage:
         return folder_of(self.path, "tiny")
 
     @property
-    def chosen(self) -> Row:
+    def chosen(self) -> GradeRow:
         row = self.folder.state().chosen_row
         assert row is not None
         return row
@@ -199,7 +199,7 @@ def test_dense_changes_that_were_collected_are_made_again_only_for_a_vector_that
     assert (plan["dense"], plan["sparse"]) == ((1, 0), (1, 6))
     output = storage.again()
     assert [line.split("  ")[2].strip() for line in output.splitlines() if line.startswith("done")] == [
-        "vek · dense", "vek · sparse · rank 2 · keep 5 %",
+        "vek · dense", "vek · sparse · rank 2 · retention 5 %",
     ]  # fmt: skip
     changed = {storage.address("vek · dense"), storage.chosen.language_sfts["vek"]}
     assert {a for a, content in storage.manifests().items() if before[a] != content} == changed
@@ -207,7 +207,7 @@ def test_dense_changes_that_were_collected_are_made_again_only_for_a_vector_that
 
 def test_a_vector_that_cannot_be_made_again_fails_its_row_and_is_told(storage: Storage) -> None:
     """What it is made of is lost too, and failed when it was tried again."""
-    for label in ("vek · dense", "vek · sparse · rank 2 · keep 5 %"):
+    for label in ("vek · dense", "vek · sparse · rank 2 · retention 5 %"):
         lose_all(storage, storage.address(label))
     dense = storage.address("vek · dense")
     failure = {"address": dense, "label": "vek · dense", "reason": "no memory", "final": True}
@@ -324,7 +324,7 @@ def test_a_broken_state_is_written_anew_by_the_same_command(storage: Storage, co
 def test_a_broken_record_of_a_failure_lets_the_stage_be_tried_again(
     storage: Storage, tmp_path: Path, content: str
 ) -> None:
-    address = storage.address("vek · sparse · rank 2 · keep 5 %")
+    address = storage.address("vek · sparse · rank 2 · retention 5 %")
     lose_all(storage, address)
     (storage.sweep / "failures").mkdir(exist_ok=True)
     (storage.sweep / f"failures/{address}.json").write_text(content)

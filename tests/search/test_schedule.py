@@ -69,15 +69,17 @@ def test_after_a_drivers_death_no_finished_stage_runs_again_and_the_combinations
 
 
 def test_at_most_lag_combinations_are_in_flight() -> None:
-    for lag in (1, 3):
+    for search_parallelism in (1, 3):
         world = World()
-        _, schedule = make_schedule(make_space(**{**TPE, "lag": lag}), world, baselines=False)
-        assert len(schedule.combinations) == lag
+        _, schedule = make_schedule(
+            make_space(**{**TPE, "search_parallelism": search_parallelism}), world, baselines=False
+        )
+        assert len(schedule.combinations) == search_parallelism
         while (job := schedule.ready()) is not None:
             for stage in job.stages:
                 world.published.add(stage.address)
                 schedule.done(stage.address)
-            assert len(schedule.combinations) - len(schedule.scores) <= lag
+            assert len(schedule.combinations) - len(schedule.scores) <= search_parallelism
 
 
 def test_a_failed_language_fails_what_needs_it_with_the_reason_while_the_rest_goes_on() -> None:

@@ -48,7 +48,7 @@ def opener(frame: FrameType | None) -> str:
 
 @cache
 def watch() -> Watch:
-    """The one hook of this process: it stays for good, and does nothing while nobody looks."""
+    """The one hook of this process: it stays permanently, and does nothing while nobody looks."""
     hook = Watch()
     sys.addaudithook(hook)
     return hook

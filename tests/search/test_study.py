@@ -13,7 +13,13 @@ from orchestrator.search.replay import Replay, export_journal
 from orchestrator.space.combination import Combination
 from orchestrator.space.schema import Space
 
-WIDE = {"search": "tpe", "combinations": 20, "rank_l": list(range(1, 9)), "rank_t": list(range(1, 9)), "lag": 3}
+WIDE = {
+    "search": "tpe",
+    "combinations": 20,
+    "rank_l": list(range(1, 9)),
+    "rank_t": list(range(1, 9)),
+    "search_parallelism": 3,
+}
 
 
 def asked_with(space: Space, score: object) -> list[Combination]:
@@ -39,7 +45,7 @@ def test_ask_n_depends_on_results_up_to_n_minus_lag_alone() -> None:
             for k in range(n):
                 replay.ask([by_rank(i, cell) for i, cell in enumerate(replay.asked)])
                 assert len(replay.asked) == k + 1
-            visible = n - space.lag + 1
+            visible = n - space.search_parallelism + 1
             scores = [by_rank(i, cell) if i < visible else late for i, cell in enumerate(replay.asked)]
             asks.append(replay.ask(scores))
         assert asks[0] == asks[1] == asks[2]

@@ -261,14 +261,14 @@ def test_unexpected_failures_are_tried_again_and_expected_ones_are_not(
     assert [failure.reason for failure in failures.values()] == ["this text is no good"]
 
     before = attempts(tmp_path)
-    assert run(space, data, tmp_path).exit_code == 3, "a failure for good stays one"
+    assert run(space, data, tmp_path).exit_code == 3, "a permanent failure stays one"
     assert attempts(tmp_path) == before
     monkeypatch.setattr(deftx.method.make, "make", honest)
     assert run(space, data, tmp_path, "--retry-failed").exit_code == 0
     assert not folder_of(tmp_path, "tiny").failures()
 
 
-def test_an_accident_on_record_that_was_not_final_does_not_stop_a_resume(copy: Path, space: Path, data: Path) -> None:
+def test_an_error_on_record_that_was_not_final_does_not_stop_a_resume(copy: Path, space: Path, data: Path) -> None:
     folder = folder_of(copy, "tiny")
     address = next(a for a, entry in folder.state().stages.items() if entry.label == "task · dense")
     shutil.rmtree(copy / "stages" / address)
@@ -280,7 +280,7 @@ def test_an_accident_on_record_that_was_not_final_does_not_stop_a_resume(copy: P
     assert not folder.failures()
 
 
-def test_an_accident_in_one_language_keeps_no_other_from_being_graded(
+def test_an_error_in_one_language_keeps_no_other_from_being_graded(
     data: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = deftx.method.make.make

@@ -40,9 +40,12 @@ CANARY = "CANARY789"
         ("https://h/x?access_token=CANARY&y=1", "https://h/x?access_token=***&y=1"),
         ("https://h/x?X-Amz-Signature=CANARY", "https://h/x?X-Amz-Signature=***"),
         ("--tracking-uri=http://me:CANARY@host", "--tracking-uri=http://me:***@host"),
-        ("failed at http://me:CANARY@h/a, then at 'http://me:CANARY@h'", "failed at http://me:***@h/a, then at 'http://me:***@h'"),
+        (
+            "failed at http://me:CANARY@h/a, then at 'http://me:CANARY@h'",
+            "failed at http://me:***@h/a, then at 'http://me:***@h'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_password_is_hidden_and_all_else_stays(uri: str, shown: str) -> None:
     assert without_password(uri) == shown
     assert without_password(shown) == shown

@@ -18,14 +18,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Estimate, Predictions
-from orchestrator.record.sweep import BASELINE_TITLES, Row
+from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Predictions, Score
+from orchestrator.record.sweep import BASELINE_TITLES, GradeRow
 from orchestrator.report.plots.page import COLOURS, PAGE
 from orchestrator.report.plots.scores import heatmap, language_bars
 from orchestrator.report.plots.time import time_plot
 from orchestrator.report.plots.vectors import overlap_plot, spectra_plot
 from orchestrator.report.results import Results, RowResult
-from orchestrator.report.times import TIME_COLUMNS, time_words
+from orchestrator.report.times import TIME_COLUMNS, format_time
 from orchestrator.report.vectors import MATRICES, Mask, Spectrum, chance_overlap, overlap
 
 CODES = ("ace", "ban", "bjn", "mad", "min", "ind", "jav", "sun", "bug", "bbc", "nij", "eng")
@@ -33,8 +33,8 @@ SHAPES = [(1, 1), (5, 4), (10, 12), (12, 30)]
 Setting = tuple[str, str, float, float]
 
 
-def estimate(value: float) -> Estimate:
-    return Estimate(value, value - 0.04, value + 0.03)
+def score(value: float) -> Score:
+    return Score(value, value - 0.04, value + 0.03)
 
 
 def results(
@@ -43,17 +43,17 @@ def results(
     """Row i scores 0.5 + i / 100 on average (or what is given) and as much on each language; the first is chosen."""
     said = Predictions([str(item) for item in range(10)], [0] * 10, [0] * 10)
     rows = [
-        Row(
+        GradeRow(
             kind="combination", number=number, status="complete",
             parameters=dict(zip(("rank_l", "rank_t", "retention_l", "retention_t"), setting, strict=True)),
         )
         for number, setting in enumerate(settings)
     ]  # fmt: skip
-    rows += [Row(kind=kind, status="complete") for kind in BASELINE_TITLES] if baselines else []
+    rows += [GradeRow(kind=kind, status="complete") for kind in BASELINE_TITLES] if baselines else []
     found = []
     for number, row in enumerate(rows):
         value = scores[number] if number < len(scores) else 0.5 + number / 100
-        all_scores = {name: estimate(value) for name in (*languages, AVERAGE)}
+        all_scores = {name: score(value) for name in (*languages, AVERAGE)}
         found.append(RowResult(row, dict.fromkeys(languages, said), all_scores, {}))
     bootstrap = Bootstrap(("no", "yes"), "macro_f1")
     chosen = found[0] if settings else None
@@ -291,7 +291,7 @@ def test_seconds_are_summed_by_subject_and_kind() -> None:
     assert [bars[0].get_x() for bars in axis.containers] == [0.0, 5.0, 105.0, 205.0]
     assert [text.get_text() for text in axis.texts] == [" 210", " 30.0"]
     assert axis.get_xlabel().startswith("seconds")
-    assert time_words(spent) == (
+    assert format_time(spent) == (
         "6 stages, 0.13 CPU hours (seconds times threads) and 0.028 GPU hours (stages on a GPU, each counted whole); "
         "reused stages are in it, lost attempts are not."
     )

@@ -17,9 +17,9 @@ from support.sweep_by_hand import BACKBONE, FILE, ITEMS, TARGETS, HandMade, grad
 from typer.testing import CliRunner
 
 from deftx.config import TextSettings, Training
-from deftx.data.text_check import Lines, TextCheck
+from deftx.data.text_check import Lines, TextReport
 from deftx.errors import DataError, StoreError
-from deftx.evaluate.bootstrap import Estimate
+from deftx.evaluate.bootstrap import Score
 from deftx.sft.composition import CHOSEN
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.stages.settings import CheckSettings
@@ -56,8 +56,8 @@ FEW_LABEL = (
     "the settings, though they trained no vector)."
 )
 LEVEL = (
-    "On the sealed test sets it scores 75.5 [69.5, 81.5] on average over 2 languages: accuracy in percent points with "
-    "its 95 % interval, n = 200 parallel items."
+    "On the sealed test sets it scores 75.5 [69.5, 81.5] on average over 2 languages: accuracy in percentage points "
+    "with its 95 % interval, n = 200 parallel items."
 )
 ONE_RUN = (
     "This is **one run** (seed 3): the intervals say what other items would change, not what another training seed "
@@ -70,7 +70,7 @@ def test_the_csv_holds_every_row_on_every_target_and_split(sweep: HandMade) -> N
     frame = sweep.results()
     assert len(frame) == 8 * 3 * 2
     test = frame[frame["split"] == "test"].set_index(["row", "language"])
-    line = test.loc[("DEFT-X r_l 8, r_t 90%, keep 5 %", "average")]
+    line = test.loc[("DEFT-X r_l 8, r_t 90%, retention 5 %", "average")]
     assert line["value"] == pytest.approx(100 * (150 + 152) / 400)
     assert line["difference"] == pytest.approx(100 * (2 + 1) / 400)
     assert (line["n"], line["examples"], line["chosen"], line["metric"]) == (200, 400, True, "accuracy")
@@ -80,13 +80,13 @@ def test_the_csv_holds_every_row_on_every_target_and_split(sweep: HandMade) -> N
     assert pd.isna(test.loc[("LT-SFT", "ban"), "difference"])
     assert test.loc[("no language vector", "ace"), "difference"] == pytest.approx(100 * (102 - 148) / 200)
     valid = frame[frame["split"] == "validation"].set_index(["row", "language"])
-    assert valid.loc[("DEFT-X r_l 8, r_t 8, keep 5 %", "ban"), ["value", "n"]].tolist() == [64.0, 50]
+    assert valid.loc[("DEFT-X r_l 8, r_t 8, retention 5 %", "ban"), ["value", "n"]].tolist() == [64.0, 50]
 
 
 def test_the_summary_says_what_was_chosen_what_is_believable_and_what_is_not(sweep: HandMade) -> None:
     report = sweep.report()
     assert summary_of(report).split("\n\n") == [
-        f"**What was chosen.** DEFT-X r_l 8, r_t 90%, keep 5 %, out of 3 combinations, by {FEW_LABEL} {LEVEL}",
+        f"**What was chosen.** DEFT-X r_l 8, r_t 90%, retention 5 %, out of 3 combinations, by {FEW_LABEL} {LEVEL}",
         "**What is believable.** In this one training the chosen combination is better than the stronger row without a "
         'language vector ("no language vector, source vector") by 20.0 [15.0, 26.0] points and better than the same '
         "with another language's vector by 27.0 [21.2, 33.2] points: paired 95 % intervals that exclude 0 "
@@ -96,7 +96,7 @@ def test_the_summary_says_what_was_chosen_what_is_believable_and_what_is_not(swe
         "optimistic one; each of the 2 others can be told apart from it there (n = 50 parallel items). " + ONE_RUN,
     ]
     cells = table_line(report, "(chosen)")
-    assert cells[:2] == ["1", "**DEFT-X r_l 8, r_t 90%, keep 5 %** (chosen)"]
+    assert cells[:2] == ["1", "**DEFT-X r_l 8, r_t 90%, retention 5 %** (chosen)"]
     assert "best" not in report.lower()
     assert "zero-shot" not in report.lower()
 
@@ -135,7 +135,9 @@ def test_a_single_combination_was_not_selected_from_any(sweep: HandMade) -> None
     sweep.state.rows = [row for row in sweep.state.rows if row.number in (None, 1)]
     report = sweep.report()
     text = summary_of(report)
-    assert text.startswith("**What was chosen.** DEFT-X r_l 8, r_t 90%, keep 5 %, the only combination asked, by few-")
+    assert text.startswith(
+        "**What was chosen.** DEFT-X r_l 8, r_t 90%, retention 5 %, the only combination asked, by few-"
+    )
     assert "optimistic" not in text
     assert "## Warnings" not in report
 
@@ -167,10 +169,10 @@ def test_the_table_has_all_rows_in_order_with_intervals(sweep: HandMade) -> None
     report = sweep.report()
     rows = report.split("## Sealed test sets")[1].split("| --- |\n")[1].split("\n\n")[0]
     assert [line.split(" | ")[1] for line in rows.splitlines()] == [
-        "DEFT-X r_l 8, r_t 8, keep 5 %", "**DEFT-X r_l 8, r_t 90%, keep 5 %** (chosen)",
-        "DEFT-X r_l 90%, r_t 8, keep 5 %",
+        "DEFT-X r_l 8, r_t 8, retention 5 %", "**DEFT-X r_l 8, r_t 90%, retention 5 %** (chosen)",
+        "DEFT-X r_l 90%, r_t 8, retention 5 %",
         "LT-SFT", "no language vector", "no language vector, source vector", "another language's vector",
-        "dense task model",
+        "full fine-tuning (source only)",
     ]  # fmt: skip
     cells = table_line(report, "r_l 90%, r_t 8")
     assert cells[2].startswith("85.0 [")
@@ -241,7 +243,7 @@ def test_the_status_of_unlabelled_selection_shows_no_percent_points(tmp_path: Pa
     hand.state.combinations[0].score = -2.5
     hand.save()
     result = CliRunner().invoke(sweep_app, ["status", "demo", "--storage", str(tmp_path)])
-    assert "DEFT-X r_l 8, r_t 8, keep 5 %: -2.500, source validation less held-out loss" in result.output
+    assert "DEFT-X r_l 8, r_t 8, retention 5 %: -2.500, source validation less held-out loss" in result.output
 
 
 def test_a_search_that_goes_on_has_chosen_nothing(sweep: HandMade) -> None:
@@ -260,9 +262,9 @@ def test_vectors_are_tabled_with_how_far_denoising_went(sweep: HandMade) -> None
     report = sweep.report()
     section = "## Vectors of the chosen combination"
     assert table_line(report, "| ace |", section) == [
-        "ace", "rank 8 · keep 5 %", "7.5", "5.0%", "31.4%", "0.42", "1,234", "12.5",
+        "ace", "rank 8 · retention 5 %", "7.5", "5.0%", "31.4%", "0.42", "1,234", "12.5",
     ]  # fmt: skip
-    assert table_line(report, "| task |", section)[1] == "rank 90% · keep 5 %"
+    assert table_line(report, "| task |", section)[1] == "rank 90% · retention 5 %"
     assert "Jaccard at most 0.42" in report
     vectors = pd.read_csv(Path(sweep.folder.path) / "vectors.csv").set_index(["subject", "setting"])
     assert len(vectors) == 3 * 3
@@ -280,7 +282,7 @@ def test_what_it_was_made_with_is_on_record(sweep: HandMade) -> None:
     assert table_line(report, "all together", "## Data") == ["all together", "50", "100", "200", "400"]
 
 
-def test_warnings_name_the_selection_and_each_stage_caution_once(sweep: HandMade) -> None:
+def test_warnings_name_the_selection_and_each_stage_warning_once(sweep: HandMade) -> None:
     for subject in TARGETS:
         stage = sparse_stage(subject, "99")
         matrices = [{"name": "w", "rank": 64}, {"name": "v", "rank": 99}]
@@ -289,14 +291,14 @@ def test_warnings_name_the_selection_and_each_stage_caution_once(sweep: HandMade
     assert report.split("## Warnings\n\n")[1].split("\n\n")[0].splitlines() == [
         "- Few-label selection: 50 labelled validation rows in each of 2 target languages chose the settings. Compare "
         "only with systems that had such labels too.",
-        "- ace and ban (sparse · rank 99 · keep 5 %): rank 99 is more than 1 of 2 matrices can have (the smallest 64): "
-        "clamped, so not denoised there",
+        "- ace and ban (sparse · rank 99 · retention 5 %): rank 99 is more than 1 of 2 matrices can have (the "
+        "smallest 64): clamped, so not denoised there",
     ]
 
 
 def test_the_text_of_each_language_is_tabled_from_its_check(sweep: HandMade) -> None:
     assert "## Text" not in sweep.report()
-    check = TextCheck(
+    check = TextReport(
         language="ace", passages=1200, bytes=2_500_000, signs={}, repeated=Lines(count=3, first=(4, 5, 6)),
         sentences=250, equal=Lines(count=1, first=(9,)), contained=Lines(count=2, first=(10, 11)), words=10_000,
         tokens=15_000, unknown_tokens=30, long_words=7, cut=Lines(), block=256, train_blocks=50, valid_blocks=4,
@@ -413,13 +415,13 @@ def test_the_command_line_writes_the_report(sweep: HandMade) -> None:
 
 
 @pytest.mark.parametrize(
-    ("estimate", "words"),
+    ("score", "words"),
     [
-        (Estimate(0.026, 0.0003, 0.05), "+2.6 [+0.03, +5.0]"),
-        (Estimate(-0.026, -0.05, -0.00004), "-2.6 [-5.0, -0.004]"),
-        (Estimate(0.0069, 0.0, 0.0169), "+0.7 [+0.0, +1.7]"),
-        (Estimate(-0.0001, -0.01, 0.01), "+0.0 [-1.0, +1.0]"),
+        (Score(0.026, 0.0003, 0.05), "+2.6 [+0.03, +5.0]"),
+        (Score(-0.026, -0.05, -0.00004), "-2.6 [-5.0, -0.004]"),
+        (Score(0.0069, 0.0, 0.0169), "+0.7 [+0.0, +1.7]"),
+        (Score(-0.0001, -0.01, 0.01), "+0.0 [-1.0, +1.0]"),
     ],
 )
-def test_an_interval_that_excludes_0_does_not_look_as_if_it_held_0(estimate: Estimate, words: str) -> None:
-    assert signed_points(estimate) == words
+def test_an_interval_that_excludes_0_does_not_look_as_if_it_held_0(score: Score, words: str) -> None:
+    assert signed_points(score) == words

@@ -30,10 +30,10 @@ from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import kept
 from orchestrator.search.schedule import Job
-from orchestrator.terminal.progress import Left, Outlook, duration
+from orchestrator.terminal.progress import Left, Progress, duration
 from orchestrator.terminal.screen import Screen
-from orchestrator.terminal.table import board, left_words
-from orchestrator.wording import cautions, score_words
+from orchestrator.terminal.table import board, format_left
+from orchestrator.wording import format_score, stage_warnings
 
 TARGETS = ("ace", "ban", "bbc", "bjn", "bug", "en", "jv", "mad", "min", "nij", "su")
 LINES = re.compile(
@@ -52,7 +52,7 @@ class FakeDriver:
         self.jobs: list[Job] = []
         self.took: dict[str, float] = {}
         self.now = 0.0
-        self.outlook = Outlook(self, make_planner(self.space), slots=2, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.progress = Progress(self, make_planner(self.space), slots=2, clock=lambda: self.now)  # type: ignore[arg-type]
 
     @property
     def asked(self) -> Any:
@@ -69,7 +69,7 @@ class FakeDriver:
 
     def stage(self, label: str) -> Stage:
         """The stage of a label, of those to come too."""
-        known = {**self.schedule.stages, **{stage.address: stage for stage in self.outlook._left()}}
+        known = {**self.schedule.stages, **{stage.address: stage for stage in self.progress._left()}}
         (found,) = [stage for stage in known.values() if stage.label == label]
         return found
 
@@ -78,7 +78,7 @@ class FakeDriver:
         stages = tuple(self.stage(label) for label in labels)
         self.jobs.append(self.schedule._start("job", stages))
         for stage in stages:
-            self.outlook.started(stage)
+            self.progress.started(stage)
 
     def finish(self, label: str, seconds: float, reused: bool = False) -> None:
         """A stage is published, which took so long."""
@@ -87,10 +87,10 @@ class FakeDriver:
         self.took[stage.address] = seconds
         self.schedule.done(stage.address)
         self.schedule.done_before |= {stage.address} if reused else set()
-        self.outlook.done(stage)
+        self.progress.done(stage)
 
     def left(self) -> Left | None:
-        return self.outlook.view().left
+        return self.progress.snapshot().left
 
 
 def manifest(stage: Stage, **facts: Any) -> Manifest:
@@ -104,9 +104,9 @@ def two_languages(**changes: Any) -> FakeDriver:
     return FakeDriver(**{"rank_t": [8], "baselines": ["task"], **changes})
 
 
-def drawn(driver: FakeDriver, width: int, height: int = 50, cautions: tuple[str, ...] = ()) -> list[str]:
+def drawn(driver: FakeDriver, width: int, height: int = 50, stage_warnings: tuple[str, ...] = ()) -> list[str]:
     target = Console(file=StringIO(), width=width, height=height, force_terminal=False, highlight=False)
-    target.print(board(driver.outlook.view(), cautions, width, height, driver.now))
+    target.print(board(driver.progress.snapshot(), stage_warnings, width, height, driver.now))
     text = target.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in text.splitlines()]
 
@@ -125,35 +125,35 @@ def test_time_left_by_hand() -> None:
     driver.finish("ace · dense", 20.0)
     # ban dense 20, task sparse 40, four language sparse stages of 20: 140 s on two slots; grades are unknown
     assert driver.left() == Left(70.0, exact=False)
-    driver.finish("task · sparse · rank 8 · keep 5 %", 30.0)
-    driver.finish("ace · sparse · rank 8 · keep 5 %", 10.0)
-    driver.finish("ace · grade · task rank 8 keep 5 % + ace rank 8 keep 5 %", 3.0)
+    driver.finish("task · sparse · rank 8 · retention 5 %", 30.0)
+    driver.finish("ace · sparse · rank 8 · retention 5 %", 10.0)
+    driver.finish("ace · grade · task rank 8 retention 5 % + ace rank 8 retention 5 %", 3.0)
     # ban dense 20 + 3 sparse of 10 + 5 grades of 3 = 65 on two slots; the chain ban dense, sparse, grade is 33
     assert driver.left() == Left(33.0, exact=True)
-    assert left_words(driver.left()) == "about 33 s left"
-    assert left_words(driver.left(), passed=3.0) == "about 30 s left"
-    assert left_words(driver.left(), passed=34.0) == "", "an estimate that has run out says nothing"
+    assert format_left(driver.left()) == "about 33 s left"
+    assert format_left(driver.left(), passed=3.0) == "about 30 s left"
+    assert format_left(driver.left(), passed=34.0) == "", "an estimate that has run out says nothing"
 
 
 def test_the_pace_of_a_running_stage_by_hand() -> None:
     driver = two_languages()
     for label, seconds in (("ace · text", 2.0), ("ban · text", 2.0), ("task · dense", 40.0), ("ace · dense", 20.0)):
         driver.finish(label, seconds)
-    driver.finish("task · sparse · rank 8 · keep 5 %", 30.0)
-    driver.finish("ace · sparse · rank 8 · keep 5 %", 10.0)
-    driver.finish("ace · grade · task rank 8 keep 5 % + ace rank 8 keep 5 %", 3.0)
+    driver.finish("task · sparse · rank 8 · retention 5 %", 30.0)
+    driver.finish("ace · sparse · rank 8 · retention 5 %", 10.0)
+    driver.finish("ace · grade · task rank 8 retention 5 % + ace rank 8 retention 5 %", 3.0)
     driver.now = 100.0
     driver.start("ban · dense")
     driver.now = 105.0
     assert driver.left() == Left(30.0, exact=True), "15 s of its 20 are left, and 45 s of other work: 60 on two slots"
     dense = driver.stage("ban · dense")
-    driver.outlook.progress(dense.address, 2)
+    driver.progress.stepped(dense.address, 2)
     driver.now = 109.0
-    driver.outlook.progress(dense.address, 4)
+    driver.progress.stepped(dense.address, 4)
     driver.now = 111.0
     # 2 s a step, 6 of 10 steps left, 2 s gone since the report: 10 s; 55 s on two slots
     assert driver.left() == Left(27.5, exact=True)
-    (running,) = driver.outlook.view().running
+    (running,) = driver.progress.snapshot().running
     assert (running.stage.label, running.step, running.steps, running.began) == ("ban · dense", 4, 10, 100.0)
     driver.now = 500.0
     assert driver.left() == Left(22.5, exact=False), "a stage that takes longer than expected makes it a lower bound"
@@ -165,7 +165,7 @@ def test_a_first_report_gives_no_pace() -> None:
     driver.start("task · dense")
     for now, step, left in ((10.0, 6, None), (12.0, 7, Left(26.0, exact=False)), (20.0, 4, None)):
         driver.now = now
-        driver.outlook.progress(driver.stage("task · dense").address, step)
+        driver.progress.stepped(driver.stage("task · dense").address, step)
         # 2 s a step: 3 of 10 steps left, then the task's sparse stage, which takes as long as the whole dense one
         assert driver.left() == left
 
@@ -174,32 +174,32 @@ def test_reused_stages_are_measurements_too() -> None:
     driver = two_languages()
     driver.finish("ace · text", 7.0, reused=True)
     assert driver.left() == Left(7.0, exact=False)
-    assert driver.outlook.view().reused == 1
+    assert driver.progress.snapshot().reused == 1
 
 
 def test_stages_of_a_grid_that_are_not_asked_yet_and_controls_are_counted() -> None:
-    driver = two_languages(rank_l=[8, 16, 24, 32], lag=1)
+    driver = two_languages(rank_l=[8, 16, 24, 32], search_parallelism=1)
     assert len(driver.asked) == 1
-    view = driver.outlook.view()
-    assert view.unasked == 0
+    snapshot = driver.progress.snapshot()
+    assert snapshot.unasked == 0
     numbers = {
-        kind: sum(t.total() for (_, of), t in view.tallies.items() if of == kind) for kind in ("sparse", "grade")
+        kind: sum(t.total() for (_, of), t in snapshot.tallies.items() if of == kind) for kind in ("sparse", "grade")
     }
     assert numbers == {"sparse": 1 + 4 * 2, "grade": 4 * 2 + 2}
 
 
 def test_what_will_fail_with_a_failed_stage_is_not_waited_for() -> None:
-    driver = two_languages(rank_l=[8, 16, 24, 32], lag=1)
+    driver = two_languages(rank_l=[8, 16, 24, 32], search_parallelism=1)
     driver.schedule.failed(driver.stage("ban · dense").address, "no")
     # of the three cells not asked yet nothing of ban's; the control on ban needs no vector of it
-    left = [stage.label for stage in driver.outlook._left() if stage.subject == "ban"]
-    assert left == ["ban · grade · task rank 8 keep 5 %"]
-    assert driver.outlook.view().tallies["ace", "sparse"]["waiting"] == 4
+    left = [stage.label for stage in driver.progress._left() if stage.subject == "ban"]
+    assert left == ["ban · grade · task rank 8 retention 5 %"]
+    assert driver.progress.snapshot().tallies["ace", "sparse"]["waiting"] == 4
 
 
 def test_with_tpe_time_left_is_a_lower_bound_until_all_is_asked() -> None:
-    driver = two_languages(search="tpe", combinations=2, rank_l=[8, 16, 24, 32], lag=1)
-    for stage in driver.outlook._left():
+    driver = two_languages(search="tpe", combinations=2, rank_l=[8, 16, 24, 32], search_parallelism=1)
+    for stage in driver.progress._left():
         driver.finish(stage.label, 1.0)
         if driver.schedule.complete:
             break
@@ -217,9 +217,9 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 
 
 def test_the_score_goes_by_the_selections_proper_name() -> None:
-    assert score_words(0.7858, "target-valid") == "78.58 on validation (few-label selection)"
-    assert "selection without target labels" in score_words(-2.5, "unlabelled")
-    assert "%" not in score_words(-2.5, "unlabelled")
+    assert format_score(0.7858, "target-valid") == "78.58 on validation (few-label selection)"
+    assert "selection without target labels" in format_score(-2.5, "unlabelled")
+    assert "%" not in format_score(-2.5, "unlabelled")
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def test_every_width_keeps_its_lines_whole() -> None:
     driver.finish("ace · text", 2.0)
     driver.start("ban · text")
     driver.start("task · dense")
-    driver.outlook.progress(driver.stage("task · dense").address, 3)
+    driver.progress.stepped(driver.stage("task · dense").address, 3)
     driver.now = 5.0
     for width in (40, 80, 120):
-        lines = drawn(driver, width, cautions=("ace: too little text " * 9, "ban: too little text " * 9))
+        lines = drawn(driver, width, stage_warnings=("ace: too little text " * 9, "ban: too little text " * 9))
         assert max(map(len, lines)) <= width
         text = " ".join(lines)
         for words in ("sweep hand", "1/16 stages", "2 running", "5 s so far", "> task · dense, step 3/10, 5 s"):
@@ -263,7 +263,7 @@ def test_every_width_keeps_its_lines_whole() -> None:
 
 
 def test_a_label_that_leaves_no_room_for_the_time_is_cut_to_subject_and_kind() -> None:
-    driver, label = two_languages(), "ace · grade · task rank 8 keep 5 % + ace rank 8 keep 5 %"
+    driver, label = two_languages(), "ace · grade · task rank 8 retention 5 % + ace rank 8 retention 5 %"
     driver.start(label)
     driver.now = 5.0
     assert drawn(driver, len(f"> {label}, 5 s"))[-1] == f"> {label}, 5 s"
@@ -301,7 +301,7 @@ def test_twelve_languages_in_a_terminal_of_24_lines() -> None:
 def screen_of(driver: FakeDriver, quiet: bool = False) -> tuple[Screen, StringIO]:
     out = StringIO()
     screen = Screen(console(file=out), quiet)
-    screen.start(driver.outlook)
+    screen.start(driver.progress)
     return screen, out
 
 
@@ -326,7 +326,7 @@ def test_a_text_check_says_its_summary_and_its_warnings_and_no_file_is_read() ->
 
 
 def test_combinations_that_tpe_has_not_asked_are_told_apart() -> None:
-    driver = two_languages(search="tpe", combinations=2, rank_l=[8, 16, 24, 32], lag=1)
+    driver = two_languages(search="tpe", combinations=2, rank_l=[8, 16, 24, 32], search_parallelism=1)
     assert "1 combination not asked yet" in " ".join(drawn(driver, 120))
 
 
@@ -368,29 +368,29 @@ def test_no_colour_and_no_control_in_a_pipe_whatever_the_environment_forces(monk
     assert "\x1b" not in out.getvalue()
 
 
-# -- cautions ---------------------------------------------------------------------------------------------------------
+# -- warnings ---------------------------------------------------------------------------------------------------------
 
 
-def test_cautions_from_a_manifest() -> None:
+def test_warnings_from_a_manifest() -> None:
     driver = two_languages(rank_l=[200, "90%"])
-    uniform = driver.stage("ace · sparse · rank 200 · keep 5 %")
-    share = driver.stage("ace · sparse · rank 90% · keep 5 %")
+    uniform = driver.stage("ace · sparse · rank 200 · retention 5 %")
+    share = driver.stage("ace · sparse · rank 90% · retention 5 %")
 
     def matrices(*ranks: int) -> dict[str, Any]:
         return {"matrices": [{"name": str(n), "rank": rank} for n, rank in enumerate(ranks)]}
 
-    (found,) = cautions(manifest(uniform, details=matrices(200, 128, 64)))
+    (found,) = stage_warnings(manifest(uniform, details=matrices(200, 128, 64)))
     assert "rank 200 is more than 2 of 3 matrices" in found
     assert "64" in found
-    assert cautions(manifest(uniform, details=matrices(200, 200))) == []
-    assert cautions(manifest(share, details=matrices(200, 1))) == []
-    (found,) = cautions(manifest(share, metrics={"jaccard_lt_sft": 0.95}))
+    assert stage_warnings(manifest(uniform, details=matrices(200, 200))) == []
+    assert stage_warnings(manifest(share, details=matrices(200, 1))) == []
+    (found,) = stage_warnings(manifest(share, metrics={"jaccard_lt_sft": 0.95}))
     assert "nearly LT-SFT's (Jaccard overlap 0.95)" in found
-    assert cautions(manifest(share, metrics={"jaccard_lt_sft": 0.949})) == []
+    assert stage_warnings(manifest(share, metrics={"jaccard_lt_sft": 0.949})) == []
     curve = [{"step": step, "valid_loss": 1.0} for step in (5.0, 10.0, 15.0)]
-    (found,) = cautions(manifest(share, metrics={"best_step": 5.0}, curve=curve))
+    (found,) = stage_warnings(manifest(share, metrics={"best_step": 5.0}, curve=curve))
     assert "never improved after step 5 of 15" in found
-    assert cautions(manifest(share, metrics={"best_step": 10.0}, curve=curve)) == []
+    assert stage_warnings(manifest(share, metrics={"best_step": 10.0}, curve=curve)) == []
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------

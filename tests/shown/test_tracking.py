@@ -28,7 +28,7 @@ from deftx.stages.manifest import Manifest
 from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TaskData, TextStageSettings
 from deftx.stages.stage import Stage, walk
 from deftx.stages.store import Store
-from orchestrator.record.sweep import Failure, Row, StageEntry, State, SweepFolder, SweepInfo
+from orchestrator.record.sweep import Failure, GradeRow, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.tracking.__main__ import app
 from orchestrator.tracking.client import artifact_place, check_tracking_uri, default_tracking_uri
 from orchestrator.tracking.content import PARENT, sweep_status
@@ -120,10 +120,10 @@ class Sweep:
         self.state = State(stages={stage.address: StageEntry.of(stage) for stage in self.stages}, rows=self.rows)
         self.folder.write_state(self.state)
 
-    def row(self, number: int, rank: str, score: float) -> Row:
+    def row(self, number: int, rank: str, score: float) -> GradeRow:
         parameters: dict[str, str | float] = {"rank_l": rank, "rank_t": "100", "retention_l": 0.05, "retention_t": 0.05}
         grades = {language: grade_stage(language, self.number, rank).address for language in self.languages}
-        return Row(
+        return GradeRow(
             kind="combination", number=number, parameters=parameters, status="complete", score=score, grades=grades
         )
 
@@ -255,7 +255,7 @@ def test_a_sweep_reads_well(finished: Sweep) -> None:
     assert {run["status"] for run in seen.values()} == {"FINISHED"}
     assert {run["parent"] for address, run in seen.items() if address != PARENT} == {PARENT}
     sparse = seen[language_stage("ace", finished.number).address]
-    assert sparse["name"] == "ace · sparse · rank 100 · keep 5 %"
+    assert sparse["name"] == "ace · sparse · rank 100 · retention 5 %"
     assert sparse["params"] == {
         "denoise.rank": "100", "denoise.retention": "0.05", "denoise.retention_of": "numel", "k": "5", "retrain": "true"
     }  # fmt: skip
@@ -335,12 +335,12 @@ def test_the_parent_has_what_was_asked_and_what_was_chosen(finished: Sweep) -> N
     ]  # fmt: skip
     assert parent["metrics"]["search/combination points"] == [(0, 75.0)]
     assert parent["metrics"]["score/validation macro F1 points"] == [(0, 62.5)]
-    assert parent["tags"]["chosen"] == "#1 DEFT-X r_l 90%, r_t 100, keep 5 %"
+    assert parent["tags"]["chosen"] == "#1 DEFT-X r_l 90%, r_t 100, retention 5 %"
     assert parent["tags"]["chosen"] in parent["tags"]["mlflow.note.content"]
     assert "Chosen by few-label selection" in parent["tags"]["mlflow.note.content"]
     assert parent["params"] == {"benchmark": "made-up", "backbone": "owner/tiny", "seed": str(finished.number)}
     grade = finished.runs()[finished.rows[0].grades["ace"]]
-    assert grade.data.tags["rows"] == "#0 DEFT-X r_l 100, r_t 100, keep 5 %" and "chosen" not in grade.data.tags
+    assert grade.data.tags["rows"] == "#0 DEFT-X r_l 100, r_t 100, retention 5 %" and "chosen" not in grade.data.tags
     assert grade.data.params["rank_l"] == "100" and grade.data.metrics["search/combination points"] == 50.0
     assert finished.runs()[finished.rows[1].grades["ace"]].data.tags["chosen"] == "yes"
 

@@ -236,10 +236,10 @@ def test_labels_are_what_a_person_calls_them() -> None:
         "ila · text",
         "ila · dense",
         "task · dense",
-        "ila · sparse · rank 8 · keep 5 %",
-        "task · sparse · rank 90% · keep 5 %",
+        "ila · sparse · rank 8 · retention 5 %",
+        "task · sparse · rank 90% · retention 5 %",
         "ila · sparse · LT-SFT · not retrained · not pruned",
-        "ila · grade · task rank 90% keep 5 % + ila rank 8 keep 5 %",
-        "ila · grade · task rank 90% keep 5 % + published vector",
+        "ila · grade · task rank 90% retention 5 % + ila rank 8 retention 5 %",
+        "ila · grade · task rank 90% retention 5 % + published vector",
     ]
     assert (SPARSE.language, SPARSE.subject, TASK.language, TASK.subject) == ("ila", "ila", "sor", "task")

@@ -1,4 +1,4 @@
-"""Plans without files: spaces and materials by hand, and the schedule run by simulated workers."""
+"""Plans without files: spaces and resolved inputs by hand, and the schedule run by simulated workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
 from deftx.stages.kinds import F
 from deftx.stages.stage import Stage
-from orchestrator.plan.inputs import Materials
+from orchestrator.plan.inputs import ResolvedInputs
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.search.choice import Choice
 from orchestrator.search.replay import Replay
@@ -39,7 +39,7 @@ def make_planner(space: Space) -> Planner:
     evaluation = {(language, split): FILE for language in space.targets for split in ("valid", "test")}
     corpora = dict.fromkeys([*space.targets, "id"], FILE)
     task = TaskInputs({"train": (FILE,), "valid": (FILE,)}, "strict", {"valid": FILE, "test": FILE}, "0")
-    return Planner(space, Materials(BACKBONE, "own", None, corpora, task, evaluation))  # type: ignore[arg-type]
+    return Planner(space, ResolvedInputs(BACKBONE, "own", None, corpora, task, evaluation))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -96,7 +96,7 @@ def simulate(
 
     Args:
         stop_after: the driver dies after so many jobs have ended; running ones leave no trace.
-        fails: the reason why a job fails, or none.
+        fails: the reason why a job fails, or None.
     """
     clock, most, draw, running = 0.0, 0, random.Random(seed), []
     while True:

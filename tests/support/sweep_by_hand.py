@@ -14,7 +14,7 @@ from deftx.sources.published import HubFolder
 from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TaskData, TextStageSettings
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
-from orchestrator.record.sweep import BASELINE_TITLES, Row, RowKind, StageEntry, State, SweepFolder, SweepInfo
+from orchestrator.record.sweep import BASELINE_TITLES, GradeRow, RowKind, StageEntry, State, SweepFolder, SweepInfo
 from orchestrator.report.markdown import write_report
 
 TARGETS = ("ace", "ban")
@@ -93,12 +93,12 @@ class HandMade:
         rank_l: str | None = None,
         rank_t: str | None = None,
         number: int | None = None,
-    ) -> Row:
+    ) -> GradeRow:
         """Publish the grades of a row, for as many targets as there are numbers, and its vectors."""
         bare = kind in ("task", "task+source", "dense-task")
         vectors = {} if bare else {language: sparse_stage(language, rank_l) for language in TARGETS}
         task = sparse_stage("task", rank_t)
-        row = Row(kind=kind, number=number, status="complete", task_sft=task.address)
+        row = GradeRow(kind=kind, number=number, status="complete", task_sft=task.address)
         row.language_sfts = {language: stage.address for language, stage in vectors.items()}
         if rank_l and rank_t:
             row.parameters = {"rank_l": rank_l, "rank_t": rank_t, "retention_l": 0.05, "retention_t": 0.05}

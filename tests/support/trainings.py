@@ -15,7 +15,7 @@ from deftx.config import Training
 from deftx.masks.select import Indices
 from deftx.models.load import load_classifier, load_masked_lm
 from deftx.models.parameters import maskable
-from deftx.train.loop import Outcome, train
+from deftx.train.loop import TrainResult, train
 from deftx.train.objectives import Batch, Objective
 from deftx.train.trainable import phase
 
@@ -39,8 +39,8 @@ def half_mask(model: nn.Module, share: float = 0.3, seed: int = 0) -> Indices:
 
 def run(
     model: nn.Module, objective: Objective, settings: Training, mask: Indices | None = None, **options: Any
-) -> Outcome:
-    return train(model, objective, settings, seed=SEED, what=lambda: phase(model, settings, mask), **options)
+) -> TrainResult:
+    return train(model, objective, settings, seed=SEED, trainable=lambda: phase(model, settings, mask), **options)
 
 
 def batch_at(objective: Objective, step: int, size: int) -> Batch:
@@ -58,8 +58,8 @@ class Always(Objective):
 
     def __init__(self, inner: Objective, scores: Callable[[int], float] | None = None) -> None:
         self.inner, self.scores, self.calls = inner, scores or (lambda call: -float(call)), 0
-        self.batch, self.loss, self.located = inner.batch, inner.loss, inner.located  # type: ignore[method-assign]
-        self.narrow = inner.narrow  # type: ignore[method-assign]
+        self.batch, self.loss, self.prepare_batch = inner.batch, inner.loss, inner.prepare_batch  # type: ignore[method-assign]
+        self.patch_model = inner.patch_model  # type: ignore[method-assign]
 
     @property
     def examples(self) -> int:

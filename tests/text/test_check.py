@@ -30,7 +30,7 @@ from deftx.data.blocks import token_blocks
 from deftx.data.catalogue import benchmark
 from deftx.data.corpora import every_line, read_lines
 from deftx.data.examples import evaluation_source, read_examples
-from deftx.data.text_check import Lines, TextCheck, check_text
+from deftx.data.text_check import Lines, TextReport, check_text
 from deftx.errors import DataError
 from deftx.method.make import make
 from deftx.sources.files import file_source, read_text
@@ -50,7 +50,7 @@ THIRTY = "keude kupi nyan jai that ureueng jak"
 needs_real_files = pytest.mark.skipif(not os.environ.get("DEFTX_DATA_ROOT"), reason="DEFTX_DATA_ROOT is not set")
 
 
-def check(*lines: str, evaluation: list[str] | None = None, training: Training = TRAINING, **text: Any) -> TextCheck:
+def check(*lines: str, evaluation: list[str] | None = None, training: Training = TRAINING, **text: Any) -> TextReport:
     shape = TextSettings(**{"block": 8, "valid_fraction": 0.25, **text})
     return check_text("ace", lines, WORDS, shape, training, evaluation=evaluation)
 
@@ -69,7 +69,7 @@ def pieces() -> PreTrainedTokenizerFast:
 
 def test_every_count_of_a_small_text() -> None:
     found = check("w1 w2 w3", "", "w1  w2 w3 ", "w4 ü x", "w5 w6 w7 w8", "w9\n", evaluation=["w1 w2 w3", "w7"])
-    assert found == TextCheck(
+    assert found == TextReport(
         language="ace", passages=5, bytes=8 + 9 + 7 + 11 + 2,
         signs={s: Lines() for s in ("replacement", "mojibake", "control", "byte-order mark", "not NFC")},
         repeated=Lines(count=1, first=(3,)), sentences=2, equal=Lines(), contained=Lines(),
@@ -218,7 +218,7 @@ def test_repeats_and_the_rest_are_all_lines_in_any_order(lines: list[str], seed:
 # --- words
 
 
-SOUND = TextCheck(
+SOUND = TextReport(
     language="ace", passages=10_000, bytes=1_700_000, signs={}, repeated=Lines(), sentences=500, equal=Lines(),
     contained=Lines(), words=100_000, tokens=210_000, unknown_tokens=0, long_words=0, cut=Lines(), block=256,
     train_blocks=3210, valid_blocks=160, batch_size=8, planned_steps=30_000,
@@ -285,7 +285,7 @@ def test_what_a_warning_asks_for_is_enough(change: dict[str, Any]) -> None:
 
 def test_a_check_survives_json_and_holds_its_words_for_other_readers() -> None:
     for found in (SOUND, SOUND.model_copy(update=WARNINGS[0][0]), check("w1 w2 x", "w1 w2 x", evaluation=["w1"])):
-        assert TextCheck.model_validate_json(found.model_dump_json()) == found
+        assert TextReport.model_validate_json(found.model_dump_json()) == found
         assert found.model_dump()["summary"] == found.summary
         assert found.model_dump()["warnings"] == found.warnings
 
@@ -361,7 +361,7 @@ def check_stage(root: Path, folder: Path) -> Stage:
 def test_the_stage_publishes_the_check_of_what_its_text_stage_cuts(tmp_path: Path) -> None:
     store, stage = Store(str(tmp_path / "store")), check_stage(tmp_path / "data", write_backbone(tmp_path / "tiny"))
     manifest = make(stage, store)
-    found = TextCheck.model_validate_json(store.fetch(stage.address, "check.json").read_bytes())
+    found = TextReport.model_validate_json(store.fetch(stage.address, "check.json").read_bytes())
     assert set(manifest.files) == {"check.json"}
     assert manifest.details == {"summary": found.summary, "warnings": list(found.warnings)}
     assert (found.language, found.passages, found.repeated) == ("ace", 62, Lines(count=1, first=(62,)))
@@ -390,7 +390,7 @@ def test_both_sides_of_a_pair_are_compared(tmp_path: Path) -> None:
     )  # fmt: skip
     store = Store(str(tmp_path / "store"))
     manifest = make(Stage("check", asked), store)
-    found = TextCheck.model_validate_json(store.fetch(manifest.address, "check.json").read_bytes())
+    found = TextReport.model_validate_json(store.fetch(manifest.address, "check.json").read_bytes())
     assert (found.sentences, found.equal, found.contained) == (2, Lines.of([41]), Lines.of([42]))
     assert manifest.metrics["shared_lines"] == 2
 

@@ -30,8 +30,8 @@ from deftx.sft.composable import FILE
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import online_file, read_text
 from deftx.sources.hub import HubSource, hub_commit, hub_table
-from deftx.sources.pins import Pins, pinned
 from deftx.sources.published import HubFolder, local_folder, resolve_folder
+from deftx.sources.revisions import Revisions, pinned_revisions
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.run import session
@@ -140,8 +140,8 @@ def table(source: HubSource, *columns: str) -> dict[str, list[Any]]:
 
 
 def commit_under(found: dict[str, str], repo: str) -> tuple[str, dict[str, str]]:
-    with pinned(Pins(dict(found))) as pins:
-        return hub_commit(repo), pins.resolved
+    with pinned_revisions(Revisions(dict(found))) as revisions:
+        return hub_commit(repo), revisions.resolved
 
 
 def begin(space: Path, data: Path, storage: Path, name: str) -> str:

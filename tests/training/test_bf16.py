@@ -46,11 +46,11 @@ def test_the_loss_curve_in_bf16_lies_within_the_spread_of_three_float32_seeds(sp
             generator = torch.Generator().manual_seed(seed)
             draws = {name: torch.rand(p.numel(), generator=generator) for name, p in maskable(model).items()}
             mask = {name: (drawn < 0.3).nonzero().squeeze(1) for name, drawn in draws.items()}
-        outcome = train(
+        result = train(
             model, _objective(tokenizer, settings, texts, 0), training, seed=seed,
-            what=lambda: phase(model, training, mask), execution=Execution(),
+            trainable=lambda: phase(model, training, mask), execution=Execution(),
         )  # fmt: skip
-        return [point["train_loss"] for point in outcome.curve]
+        return [point["train_loss"] for point in result.curve]
 
     float32 = np.array([curve(seed, "float32") for seed in range(3)])
     bf16 = np.array(curve(0, "bf16"))

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from deftx.config import Execution
 from deftx.kernels.attention import attention, drop_by_example
-from deftx.kernels.dropout import Draws, ExampleDropout
+from deftx.kernels.dropout import CounterRNG, ExampleDropout
 
 CPU = torch.device("cpu")
 
 
-def draws(seed: int = 5, step: int = 0, examples: int = 4, sites: int = 3) -> Draws:
-    made = Draws(seed)
+def rng(seed: int = 5, step: int = 0, examples: int = 4, sites: int = 3) -> CounterRNG:
+    made = CounterRNG(seed)
     for _ in range(sites):
         made.site()
     made.begin(step, examples, CPU)
@@ -29,7 +29,7 @@ def draws(seed: int = 5, step: int = 0, examples: int = 4, sites: int = 3) -> Dr
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.01])
 def test_the_share_dropped_is_within_binomial_bounds(share: float) -> None:
-    dropped = draws(examples=8).dropped(0, torch.Size((8, 501, 77)), share)
+    dropped = rng(examples=8).dropped(0, torch.Size((8, 501, 77)), share)
     low, high = binom.ppf([5e-7, 1 - 5e-7], dropped.numel(), share)
     assert low <= int(dropped.sum()) <= high
     for example in dropped:
@@ -39,10 +39,10 @@ def test_the_share_dropped_is_within_binomial_bounds(share: float) -> None:
 
 def test_draws_of_examples_sites_steps_seeds_and_neighbours_are_independent() -> None:
     size, share = torch.Size((4, 60_000)), 0.3
-    base = draws().dropped(0, size, share)
+    base = rng().dropped(0, size, share)
     others = [
-        base.roll(1, 0), draws().dropped(1, size, share), draws(step=1).dropped(0, size, share),
-        draws(seed=6).dropped(0, size, share), *(base.roll(shift, 1) for shift in (1, 2, 64, 256, 768)),
+        base.roll(1, 0), rng().dropped(1, size, share), rng(step=1).dropped(0, size, share),
+        rng(seed=6).dropped(0, size, share), *(base.roll(shift, 1) for shift in (1, 2, 64, 256, 768)),
     ]  # fmt: skip
     for other in others:
         both_dropped = int((base & other).sum())
@@ -52,19 +52,19 @@ def test_draws_of_examples_sites_steps_seeds_and_neighbours_are_independent() ->
 
 def test_an_examples_draws_do_not_depend_on_what_is_computed_with_it() -> None:
     shape = torch.Size((4, 6, 5))
-    whole = draws().dropped(2, shape, 0.4)
-    split = draws()
+    whole = rng().dropped(2, shape, 0.4)
+    split = rng()
     for first, count in ((0, 1), (1, 3)):
         split.at(first)
         part = split.dropped(2, torch.Size((count, 6, 5)), 0.4)
         assert torch.equal(part, whole[first : first + count])
-    assert torch.equal(draws(examples=9).dropped(2, shape, 0.4), whole)
+    assert torch.equal(rng(examples=9).dropped(2, shape, 0.4), whole)
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_and_its_gradients_are_those_of_the_formula(masked: bool) -> None:
     torch.manual_seed(0)
-    made = Draws(1)
+    made = CounterRNG(1)
     module: Any = nn.Module()
     module.dropout = ExampleDropout(0.3, made)
     made.begin(0, 5, CPU)
@@ -89,7 +89,7 @@ def test_attention_and_its_gradients_are_those_of_the_formula(masked: bool) -> N
 
 def test_every_dropout_of_a_model_is_replaced_and_off_in_evaluation(backbone: Path) -> None:
     model, objective = both("classification", backbone, dropout=0.2)
-    made = Draws(0)
+    made = CounterRNG(0)
     drop_by_example(model, made)
     found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     assert found and all(type(module) is ExampleDropout and module.p == 0.2 for module in found)
@@ -121,4 +121,4 @@ def test_micro_batches_and_gradient_checkpointing_change_nothing_with_dropout_on
             torch.testing.assert_close(weight, other[name], rtol=0, atol=1e-6)
     assert all(
         torch.equal(weight, found[3][name]) for name, weight in found[0].items()
-    )  # drawn again alike, to the bit
+    )  # drawn again the same, to the bit

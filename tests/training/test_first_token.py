@@ -59,7 +59,7 @@ def test_it_computes_one_token_in_training_and_all_in_evaluation() -> None:
 def test_a_classifier_trains_with_it() -> None:
     plain, objective = classifier(SHAPE), sentences(SHAPE, 8, 6)
     settings = Training(max_steps=2, batch_size=4)
-    train(plain, objective, settings, seed=0, what=lambda: phase(plain, settings))
+    train(plain, objective, settings, seed=0, trainable=lambda: phase(plain, settings))
     assert isinstance(plain.roberta.encoder.layer[-1], FirstTokenLayer)
     assert not any(isinstance(layer, FirstTokenLayer) for layer in plain.roberta.encoder.layer[:-1])
 

@@ -25,7 +25,7 @@ from support.tiny import (
 )
 from torch.nn.functional import cross_entropy
 
-from deftx.kernels import linear_cross_entropy as labelled_loss
+from deftx.kernels import linear_cross_entropy
 from deftx.models.load import load_classifier, load_masked_lm
 from deftx.train.objectives import IGNORED, Encoded, Masking, encode, pad, predict
 
@@ -151,7 +151,7 @@ def test_a_batch_without_any_masked_position_has_no_loss(masked_lm: Any) -> None
     batch = objective.batch(np.arange(2), generator())
     batch["labels"].fill_(IGNORED)
     loss = objective.loss(masked_lm, batch)
-    assert (loss.item(), objective.labelled(batch)) == (0.0, 0)
+    assert (loss.item(), objective.num_targets(batch)) == (0.0, 0)
     assert not any(gradient.any() for gradient in gradients(masked_lm, loss).values())
 
 
@@ -164,7 +164,7 @@ def test_classification_loss_is_cross_entropy_by_hand(classifier: Any) -> None:
         logits = classifier(torch.tensor([ids])).logits[0].double().tolist()
         expected += math.log(sum(math.exp(logit) for logit in logits)) - logits[int(label)]
     assert objective.loss(classifier, batch).item() == pytest.approx(expected, rel=1e-5)
-    assert objective.labelled(batch) == 7
+    assert objective.num_targets(batch) == 7
 
 
 def test_predictions_come_in_order_whatever_the_lengths(classifier: Any) -> None:
@@ -203,20 +203,22 @@ def test_no_examples_have_no_predictions(classifier: Any) -> None:
 def test_a_loss_in_chunks_is_the_loss_of_all_logits_with_its_gradients(
     monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(labelled_loss, "_CHUNK", chunk)
+    monkeypatch.setattr(linear_cross_entropy, "_CHUNK", chunk)
     torch.manual_seed(0)
     output = torch.nn.Linear(8, VOCABULARY)
     output.weight.requires_grad_(False)
     hidden, labels = torch.randn(23, 8, requires_grad=True), torch.randint(0, VOCABULARY, (23,))
     plain = cross_entropy(output(hidden), labels, reduction="sum")
     expected = torch.autograd.grad(plain * 0.3, (hidden, output.bias))
-    ours = labelled_loss.linear_loss(hidden, output, labels)
+    ours = linear_cross_entropy.fused_linear_cross_entropy(hidden, output, labels)
     found = torch.autograd.grad(ours * 0.3, (hidden, output.bias))
     assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
-        assert labelled_loss.linear_loss(hidden, output, labels).item() == pytest.approx(plain.item(), rel=1e-6)
+        assert linear_cross_entropy.fused_linear_cross_entropy(hidden, output, labels).item() == pytest.approx(
+            plain.item(), rel=1e-6
+        )
 
 
 def test_a_loss_under_autocast_is_the_plain_one_under_autocast() -> None:
@@ -226,7 +228,7 @@ def test_a_loss_under_autocast_is_the_plain_one_under_autocast() -> None:
     hidden, labels = torch.randn(9, 16, requires_grad=True), torch.randint(0, VOCABULARY, (9,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = cross_entropy(output(hidden).float(), labels, reduction="sum")
-        ours = labelled_loss.linear_loss(hidden, output, labels)
+        ours = linear_cross_entropy.fused_linear_cross_entropy(hidden, output, labels)
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
     one, other = (torch.autograd.grad(loss, hidden)[0] for loss in (ours, plain))
@@ -237,6 +239,6 @@ def test_a_loss_under_autocast_is_the_plain_one_under_autocast() -> None:
 def test_what_is_worked_out_beforehand_changes_no_loss(masked_lm: Any, numbers: list[int]) -> None:
     objective = make_mlm()
     batch = objective.batch(np.array(numbers), generator())
-    located = objective.located(batch)
-    assert ("attention_mask" in located) == (numbers == [0, 1])
-    assert objective.loss(masked_lm, located).item() == pytest.approx(plain_loss(masked_lm, batch).item(), rel=1e-6)
+    prepared = objective.prepare_batch(batch)
+    assert ("attention_mask" in prepared) == (numbers == [0, 1])
+    assert objective.loss(masked_lm, prepared).item() == pytest.approx(plain_loss(masked_lm, batch).item(), rel=1e-6)

@@ -102,9 +102,9 @@ def test_a_sparse_language_phase_holds_the_table_once_and_leaves_two(backbone: P
     words, decoder = model.get_input_embeddings().weight, model.lm_head.decoder.weight
     before = words.detach().clone()
     mask = {WORDS: torch.arange(0, before.numel(), 3)}
-    what = phase(model, settings, mask)
+    trainable = phase(model, settings, mask)
     assert words.data_ptr() == decoder.data_ptr()
-    train(model, make_mlm(), settings, seed=1, what=lambda: what)
+    train(model, make_mlm(), settings, seed=1, trainable=lambda: trainable)
     assert words.data_ptr() != decoder.data_ptr()
     assert torch.equal(decoder, before)
     on = torch.zeros(before.numel(), dtype=torch.bool)
@@ -117,9 +117,9 @@ def test_memory_is_not_shared_with_another_output_embedding(backbone: Path) -> N
     model = load_masked_lm(backbone)
     with torch.no_grad():
         model.lm_head.decoder.weight[0, 0] += 1
-    what = phase(model, Training(), {WORDS: torch.arange(9)})
+    trainable = phase(model, Training(), {WORDS: torch.arange(9)})
     assert model.get_input_embeddings().weight.data_ptr() != model.lm_head.decoder.weight.data_ptr()
-    what.close()
+    trainable.close()
 
 
 def test_a_table_that_something_else_uses_too_is_not_looked_up_by_rows(backbone: Path) -> None:

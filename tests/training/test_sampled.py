@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deftx.kernels import sampled_linear as sampled
-from deftx.kernels.sampled_linear import SampledLinear
+from deftx.kernels.sampled_linear import SampledGradientLinear
 
 BOTH = pytest.mark.parametrize("few", [1.0, 0.0], ids=["entries alone", "whole product"])
 
@@ -29,7 +29,7 @@ def gradients(x: Tensor, layer: nn.Linear, index: list[int], above: Tensor) -> t
     """Of the input, of the chosen entries and of the bias."""
     entries, values = chosen(layer, index)
     x = x.clone().requires_grad_()
-    SampledLinear(layer, entries, values)
+    SampledGradientLinear(layer, entries, values)
     layer(x).backward(above)
     assert x.grad is not None and values.grad is not None and layer.weight.grad is None
     return x.grad, values.grad, None if layer.bias is None else layer.bias.grad
@@ -73,7 +73,7 @@ def test_gradients_add_up_over_micro_batches_and_the_forward_pass_is_torchs(
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 6), torch.randn(4, 8)
     plain, (entries, values) = layer(x), chosen(layer, [0, 9, 47])
-    there = SampledLinear(layer, entries, values)
+    there = SampledGradientLinear(layer, entries, values)
     assert torch.equal(layer(x), plain)
     for half in x.split(2):
         layer(half).square().sum().backward()
@@ -101,7 +101,7 @@ def test_under_autocast_the_products_are_narrow_and_the_gradients_wide(
     whole, of_bias = layer.weight.grad.view(-1)[index], layer.bias.grad
     layer.zero_grad()
     entries, values = chosen(layer, index)
-    SampledLinear(layer, entries, values)
+    SampledGradientLinear(layer, entries, values)
     inputs = x.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = layer(inputs)
@@ -116,9 +116,9 @@ def test_under_autocast_the_products_are_narrow_and_the_gradients_wide(
 @pytest.mark.parametrize(("entries", "pays"), [(102, True), (103, False)], ids=["few", "many"])
 def test_where_it_pays(monkeypatch: pytest.MonkeyPatch, entries: int, pays: bool) -> None:
     layer = nn.Linear(32, 16)  # 512 entries, of which a fifth is 102.4
-    assert (SampledLinear(layer, *chosen(layer, list(range(entries))))._places is not None) is pays
+    assert (SampledGradientLinear(layer, *chosen(layer, list(range(entries))))._places is not None) is pays
     monkeypatch.setattr(sampled, "_LARGE", 513)
-    assert SampledLinear(layer, *chosen(layer, [1]))._places is None
+    assert SampledGradientLinear(layer, *chosen(layer, [1]))._places is None
 
 
 def test_a_number_that_is_none_is_not_hidden() -> None:
@@ -126,7 +126,7 @@ def test_a_number_that_is_none_is_not_hidden() -> None:
     layer, x = nn.Linear(8, 6), torch.ones(2, 8)
     entries, values = chosen(layer, [0, 3])
     values.data[0] = torch.nan
-    SampledLinear(layer, entries, values)
+    SampledGradientLinear(layer, entries, values)
     layer(x).sum().backward()
     assert values.grad is not None and values.grad.tolist() == [2.0, 2.0]
     x[0, 0] = torch.inf

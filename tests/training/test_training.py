@@ -17,7 +17,7 @@ from deftx.kernels import sampled_linear as sampled
 from deftx.masks.select import Indices
 from deftx.models.load import load_classifier
 from deftx.models.parameters import base_of, head_of, maskable
-from deftx.train.loop import Outcome, Run, schedule, train
+from deftx.train.loop import Run, TrainResult, schedule, train
 from deftx.train.objectives import Batch, Objective
 from deftx.train.trainable import Trainable, body_of, phase
 
@@ -146,12 +146,12 @@ def test_gradients_of_whole_tensors_never_exist_together_in_the_sparse_phase(bac
 
     handles = []
 
-    def what() -> Any:
+    def trainable() -> Any:
         made = phase(model, settings, mask)
         handles.extend(parameter.register_hook(count) for parameter in body if parameter.requires_grad)
         return made
 
-    train(model, objective, settings, seed=SEED, what=what, execution=Execution(micro_batch=2))
+    train(model, objective, settings, seed=SEED, trainable=trainable, execution=Execution(micro_batch=2))
     assert handles
     assert most <= 1
     assert all(parameter.grad is None for parameter in body)
@@ -172,10 +172,10 @@ def test_a_model_trains_again_with_another_mask(backbone: Path) -> None:
 def test_moments_exist_for_the_chosen_entries_and_the_head_only(backbone: Path) -> None:
     model, objective = both("mlm", backbone)
     mask = half_mask(model)
-    what = phase(model, HARD, mask)
-    stepped = Run(model, objective, HARD, SEED, what, Execution())
+    trainable = phase(model, HARD, mask)
+    stepped = Run(model, objective, HARD, SEED, trainable, Execution())
     for _ in range(2):
-        stepped.advance()
+        stepped.train_step()
     state = stepped.optimizer.state_dict()
     moments = [t for entry in state["adamw"]["state"].values() for t in entry.values() if t.numel() > 1]
     head = sum(parameter.numel() for parameter in head_of(model).values())
@@ -189,7 +189,7 @@ def test_a_dense_word_embedding_has_moments_for_the_rows_seen_only(backbone: Pat
     seen: set[int] = set()
     for step in range(2):
         seen |= set(batch_at(objective, step, PLAIN.batch_size)["input_ids"].flatten().tolist())
-        stepped.advance()
+        stepped.train_step()
     state = stepped.optimizer.state_dict()
     assert set(state["rows"]["rows"].tolist()) == seen
     assert model.get_input_embeddings().weight.grad is None
@@ -237,8 +237,8 @@ def test_accumulated_micro_batches_equal_the_whole_batch(backbone: Path, kind: s
     found = []
     for execution in (Execution(), Execution(micro_batch=micro_batch)):
         model, objective = in_float64(*both(kind, backbone))
-        outcome = run(model, objective, settings, execution=execution)
-        found.append((weights_of(model), [point["train_loss"] for point in outcome.curve]))
+        result = run(model, objective, settings, execution=execution)
+        found.append((weights_of(model), [point["train_loss"] for point in result.curve]))
     for name, weight in found[0][0].items():
         torch.testing.assert_close(weight, found[1][0][name], rtol=0, atol=1e-6)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
@@ -249,25 +249,25 @@ def test_the_model_is_left_at_the_first_best_checkpoint(backbone: Path, higher: 
     scores = [0.3, 0.7, 0.9, 0.9, 0.2]
     settings = HARD.model_copy(update={"max_steps": 25})
 
-    def best_of(limit: int) -> tuple[Outcome, dict[str, Tensor]]:
+    def best_of(limit: int) -> tuple[TrainResult, dict[str, Tensor]]:
         model, objective = both("mlm", backbone)
         chosen = Always(objective, lambda call: (1 if higher else -1) * (scores[call - 1] if call <= limit else 0.0))
         chosen.higher_is_better = higher
-        outcome = run(model, chosen, settings)
+        result = run(model, chosen, settings)
         assert not model.training
-        return outcome, weights_of(model)
+        return result, weights_of(model)
 
-    outcome, weights = best_of(5)
-    assert (outcome.best_step, outcome.steps, abs(outcome.best["valid_loss"])) == (15, 25, 0.9)
-    assert [point["step"] for point in outcome.curve] == [5, 10, 15, 20, 25]
+    result, weights = best_of(5)
+    assert (result.best_step, result.steps, abs(result.best["valid_loss"])) == (15, 25, 0.9)
+    assert [point["step"] for point in result.curve] == [5, 10, 15, 20, 25]
     assert same_bits(weights, best_of(3)[1])  # what comes after the best leaves no trace
     assert not same_bits(weights, best_of(2)[1])
 
 
 def test_the_last_step_is_validated_wherever_it_falls(backbone: Path) -> None:
     model, objective = both("mlm", backbone)
-    outcome = run(model, objective, HARD.model_copy(update={"max_steps": 7}))
-    assert [point["step"] for point in outcome.curve] == [5, 7]
+    result = run(model, objective, HARD.model_copy(update={"max_steps": 7}))
+    assert [point["step"] for point in result.curve] == [5, 7]
 
 
 class Interruption(Exception):
@@ -305,14 +305,14 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     often = Execution(checkpoint_seconds=1e-9)
     whole, objective = both("mlm", backbone, dropout=0.2)
     mask = half_mask(whole) if sparse else None
-    outcome = run(whole, objective, settings, mask)
+    result = run(whole, objective, settings, mask)
     kept = Kept(after)
     first, _ = both("mlm", backbone, dropout=0.2)
     with pytest.raises(Interruption):
         run(first, objective, settings, mask, execution=often, checkpoints=kept)
     torch.manual_seed(after)  # another process has another random state
     resumed, _ = both("mlm", backbone, dropout=0.2)
-    assert run(resumed, objective, settings, mask, execution=often, checkpoints=kept) == outcome
+    assert run(resumed, objective, settings, mask, execution=often, checkpoints=kept) == result
     assert same_bits(weights_of(resumed), weights_of(whole))
 
 
@@ -361,14 +361,14 @@ def test_a_gradient_that_is_no_number_is_named_and_nothing_is_stepped(backbone: 
     model, objective = both("classification", backbone)
     before = weights_of(model)
 
-    def what() -> Trainable:
+    def trainable() -> Trainable:
         made = phase(model, HARD)
         made.values[name].register_hook(lambda gradient: gradient * bad)
         return made
 
     told = rf"norm of the gradient became (nan|inf) at step 1; the first .* gradient of {name};"
     with pytest.raises(TrainingError, match=told):
-        train(model, Always(objective), HARD.model_copy(update={"max_steps": 1}), seed=SEED, what=what)
+        train(model, Always(objective), HARD.model_copy(update={"max_steps": 1}), seed=SEED, trainable=trainable)
     assert same_bits(weights_of(model), before)
 
 
@@ -405,8 +405,8 @@ def test_the_term_as_coded_upstream_has_no_effect_and_the_real_one_pulls_to_the_
 def test_each_point_is_reported_as_the_run_goes(backbone: Path) -> None:
     points: list[dict[str, float]] = []
     model, objective = both("classification", backbone)
-    outcome = run(model, objective, HARD.model_copy(update={"max_steps": 6}), report=points.append)
-    assert points == [{"step": 0.0, "steps": 6.0}, *outcome.curve]
+    result = run(model, objective, HARD.model_copy(update={"max_steps": 6}), report=points.append)
+    assert points == [{"step": 0.0, "steps": 6.0}, *result.curve]
     assert set(points[1]) == {"step", "train_loss", "valid_score"}
 
 
@@ -462,10 +462,10 @@ def test_a_step_on_a_gpu_is_waited_for_nowhere(backbone: Path, sparse: bool) -> 
         model, objective, settings, SEED, phase(model, settings, half_mask(model) if sparse else None),
         Execution(device="cuda", micro_batch=2),
     )  # fmt: skip
-    stepped.advance()
+    stepped.train_step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
-            stepped.advance()
+            stepped.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from deftx.config import METRIC_WORDS, SPLIT_WORDS
+from deftx.config import METRIC_NAMES, SPLIT_NAMES
 from deftx.evaluate.bootstrap import AVERAGE
 from deftx.rank import Rank
 from orchestrator.record.sweep import BASELINE_TITLES, RowKind
@@ -56,7 +56,7 @@ def heatmap(results: Results) -> Figure | None:
     A panel has the ranks asked with its retentions only, in cells of one size, so that a sparse search is legible.
 
     Returns:
-        none when no combination was asked.
+        None when no combination was asked.
     """
     cells = _cells(results)
     if cells.empty:
@@ -76,7 +76,7 @@ def heatmap(results: Results) -> Figure | None:
         size = (rows[place // abreast], columns)
         _draw_panel(axis, panel, norm, size)
         axis.set_box_aspect(size[0] * high / (size[1] * wide))
-        axis.set_title(_kept_words(*kept), fontsize=TEXT, loc="left")
+        axis.set_title(_format_retention(*kept), fontsize=TEXT, loc="left")
     for spare in axes[len(panels) :]:
         figure.delaxes(spare)
     bar = figure.colorbar(
@@ -84,7 +84,7 @@ def heatmap(results: Results) -> Figure | None:
     )
     bar.set_label(_unit(results), fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
-    heading(figure, f"Mean {SPLIT_WORDS[results.split]} score by r_l (language vectors) and r_t (task vector)", *lines)
+    heading(figure, f"Mean {SPLIT_NAMES[results.split]} score by r_l (language vectors) and r_t (task vector)", *lines)
     return figure
 
 
@@ -154,10 +154,10 @@ def _draw_cell(axis: Axes, x: int, y: int, cell: dict[str, Any], norm: Normalize
     )  # fmt: skip
 
 
-def _kept_words(kept_l: float, kept_t: float) -> str:
-    if kept_l == kept_t:
-        return f"retention {kept_l * 100:g} %"
-    return f"retention {kept_l * 100:g} % (language), {kept_t * 100:g} % (task)"
+def _format_retention(retention_l: float, retention_t: float) -> str:
+    if retention_l == retention_t:
+        return f"retention {retention_l * 100:g} %"
+    return f"retention {retention_l * 100:g} % (language), {retention_t * 100:g} % (task)"
 
 
 # -- by language ------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def language_bars(results: Results) -> Figure | None:
     """The chosen combination and the baselines on each target and, of several, on average, with joint 95 % intervals.
 
     Returns:
-        none when none of them was graded.
+        None when none of them was graded.
     """
     systems = [one for one in (results.chosen, *map(results.baseline, BASELINE_TITLES)) if one and one.scores]
     if not systems:
@@ -175,7 +175,7 @@ def language_bars(results: Results) -> Figure | None:
     names = [*results.targets, AVERAGE] if len(results.targets) > 1 else [*results.targets]
     deep = -(-len(names) // _GROUPS_ABREAST)
     abreast = -(-len(names) // deep)
-    lines = [_sample(results), "An item is redrawn in all its languages at once, for all rows alike."]
+    lines = [_sample(results), "An item is redrawn in all its languages at once, for all rows."]
     legend = 0.2 * -(-len(systems) // 2) + 0.25
     figure, axes = page(heading_inches(*lines) + deep * 2.7 + legend, deep, 1, sharey=True)
     for line, axis in enumerate(axes):
@@ -186,7 +186,7 @@ def language_bars(results: Results) -> Figure | None:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False
     )
-    heading(figure, f"{SPLIT_WORDS[results.split].capitalize()} scores with joint 95 % intervals", *lines)
+    heading(figure, f"{SPLIT_NAMES[results.split].capitalize()} scores with joint 95 % intervals", *lines)
     return figure
 
 
@@ -199,11 +199,11 @@ def _draw_groups(
     if AVERAGE in names[1:]:
         axis.axvline(names.index(AVERAGE) - 0.5, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_xlim(-0.6, abreast - 0.4)
-    axis.set_xticks(range(len(names)), [_name_words(results, name) for name in names])
+    axis.set_xticks(range(len(names)), [_format_name(results, name) for name in names])
     axis.set_ylabel(_unit(results).replace(" (", "\n("), fontsize=TEXT)
 
 
-def _name_words(results: Results, name: str) -> str:
+def _format_name(results: Results, name: str) -> str:
     """The language with how many items are redrawn, and how many rows they have where these are more."""
     items, rows = results.items(name), results.examples(name)
     return f"{name}\nn = {items:,}" + (f"\n({rows:,} rows)" if rows != items and name != AVERAGE else "")
@@ -226,9 +226,9 @@ def _draw_bars(axis: Axes, one: RowResult, names: Sequence[str], place: int, cou
 
 
 def _unit(results: Results) -> str:
-    return f"{METRIC_WORDS[results.metric]} (percent points)"
+    return f"{METRIC_NAMES[results.metric]} (percentage points)"
 
 
 def _sample(results: Results) -> str:
     languages = counted(len(results.targets), "language")
-    return f"{METRIC_WORDS[results.metric]}: {languages}, n = {results.items():,} parallel items, one run"
+    return f"{METRIC_NAMES[results.metric]}: {languages}, n = {results.items():,} parallel items, one run"

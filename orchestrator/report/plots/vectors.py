@@ -34,7 +34,7 @@ def spectra_plot(spectra: Sequence[Spectrum]) -> Figure | None:
     """Cumulative share of the squared singular values by rank: a panel for each subject, the chosen ranks marked.
 
     Returns:
-        none when there are no singular values.
+        None when there are no singular values.
     """
     subjects = list(dict.fromkeys(one.subject for one in spectra))
     if not subjects:
@@ -88,7 +88,7 @@ def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figur
         to_lt_sft: each vector's overlap with LT-SFT's mask from the same dense phase, as its manifest has it.
 
     Returns:
-        none when there are no masks.
+        None when there are no masks.
     """
     if not masks:
         return None

@@ -27,7 +27,7 @@ MOST_CUT = 0.05
 """Largest share of passages longer than a block, where a passage is a block."""
 
 Sign = Literal["replacement", "mojibake", "control", "byte-order mark", "not NFC"]
-_SIGN_WORDS: Mapping[Sign, str] = {
+_SIGN_SENTENCES: Mapping[Sign, str] = {
     "replacement": "hold U+FFFD, which stands for a lost character: fetch the text again and decode it as UTF-8",
     "mojibake": "look like UTF-8 read as Windows-1252, as 'Ã©' is for 'é': decode the original as UTF-8",
     "control": "hold control characters: remove them",
@@ -57,7 +57,7 @@ class Lines(BaseModel):
         return f"line{'s' if self.count > 1 else ''} {', '.join(map(str, self.first))}{more}"
 
 
-class TextCheck(BaseModel):
+class TextReport(BaseModel):
     """The counts of a text, and what they mean; `model_validate_json` reads what `model_dump_json` writes."""
 
     model_config = ConfigDict(frozen=True)
@@ -154,7 +154,7 @@ class TextCheck(BaseModel):
         return tuple(f"{self.language}: {sentence}" for sentence in sentences)
 
 
-def _leaked(check: TextCheck) -> Iterator[str]:
+def _leaked(check: TextReport) -> Iterator[str]:
     for verb, lines in (("are", check.equal), ("hold", check.contained)):
         if lines.count:
             yield (
@@ -168,7 +168,7 @@ def _leaked(check: TextCheck) -> Iterator[str]:
         )
 
 
-def _too_little(check: TextCheck) -> Iterator[str]:
+def _too_little(check: TextReport) -> Iterator[str]:
     if check.problem is not None:
         yield check.problem
         return
@@ -192,10 +192,10 @@ def _too_little(check: TextCheck) -> Iterator[str]:
         )
 
 
-def _blemished(check: TextCheck) -> Iterator[str]:
+def _blemished(check: TextReport) -> Iterator[str]:
     for sign, lines in check.signs.items():
         if lines.count > (MOST_BLEMISHED * check.passages if sign == "not NFC" else 0):
-            yield f"{_share(lines, check)} {_SIGN_WORDS[sign]} ({lines})"
+            yield f"{_share(lines, check)} {_SIGN_SENTENCES[sign]} ({lines})"
     if check.repeated.count > MOST_REPEATED * check.passages:
         yield (
             f"{_share(check.repeated, check)} repeat an earlier one, held-out ones among them ({check.repeated}); "
@@ -203,7 +203,7 @@ def _blemished(check: TextCheck) -> Iterator[str]:
         )
 
 
-def _not_known(check: TextCheck) -> Iterator[str]:
+def _not_known(check: TextReport) -> Iterator[str]:
     if check.tokens_per_word > MOST_TOKENS_A_WORD:
         yield (
             f"{check.tokens_per_word:.1f} tokens a word; {MOST_TOKENS_A_WORD} at most is right: the backbone's "
@@ -216,7 +216,7 @@ def _not_known(check: TextCheck) -> Iterator[str]:
         )
 
 
-def _share(lines: Lines, check: TextCheck) -> str:
+def _share(lines: Lines, check: TextReport) -> str:
     return f"{lines.count:,} of {check.passages:,} passages ({100 * lines.count / check.passages:.2g} %)"
 
 

@@ -14,7 +14,7 @@ UNRESOLVED = "unresolved"
 
 
 @dataclass
-class Pins:
+class Revisions:
     """What has been resolved for a sweep."""
 
     resolved: dict[str, str] = field(default_factory=dict)
@@ -23,35 +23,35 @@ class Pins:
     """Whether what cannot be resolved becomes `UNRESOLVED` and is no error: for planning."""
 
 
-_PINS: ContextVar[Pins | None] = ContextVar("pins", default=None)
+_REVISIONS: ContextVar[Revisions | None] = ContextVar("revisions", default=None)
 
 
 @contextmanager
-def pinned(pins: Pins) -> Iterator[Pins]:
-    """Within the block `resolve_once` answers from the pins, and adds to them what it had to ask for."""
-    token = _PINS.set(pins)
+def pinned_revisions(revisions: Revisions) -> Iterator[Revisions]:
+    """Within the block `resolve_once` answers from these revisions, and adds to them what it had to ask for."""
+    token = _REVISIONS.set(revisions)
     try:
-        yield pins
+        yield revisions
     finally:
-        _PINS.reset(token)
+        _REVISIONS.reset(token)
 
 
 def resolve_once(key: str, ask: Callable[[], str]) -> str:
-    """The pinned commit or digest, or the one that `ask` returns now.
+    """The recorded commit or digest, or the one that `ask` returns now.
 
     Args:
         key: a repository and revision, or a URL, with its kind.
         ask: asks the hub or the web.
 
     Raises:
-        HubError: when `ask` raises it, unless the pins are lenient.
+        HubError: when `ask` raises it, unless the revisions are lenient.
     """
-    pins = _PINS.get() or Pins()
-    if key not in pins.resolved:
+    revisions = _REVISIONS.get() or Revisions()
+    if key not in revisions.resolved:
         try:
-            pins.resolved[key] = ask()
+            revisions.resolved[key] = ask()
         except HubError:
-            if not pins.lenient:
+            if not revisions.lenient:
                 raise
-            pins.resolved[key] = UNRESOLVED
-    return pins.resolved[key]
+            revisions.resolved[key] = UNRESOLVED
+    return revisions.resolved[key]
