@@ -33,7 +33,7 @@ Source = FileSource | HubSource
 
 
 def hub_commit(repo: str, revision: str = "main", kind: Literal["model", "dataset"] = "model") -> str:
-    """The commit of a revision of a hub repository: as pinned, else as the hub says, else as the local cache does.
+    """The commit of a revision of a hub repository: as recorded, else as the hub says, else as the local cache does.
 
     Args:
         repo: `owner/name`.

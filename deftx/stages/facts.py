@@ -64,7 +64,7 @@ class BackboneFacts(TrainingFacts):
 
 
 class CheckFacts(Facts):
-    """What a look at a text counted; see `deftx.data.text_report.TextCheck`."""
+    """What a look at a text counted; see `deftx.data.text_report.TextReport`."""
 
     lines: Whole
     repeated_lines: Whole

@@ -19,7 +19,7 @@ class Optimizer:
         """Begin with moments of zero, and note where the L1 term pulls to.
 
         Args:
-            what: what is stepped.
+            trainable: what is stepped.
             settings: learning rate, betas, weight decay, clipping and L1.
             size: the number of all the model's entries, trained or not, by which the L1 term is divided.
         """
