@@ -133,6 +133,7 @@ def resolve_k(k: int | str, maskable: int) -> int:
 
 Count = Annotated[int | str, BeforeValidator(count_text)]
 Retention = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Denoise(Settings):
@@ -155,7 +156,7 @@ class Training(Settings):
     learning_rate: float = Field(5e-5, gt=0, description="at the end of the warm-up; linear to 0 from there")
     warmup: float = Field(0.0, ge=0.0, lt=1.0, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW's")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's")
     clip: float = Field(1.0, gt=0.0, description="largest L2 norm of the gradient of what trains")
     l1: float = Field(0.0, ge=0.0, description="lambda * sum |theta - start| / number of model parameters")
     l1_gradient: bool = Field(True, description="false: as coded upstream, where the term has no gradient")
@@ -208,7 +209,7 @@ class TaskRecipe(Settings):
     training: Training = Field(Training(), description="both phases")
     k: Count | None = Field(PAPER_K_TASK, description="entries that train, or a share: 10%; null: no pruning")
     retrain: bool = Field(True, description="false: without the sparse phase")
-    max_length: int = Field(128, ge=8, description="tokens an example at most")
+    max_length: int = Field(128, ge=8, description="tokens an example at most; never more than the backbone reads")
     max_rows: int | None = Field(None, ge=1, description="train on no more rows than this")
 
 

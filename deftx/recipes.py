@@ -5,12 +5,12 @@ A space writes its settings in groups (`language.training.max_steps`), a noteboo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from deftx.config import Denoise, LanguageRecipe, PresetName, Settings, TaskKind, TaskRecipe
+from deftx.config import Denoise, LanguageRecipe, PresetName, RetentionOf, Settings, TaskKind, TaskRecipe
 from deftx.errors import ConfigError, explain, hint
 
 Recipe = TypeVar("Recipe", LanguageRecipe, TaskRecipe)
@@ -26,7 +26,7 @@ def preset(name: PresetName, task: TaskKind) -> dict[str, Any]:
         ConfigError: for an unknown preset.
     """
     l1 = {"paper": (0.1, False), "paper-l1": (0.1, True), "lt-sft": (0.0, True)}
-    if name not in l1:
+    if name not in [*l1]:  # not by hash: a notebook may hand over anything
         raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(l1)}")
     strength, gradient = l1[name]
     language = {
@@ -82,21 +82,27 @@ def recipe_of(kind: type[Recipe], below: Mapping[str, Any], settings: Mapping[st
     return recipe
 
 
-def denoising(rank: object, retention: float) -> Denoise | None:
+def denoising(rank: object, retention: float, retention_of: RetentionOf = "numel") -> Denoise | None:
     """The denoising that a rank and a retention spell; None, which is LT-SFT, for no rank.
 
     Raises:
         ConfigError: with a line for each that is out of range.
     """
+    given = {"rank": rank, "retention": retention, "retention_of": retention_of}
     try:
-        return None if rank is None else Denoise.model_validate({"rank": rank, "retention": retention})
+        return None if rank is None else Denoise.model_validate(given)
     except ValidationError as error:
         raise ConfigError("\n".join(explain_all(error))) from None
 
 
 def explain_all(error: ValidationError) -> list[str]:
     """A line for each problem: the field's own name, and what is wrong with it."""
-    return [": ".join([*map(str, problem["loc"][-1:]), explain(problem)]) for problem in error.errors()]
+    return [": ".join([*_field(problem["loc"]), explain(problem)]) for problem in error.errors()]
+
+
+def _field(place: Iterable[int | str]) -> list[str]:
+    """The field that a problem is in, and not the number of the entry within it."""
+    return [part for part in place if isinstance(part, str)][-1:]
 
 
 def _settings_of(kind: type[Settings]) -> Iterator[tuple[str, str]]:

@@ -44,7 +44,8 @@ def wikipedia(language: str) -> HubSource:
         HubError: when there is no network.
     """
     if language not in _WIKIPEDIA:
-        raise DataError(f"{language}: no Wikipedia is known to be in it; give a data root with corpora/{language}.txt")
+        file = f"a file; a sweep reads corpora/{language}.txt of its data root"
+        raise DataError(f"{language}: no Wikipedia is known to be in it; give its text as {file}")
     repo = "wikimedia/wikipedia"
     config = f"20231101.{_WIKIPEDIA[language]}"
     return HubSource(repo=repo, commit=hub_commit(repo, kind="dataset"), config=config, split="train")

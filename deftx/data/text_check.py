@@ -1,6 +1,6 @@
 """The check of a text before hours are spent on it: encoding, repeats, leaks, tokens, and the steps it is good for.
 
-It only counts. The text is not changed, and whether to train on it is the user's decision (`text_report` has the words).
+It only counts. The text is not changed, and whether to train on it is the user's decision (words: `text_report`).
 Line numbers are the file's, from 1. A file that is not UTF-8 is refused before (`files.read_text`). Words are separated
 by spaces: for a script without spaces the number of tokens a word means nothing.
 

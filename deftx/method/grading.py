@@ -14,7 +14,7 @@ from deftx.evaluate.metrics import score
 from deftx.masks.mask import mask_size
 from deftx.masks.select import non_zero
 from deftx.method.context import Context, Made, backbone_folder, dense_of, vector_of
-from deftx.models.load import load_classifier, load_tokenizer
+from deftx.models.load import load_classifier, load_tokenizer, longest_input
 from deftx.sft.compose import composed
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.hub import Source
@@ -41,11 +41,12 @@ def grade(context: Context) -> Made:
     tokenizer = load_tokenizer(folder)
     device = torch.device(context.execution.device)
     model = load_classifier(folder, known.labels, seed=0).to(device).eval()
+    length = min(settings.max_length, longest_input(model))
     valid: dict[str, float] = {}
     with composed(model, task, language, settings.weights):
         for split, source, name in _evaluated(settings):
             rows = read_examples(known, source, settings.language, split)
-            encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, settings.max_length)
+            encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, length)
             predicted = predict(model, encoded, tokenizer.pad_token_id, device)
             scores = {str(m): score(encoded.labels.tolist(), predicted.tolist(), known.labels, m) for m in METRICS}
             record: dict[str, Any] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
@@ -17,19 +18,19 @@ from deftx.data.blocks import Blocks
 from deftx.data.catalogue import Benchmark, benchmark
 from deftx.data.examples import read_examples, read_training
 from deftx.data.leaks import Cleaned, clean_training, texts_digest
-from deftx.errors import DataError
+from deftx.errors import ConfigError, DataError
 from deftx.masks.mask import choose, denoise_all, mask_size, save_svd_factors, svd_factors_of
 from deftx.masks.select import Indices
 from deftx.method import environment
 from deftx.method.context import Context, Made, backbone_folder, vector_of
-from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
+from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer, longest_input
 from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.published import HubFolder, local_folder, name_of
 from deftx.stages.facts import DenseFacts, SparseFacts
 from deftx.stages.files import BLOCKS, DELTA, DROPPED, HEAD, SFT
-from deftx.stages.settings import DenseSettings, SparseSettings, TaskData
+from deftx.stages.settings import DenseSettings, SparseSettings, TaskData, TextStageSettings
 from deftx.stages.stage import Stage, settings_of
 from deftx.stages.store import Store
 from deftx.tensor_files import Kept, LazyTensors, write
@@ -116,12 +117,18 @@ def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
     if settings.task is None:
         lm_head = settings.lm_head if isinstance(settings.lm_head, str) else local_folder(settings.lm_head)
         model = load_masked_lm(folder, lm_head, settings.training.dropout, seed=dense.seed)
+        _check_block(model, settings_of(dense.needed("text"), TextStageSettings).text.block, folder)
         return model, language_objective(context.store, dense, tokenizer)
     known = benchmark(settings.task.benchmark)
     model = load_classifier(folder, known.labels, dense.seed, settings.training.dropout)
     if (source := vector_of(context.store, dense, "start", settings.start)) is not None:
         apply(model, source)
-    return model, _task_objective(context, settings.task, tokenizer)
+    return model, _task_objective(context, settings.task, tokenizer, longest_input(model))
+
+
+def _check_block(model: Any, block: int, folder: Path) -> None:
+    if block > (reads := longest_input(model)):
+        raise ConfigError(f"block: {block} tokens, but {folder} reads {reads} at most")
 
 
 def language_objective(store: Store, dense: Stage, tokenizer: Any) -> Objective:
@@ -133,13 +140,13 @@ def language_objective(store: Store, dense: Stage, tokenizer: Any) -> Objective:
     return MaskedLanguageModelling(blocks, masking, tokenizer.pad_token_id, text.seed)
 
 
-def _task_objective(context: Context, task: TaskData, tokenizer: Any) -> Objective:
+def _task_objective(context: Context, task: TaskData, tokenizer: Any, reads: int) -> Objective:
     known = benchmark(task.benchmark)
     cleaned = _labelled(known, task)
     dropped = [asdict(row) for row in cleaned.dropped]
     (context.folder / DROPPED).write_text(json.dumps(dropped, indent=1, ensure_ascii=False), encoding="utf-8")
     encoded = [
-        encode(tokenizer, rows.texts, rows.pairs, rows.labels, task.max_length)
+        encode(tokenizer, rows.texts, rows.pairs, rows.labels, min(task.max_length, reads))
         for rows in (cleaned.train.take(range(len(cleaned.train))[: task.max_rows]), cleaned.valid)
     ]
     return Classification(encoded[0], encoded[1], known.labels, known.metric, tokenizer.pad_token_id)

@@ -92,6 +92,11 @@ def load_classifier(folder: Path, labels: tuple[str, ...], seed: int, dropout: f
     return model
 
 
+def longest_input(model: Any) -> int:
+    """The tokens that a model reads at most: its position embeddings without those that RoBERTa leaves to padding."""
+    return int(model.config.max_position_embeddings) - getattr(base_of(model).embeddings, "padding_idx", -1) - 1
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer in the folder of a backbone.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from deftx.config import Metric
 from deftx.data.catalogue import OwnBenchmark, benchmark
 from deftx.data.examples import Examples, read_training
-from deftx.errors import ConfigError, Problems
+from deftx.errors import ConfigError, DataError, Problems
 from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
-from deftx.models.load import quiet
-from deftx.notebook.learn import PathLike
+from deftx.models.load import longest_input, quiet
+from deftx.notebook.given import PathLike, check_device, list_of_labels, path_of
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source, read_text
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _MAX_LENGTH = 128
 """Tokens that a text is cut to for a vector that does not say what it was learnt with: a recipe's own."""
+_SHORTEST = 8
+"""The fewest tokens that a text may be cut to: as a recipe has it."""
 
 
 def compose(
@@ -49,22 +52,27 @@ def compose(
         language: what `learn_language` returned, or folder or hub id; None: the task vector alone.
         weights: (lambda_T, lambda_L).
         labels: in the order of the classifier's outputs, for a task vector that does not name them.
-        max_length: tokens that a text is cut to; None: what the task was learnt with, or 128 where that is not known.
+        max_length: tokens that a text is cut to, never more than the backbone reads; None: what the task was learnt
+            with, or 128 where that is not known.
         revision: branch, tag or commit of a backbone from the hub.
         device: where it computes, such as cuda.
 
     Raises:
-        ConfigError: when the labels are neither known nor given.
+        ConfigError: when the labels are neither known nor given, or a weight, length or device is none.
         DataError: when a vector was learnt from another backbone, or the task vector brings no classifier.
         HubError: when something has to be downloaded and cannot be.
     """
     from transformers import pipeline
 
     problems = Problems()
-    folder = problems.get(lambda: local_folder(resolve_folder(str(backbone), revision)))
-    head = problems.get(lambda: _loaded(task))
-    vector = None if language is None else problems.get(lambda: _loaded(language))
-    names = problems.get(lambda: _labels(head, labels)) if head else None
+    folder = problems.get(lambda: local_folder(resolve_folder(path_of("backbone", backbone), revision)))
+    head = problems.get(lambda: _loaded("task", task))
+    vector = None if language is None else problems.get(lambda: _loaded("language", language))
+    names = problems.get(lambda: _labels(head, labels)) if head is not None else None
+    problems.get(lambda: _check_weights(weights))
+    problems.get(lambda: _check_length(max_length))
+    problems.get(lambda: check_device(device))
+    problems.get(lambda: _check_language(vector))
     problems.tell()
     assert folder and head is not None and names, "each is missing for a problem alone, which was told"
     length = max_length or head.metadata.max_length or _MAX_LENGTH
@@ -87,24 +95,52 @@ def grade(classifier: TextClassificationPipeline, table: PathLike, *, metric: Me
         metric: macro_f1 or accuracy.
 
     Raises:
+        ConfigError: for a classifier that is no pipeline, or an unknown metric.
         DataError: for a missing table or column, or a label that is none of the classifier's, by file and line.
     """
+    if not hasattr(classifier, "model") or not hasattr(classifier, "tokenizer"):
+        raise ConfigError(f"classifier: a pipeline such as compose returns, not {type(classifier).__name__}")
+    if metric not in (metrics := get_args(Metric)):
+        raise ConfigError(f"metric: {' or '.join(metrics)} (given: {metric!r})")
     model: Any = classifier.model
     tokenizer: Any = classifier.tokenizer
     labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
-    rows = _rows(str(table), labels)
-    encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, tokenizer.model_max_length)
+    rows = _rows(path_of("table", table), labels)
+    length = min(tokenizer.model_max_length, longest_input(model))
+    encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, length)
     predicted = predict(model, encoded, tokenizer.pad_token_id, classifier.device)
     system = {"table": Predictions(rows.ids, encoded.labels.tolist(), predicted.tolist())}
     return Bootstrap(labels, metric).interval(system)["table"]
 
 
-def _loaded(vector: SparseFineTuning | PathLike) -> SparseFineTuning:
-    return vector if isinstance(vector, SparseFineTuning) else SparseFineTuning.from_pretrained(vector)
+def _loaded(name: str, vector: SparseFineTuning | PathLike) -> SparseFineTuning:
+    return vector if isinstance(vector, SparseFineTuning) else SparseFineTuning.from_pretrained(path_of(name, vector))
+
+
+def _classifies(vector: SparseFineTuning) -> bool:
+    return any(name.startswith("classifier.") for name in vector.head)
+
+
+def _check_language(vector: SparseFineTuning | None) -> None:
+    if vector is not None and _classifies(vector):
+        raise DataError("language: this vector brings a classifier, so it is a task's")
+
+
+def _check_weights(weights: object) -> None:
+    numbers = weights if isinstance(weights, tuple | list) else ()
+    if len(numbers) != 2 or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ConfigError(f"weights: two numbers, of the task and of the language vector (given: {weights!r})")
+
+
+def _check_length(length: object) -> None:
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < _SHORTEST):
+        raise ConfigError(f"max_length: a whole number of tokens, at least {_SHORTEST} (given: {length!r})")
 
 
 def _labels(task: SparseFineTuning, labels: Sequence[str] | None) -> tuple[str, ...]:
-    names = tuple(labels or task.metadata.labels or ())
+    if not _classifies(task):
+        raise DataError("task: this vector brings no classifier; learn_task returns one that does")
+    names = tuple(task.metadata.labels or ()) if labels is None else list_of_labels(labels)
     if len(names) < 2:
         raise ConfigError("the task vector does not say what its labels are; name two or more as labels=[...]")
     return names

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deftx.errors import DataError
-from deftx.models.load import load_classifier, load_tokenizer
+from deftx.models.load import load_classifier, load_tokenizer, longest_input
 from deftx.models.parameters import head_of
 from deftx.sft.compose import compose_for_good
 from deftx.sft.vector import SparseFineTuning
@@ -26,7 +26,8 @@ def load_composed(
         folder: the backbone's.
         labels: in the order of the head's outputs.
         weights: (lambda_T, lambda_L).
-        max_length: tokens that a text is cut to; the tokenizer's `model_max_length`.
+        max_length: tokens that a text is cut to, or fewer where the model reads no more; the tokenizer's
+            `model_max_length`.
 
     Raises:
         DataError: when the task vector brings no classifier or one for other labels, or a vector is for another
@@ -37,7 +38,7 @@ def load_composed(
     compose_for_good(model, task, language, weights)
     model.config.problem_type = "single_label_classification"
     tokenizer = load_tokenizer(folder)
-    tokenizer.model_max_length = max_length
+    tokenizer.model_max_length = min(max_length, longest_input(model))
     tokenizer.backend_tokenizer.no_truncation()  # else the length it was last used with stays in tokenizer.json
     return model, tokenizer
 

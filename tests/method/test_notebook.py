@@ -6,6 +6,7 @@ import io
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from deftx.stages.settings import DenseSettings
 from deftx.stages.store import Store
 from deftx.train.objectives import predict
 
+TABLES: dict[str, Any] = {"train": "a.csv", "valid": "b.csv", "labels": ["x", "y"]}
 SHORT: dict[str, Any] = {
     "k": "20%", "epochs": None, "max_steps": 4, "batch_size": 4, "learning_rate": 5e-3, "validate_every": 2,
 }  # fmt: skip
@@ -101,7 +103,20 @@ def test_a_preset_that_there_is_not_and_a_k_without_room_are_told_before_anythin
     ("call", "message"),
     [
         ({}, "give a benchmark (nusax, americasnli, archipelago), or tables of your own as train=, valid= and labels="),
-        ({"train": "a.csv", "labels": ["x", "y"]}, "valid= is missing"),
+        ({"train": "a.csv", "labels": ["x", "y"]}, "labels=; there is no valid="),
+        (
+            {"of": "nusax", "kind": "nli", "metric": "accuracy", "data_root": "x"},
+            "kind: 'nli' is for tables of your own; a benchmark has its own\nmetric: 'accuracy' is for",
+        ),
+        ({"of": 5}, "benchmark: a name or a deftx.OwnBenchmark, not int"),
+        ({**TABLES, "data_root": "x"}, "data_root: is where a benchmark's files lie"),
+        ({**TABLES, "kind": "pos", "metric": "f1"}, "(given: 'pos')\nmetric: Input should be"),
+        ({**TABLES, "language": "a b"}, "language: String should match"),
+        ({**TABLES, "labels": {"x", "y"}}, "labels: a list such as ['negative', 'positive'], not set"),
+        ({**TABLES, "labels": "xy"}, "labels: a list such as ['negative', 'positive'], not str\na.csv: no such file\n"),
+        ({**TABLES, "labels": np.array(["x", "y"])}, "labels: a list such as ['negative', 'positive'], not ndarray"),
+        ({**TABLES, "train": np.array(["x"])}, "train: a path, URL or hub id, not ndarray"),
+        ({**TABLES, "source": 5}, "source: the vector of a language, such as learn_language returns"),
         ({"of": "nusacks", "data_root": "x"}, "unknown benchmark 'nusacks' (did you mean 'nusax'?)"),
         ({"of": "nusax", "language": "ace", "data_root": "x"}, "'ace' is for tables of your own"),
         (
@@ -149,6 +164,65 @@ def test_settings_go_to_their_group_and_a_smaller_max_steps_is_meant(backbone: P
     assert words.language == dense.language == "gay"  # type: ignore[attr-defined]
     expected = Training(epochs=100, max_steps=7, min_steps=7, l1=0.1, l1_gradient=False)
     assert dense.settings.training == expected  # type: ignore[attr-defined]
+
+
+def test_objects_in_memory_and_devices_that_are_not_there_are_told_at_once(
+    backbone: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deftx.learn_language(
+            ["a", "b"], backbone=make_sft, lm_head=None, store=None, execution=deftx.Execution(device="gpu"),  # type: ignore[arg-type]
+        )  # fmt: skip
+    told = str(caught.value).splitlines()
+    assert told[:3] == [
+        "text: a path, URL or hub id, not list",
+        "backbone: a path, URL or hub id, not function",
+        "lm_head: a path, URL or hub id, not NoneType",
+    ]
+    assert told[3].startswith("device: 'gpu' cannot be computed on here: ")
+    assert told[4:] == ["store: a path, URL or hub id, not NoneType"]
+    for wrong, message in (
+        ({"execution": {"device": "cpu"}}, "execution: a deftx.Execution, such as Execution(threads=8), not dict"),
+        ({"language": 5}, "language: 5 is no code of a language"),
+        ({"language": ""}, "language: '' is no code of a language"),
+        ({"preset": ["paper"]}, "unknown preset"),
+        ({"betas": (0.9, 2)}, "betas: Input should be less than 1 (given: 2)"),
+        ({"retention_of": "all"}, "retention_of: Input should be 'numel' or 'nonzero' (given: 'all')"),
+        ({"store": " "}, "store: is empty; a path, URL or hub id is expected"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            deftx.learn_language(text, **{"backbone": backbone, "store": tmp_path, **TEXT, **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_starts_from_the_vector_of_a_language_only(
+    backbone: Path, language: SparseFineTuning, task: SparseFineTuning, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"labels": LABELS, "backbone": backbone, "k": "10%"}
+    common |= {"train": table(tmp_path / "train.csv", 9, 1), "valid": table(tmp_path / "valid.csv", 6, 2)}
+    assert dict(task_stage(**common, source=language).inputs)["dense"].input("start") == language.stage
+    assert language.stage is not None
+    for wrong in (task, task.stage, language.stage.input("dense"), language.stage.input("dense.text")):
+        with pytest.raises(ConfigError, match="source: the vector of a language"):
+            task_stage(**common, source=wrong)
+
+
+def test_no_more_tokens_than_the_backbone_reads(backbone: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text("\n".join(f"{sentence} " * 9 for sentence in sentences(40, 1)))
+    with pytest.raises(ConfigError, match=r"block: 39 tokens, but .* reads 38 at most"):
+        deftx.learn_language(long, backbone=backbone, store=tmp_path, **{**TEXT, "block": 39})
+    deftx.learn_language(long, backbone=backbone, store=tmp_path, **{**TEXT, "block": 38})
+    lines = [f"{sentence * 9},{LABELS[n % 3]}" for n, sentence in enumerate(sentences(12, 1))]
+    rows = tmp_path / "long.csv"
+    rows.write_text("\n".join(["text,label", *(line.replace("w", " w") for line in lines)]))
+    task = deftx.learn_task(
+        train=rows, valid=rows, labels=LABELS, backbone=backbone, store=tmp_path, rank=2, max_length=128, **SHORT
+    )
+    classify = deftx.compose(backbone, task)
+    assert classify.tokenizer.model_max_length == 38
+    classify.tokenizer.model_max_length = 10**30
+    assert deftx.grade(classify, rows, metric="accuracy").low >= 0
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +287,18 @@ def test_what_does_not_fit_is_not_composed(
     with pytest.raises(DataError, match="fingerprint"):
         deftx.compose(headless, task, language)
     with pytest.raises(ConfigError, match="name two or more as labels="):
-        deftx.compose(backbone, make_sft(load_classifier(backbone, LABELS, seed=0)))
-    with pytest.raises(DataError, match="brings no classifier"):
-        deftx.compose(backbone, make_sft(load_classifier(backbone, LABELS, seed=0)), labels=LABELS)
+        deftx.compose(backbone, replace(task, metadata=task.metadata.model_copy(update={"labels": None})))
+    with pytest.raises(DataError) as caught:
+        deftx.compose(backbone, language, task)
+    assert str(caught.value).splitlines() == [
+        "task: this vector brings no classifier; learn_task returns one that does",
+        "language: this vector brings a classifier, so it is a task's",
+    ]
+    with pytest.raises(ConfigError) as faults:
+        deftx.compose(backbone, task, weights=(1.0,), max_length=0, device="gpu")  # type: ignore[arg-type]
+    assert [line.partition(":")[0] for line in str(faults.value).splitlines()] == ["weights", "max_length", "device"]
+    with pytest.raises(ConfigError, match="labels: a list such as"):
+        deftx.compose(backbone, task, labels="xy")
     with pytest.raises(DataError) as caught:
         deftx.compose("./nowhere", tmp_path / "nothing", tmp_path / "neither")
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
@@ -249,6 +332,12 @@ def test_a_table_that_cannot_be_graded_says_why(backbone: Path, task: SparseFine
         deftx.grade(classify, table(tmp_path / "test.csv", 6, 1, ("good", "bad")))
     with pytest.raises(DataError, match=r"missing.csv: no such file"):
         deftx.grade(classify, tmp_path / "missing.csv")
+    with pytest.raises(ConfigError, match=r"metric: macro_f1 or accuracy \(given: 'f1'\)"):
+        deftx.grade(classify, tmp_path / "test.csv", metric="f1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="classifier: a pipeline such as compose returns, not SparseFineTuning"):
+        deftx.grade(task, tmp_path / "test.csv")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="table: a path, URL or hub id, not list"):
+        deftx.grade(classify, ["a"])  # type: ignore[arg-type]
 
 
 def test_learning_leaves_the_notebooks_process_as_it_was(backbone: Path, text: Path, tmp_path: Path) -> None:

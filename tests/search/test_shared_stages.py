@@ -13,7 +13,7 @@ from support.islands import attempts, published, sweep
 from support.nusax_files import write_files
 
 import deftx
-from deftx.config import Denoise
+from deftx.config import RetentionOf
 from deftx.notebook.learn import language_stage, task_stage
 from deftx.sft.vector import SparseFineTuning
 from deftx.stages.stage import Stage
@@ -34,8 +34,8 @@ def planner(data: Path, backbone: Path, *overrides: str, name: str = "nusax") ->
     return Planner(space, resolve(space, str(data)))
 
 
-def row(plan: Planner, rank_l: str, rank_t: str, retention: float = 0.05) -> tuple[dict[str, Stage], Stage]:
-    asked = Combination(Denoise(rank=rank_l, retention=retention), Denoise(rank=rank_t, retention=retention))
+def row(plan: Planner, rank_l: str, rank_t: str, retention_of: RetentionOf = "numel") -> tuple[dict[str, Stage], Stage]:
+    asked = Combination.read({"rank_l": rank_l, "rank_t": rank_t, "retention": 0.05}, retention_of)
     planned = plan.combination(0, asked)
     return planned.languages, planned.task
 
@@ -66,12 +66,13 @@ def test_the_addresses_are_those_of_the_space_nusax(data: Path, backbone: Path) 
         (["language.training.max_steps=5", "task.training.max_steps=5"], {"max_steps": 5}),
         (["language.retrain=false", "task.retrain=false"], {"retrain": False}),
         (["leaks=none"], {"leaks": "none"}),
+        (["retention_of=nonzero"], {"retention_of": "nonzero"}),
         (["leaks=lt-sft"], {"leaks": "lt-sft"}),
     ],
 )
 def test_a_setting_is_a_spaces(data: Path, backbone: Path, overrides: list[str], settings: dict[str, Any]) -> None:
     plan = planner(data, backbone, "source=null", *overrides)
-    languages, task = row(plan, "100", "100")
+    languages, task = row(plan, "100", "100", settings.get("retention_of", "numel"))
     common: dict[str, Any] = {"backbone": backbone, "k": "10%", **settings}
     assert task_stage("nusax", data_root=data, **common).address == task.address
     common.pop("leaks", None)
