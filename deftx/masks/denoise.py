@@ -102,7 +102,7 @@ def low_rank(matrix: Tensor, factorisation: Factorisation, rank: int) -> Tensor:
 
 
 def denoise(matrix: Tensor, settings: Denoise, factorisation: Factorisation | None = None) -> Denoised:
-    """L + S of one matrix, and how far it is from the matrix.
+    """L + S of a matrix, and how far it is from the matrix.
 
     Args:
         matrix: [m, n] float32 weight change.

@@ -1,5 +1,5 @@
 """Learning a language or a task vector by one call. Its stages are those of a sweep with the same inputs, at the same
-addresses: what the one made, the other finds in the store and does not make again.
+addresses: what a sweep made is loaded from the store, and the other way round.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from deftx.stages.store import Store
 
 PathLike = str | Path
 """A folder or a hub id."""
-Vector = SparseFineTuning | Stage | PathLike
+SFTLike = SparseFineTuning | Stage | PathLike
 
 _WIKIPEDIA = "wikipedia:"
 _OWN = "own"
@@ -63,7 +63,7 @@ def learn_language(
         backbone: folder or hub id of a pretrained encoder with its tokenizer.
         language: the language's code; None: the file's name without its ending.
         preset: paper, paper-l1 or lt-sft; see `deftx.recipes.preset`.
-        seed: of everything that is drawn.
+        seed: of every random draw.
         store: a folder or URL, such as a sweep's `--storage`.
         rank: rank that denoising keeps of each matrix, `100` or `90%` of the squared singular values; None: LT-SFT.
         retention: share of the higher-order entries kept, between 0 and 1.
@@ -100,7 +100,7 @@ def learn_task(
     language: str | None = None,
     kind: TaskKind = "sentiment",
     metric: Metric = "macro_f1",
-    source: Vector | None = None,
+    source: SFTLike | None = None,
     data_root: PathLike | None = None,
     leaks: LeakRule = "strict",
     preset: PresetName = "paper",
@@ -115,23 +115,23 @@ def learn_task(
 ) -> SparseFineTuning:
     """The sparse vector of a task, with its classifier, learnt from labelled text of the source language.
 
-    Either of a benchmark, or of tables of one's own: CSV files with the columns `text` and `label` (and `hypothesis`
+    Either of a benchmark, or of tables of your own: CSV files with the columns `text` and `label` (and `hypothesis`
     for pairs).
 
     Args:
-        benchmark: nusax, americasnli, archipelago, or the definition of one's own as in a space; with tables of one's
+        benchmark: nusax, americasnli, archipelago, or the definition of your own as in a space; with tables of your
             own, the name to give them (as a space does, for the same addresses).
         backbone: as of `learn_language`.
         train: table to train on.
         valid: table that chooses the checkpoint.
-        labels: every label as the tables spell it, in the order that the classifier's outputs shall have.
+        labels: every label as the tables spell it, in the order of the classifier's outputs.
         language: code of the tables' language.
-        kind: sentiment for a label for a text, nli for a text and its hypothesis; of tables of one's own.
-        metric: macro_f1 or accuracy, by which the checkpoint is chosen; of tables of one's own.
+        kind: sentiment for a label for a text, nli for a text and its hypothesis; of tables of your own.
+        metric: macro_f1 or accuracy, by which the checkpoint is chosen; of tables of your own.
         source: the source language's vector that training starts from: what `learn_language` returned, a stage, or a
             folder or hub id; None: it starts from the backbone as it is.
         data_root: folder or URL of the benchmark's original files; None: the hub.
-        leaks: strict, lt-sft or None: which training rows go for being in the evaluation sets.
+        leaks: strict, lt-sft or none: which training rows are dropped because they are in the evaluation sets.
 
     The others are those of `learn_language`; `training` takes the names of `Training`, `k`, `retrain`, `max_length`
     and `max_rows`.
@@ -163,7 +163,7 @@ def language_stage(
     revision: str = "main",
     **training: Any,
 ) -> Stage:
-    """The stage that `learn_language` makes, nothing being run; arguments and errors are its own."""
+    """The stage that `learn_language` makes, which is not run; arguments and errors as there."""
     problems = Problems()
     recipe = problems.get(lambda: recipe_of(LanguageRecipe, _below(preset, "sentiment", "language"), training))
     denoise = problems.get(lambda: denoising(rank, retention))
@@ -190,7 +190,7 @@ def task_stage(
     language: str | None = None,
     kind: TaskKind = "sentiment",
     metric: Metric = "macro_f1",
-    source: Vector | None = None,
+    source: SFTLike | None = None,
     data_root: PathLike | None = None,
     leaks: LeakRule = "strict",
     preset: PresetName = "paper",
@@ -200,7 +200,7 @@ def task_stage(
     revision: str = "main",
     **training: Any,
 ) -> Stage:
-    """The stage that `learn_task` makes, nothing being run; arguments and errors are its own."""
+    """The stage that `learn_task` makes, which is not run; arguments and errors as there."""
     problems = Problems()
     tables = {"train": train, "valid": valid}
     given = problems.get(lambda: _benchmark(of, tables, labels, language, kind, metric))
@@ -272,7 +272,7 @@ def _benchmark(
     kind: TaskKind,
     metric: Metric,
 ) -> str | OwnBenchmark:
-    """The benchmark by name or definition, or the one that tables of one's own are."""
+    """The benchmark as given, or that of the user's own tables."""
     missing = [name for name, value in {**tables, "labels": labels}.items() if value is None]
     if len(missing) == 3 and of is not None:
         benchmark(of)
@@ -297,20 +297,20 @@ def _benchmark(
 def _inputs(
     of: str | OwnBenchmark, tables: dict[str, PathLike | None], leaks: LeakRule, data_root: PathLike | None
 ) -> TaskInputs:
-    known = benchmark(of)
+    spec = benchmark(of)
     if tables["train"] is None or tables["valid"] is None:
-        return task_inputs(known, leaks, None if data_root is None else str(data_root))
+        return task_inputs(spec, leaks, None if data_root is None else str(data_root))
     problems, train, valid = Problems(), str(tables["train"]), str(tables["valid"])
     first, second = problems.get(lambda: file_source(train)), problems.get(lambda: file_source(valid))
     training: dict[Any, tuple[Source, ...]] = {
         split: (source,) for split, source in (("train", first), ("valid", second)) if source
     }
-    read_tables(known, training, {}, problems)
+    read_tables(spec, training, {}, problems)
     problems.tell()
     return TaskInputs(training)
 
 
-def _start(source: Vector | None) -> Published | Stage | None:
+def _start(source: SFTLike | None) -> Published | Stage | None:
     if source is None or isinstance(source, Stage):
         return source
     if not isinstance(source, SparseFineTuning):

@@ -1,7 +1,6 @@
-"""Bars for the trainings that a call runs: on a terminal and in a notebook, and nothing anywhere else.
+"""Progress bars for the trainings that a call runs: on a terminal and in a notebook, and nowhere else.
 
-A terminal's are drawn by rich as time goes by. A notebook's cell is drawn again at each step reported, which needs no
-widgets.
+On a terminal rich redraws them by itself. A notebook's cell is redrawn at each reported step, which needs no widgets.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class _Steps(ProgressColumn):
 
 
 class _Left(ProgressColumn):
-    """How long the steps to come take, by the pace of those made since training began or went on."""
+    """The time left, by the pace of the steps made since training began or went on."""
 
     def render(self, task: Task) -> Text:
         """Such as `12 min left`, else nothing."""
@@ -44,7 +43,7 @@ class Bars:
         """Prepare to show what is made.
 
         Args:
-            wanted: false for none whatever the output is.
+            wanted: False shows no bars, whatever the output is.
         """
         self._console = Console(stderr=True)
         self._notebook = self._console.is_jupyter
@@ -81,7 +80,7 @@ class Bars:
     def _point(self, row: TaskID, point: CurvePoint) -> None:
         told = [f"{words} {point[name]:.3f}" for name, words in _SCORES.items() if name in point]
         score: dict[str, Any] = {"score": told[0]} if told else {}
-        if "steps" in point:  # the bar's pace is that of the steps to come: those of a checkpoint took no time here
+        if "steps" in point:  # measure the pace from here: the steps of a checkpoint took no time
             steps = int(point["steps"])
             self._bars.reset(row, total=steps, completed=int(point["step"]), steps=steps, score="")
         self._bars.update(row, completed=int(point["step"]), **score)

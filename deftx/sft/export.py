@@ -54,7 +54,7 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     from deftx.sft.classifier import load_composed
 
     backbone = _folder("backbone", composition.backbone, store, MODEL)
-    task, language = load_vector("task", composition.task, store), load_vector("language", composition.language, store)
+    task, language = load_sft("task", composition.task, store), load_sft("language", composition.language, store)
     assert task is not None
     model, tokenizer = load_composed(
         backbone, task, language, composition.labels, composition.weights, composition.max_length
@@ -65,7 +65,7 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     (folder / "README.md").write_text(model_card(composition, task, language), encoding="utf-8")
 
 
-def load_vector(role: str, part: Part | None, store: Store | None) -> SparseFineTuning | None:
+def load_sft(role: str, part: Part | None, store: Store | None) -> SparseFineTuning | None:
     """The SFT of a part of a composition.
 
     Args:

@@ -1,4 +1,4 @@
-"""The one way to build each stage, for a sweep's plan and for a notebook alike: equal inputs, equal addresses.
+"""The one way to build each stage, for a sweep's plan and for a notebook: equal inputs, equal addresses.
 
 Pure: what goes in is resolved before. Which stages a space means is planned elsewhere.
 """
@@ -38,7 +38,7 @@ def check_stage(
     benchmark: str | OwnBenchmark,
     evaluation: Mapping[EvaluationSplit, Source],
 ) -> Stage:
-    """The text of a text stage, looked over before it is trained on.
+    """The check of a text stage's text, made before anything is trained on it.
 
     Args:
         evaluation: the language's evaluation sets, whose sentences should not be in it.
@@ -83,8 +83,8 @@ def dense_task(
 
 
 def sparse_stage(dense: Stage, recipe: LanguageRecipe | TaskRecipe, denoise: Denoise | None) -> Stage:
-    """The vector of a dense phase; LT-SFT for no denoising."""
-    # LT-SFT is what it is also where an ablation leaves the sparse phase out
+    """The SFT of a dense phase; LT-SFT without denoising."""
+    # LT-SFT has its sparse phase also where an ablation leaves it out of the others
     settings = SparseSettings(denoise=denoise, k=recipe.k, retrain=recipe.retrain or denoise is None)
     return Stage("sparse", settings, (("dense", dense),))
 
@@ -116,10 +116,10 @@ def _task_data(of: str | OwnBenchmark, inputs: TaskInputs, recipe: TaskRecipe) -
 
 
 def _published(given: Published | Stage | None) -> Published | None:
-    """What stands in the settings: a stage is an input instead."""
+    """The published model or SFT for the settings; None for a stage, which is an input."""
     return None if isinstance(given, Stage) else given
 
 
 def _made(role: str, given: Published | Stage | None) -> Inputs:
-    """What stands among the inputs."""
+    """The stage as an input; no input for what is published."""
     return ((role, given),) if isinstance(given, Stage) else ()

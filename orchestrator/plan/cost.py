@@ -35,7 +35,7 @@ class Cost:
 
 
 def estimate(stages: Iterable[Stage]) -> Cost | None:
-    """The cost of making some stages; None when the backbone's size is not known."""
+    """The cost of making some stages; None when the size of the backbone is unknown."""
     total, flops = 0.0, dict.fromkeys(SUSTAINED_TFLOPS, 0.0)
     for stage in stages:
         shown = shown_as(stage.kind)
@@ -60,7 +60,7 @@ def _flops(stage: Stage, training: Training, size: Size) -> float:
 
 
 def _examples(data: Reading) -> int:
-    """Examples of a data set that has not been read: by its files' sizes, else as many as reach max_steps."""
+    """How many examples a data set has, by the sizes of its files; where one is unknown 10^9: max_steps decides."""
     sizes = [file_size(source) if isinstance(source, FileSource) else None for source in data.sources]
     noted = [size for size in sizes if size is not None]
     if not sizes or len(noted) < len(sizes):

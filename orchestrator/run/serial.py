@@ -1,4 +1,4 @@
-"""The same jobs in one process, one after the other (`--serial`): for debugging, and for most tests."""
+"""Runs the jobs of a driver in this process, one after the other (`--serial`): for debugging, and for most tests."""
 
 from __future__ import annotations
 

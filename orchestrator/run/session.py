@@ -54,7 +54,7 @@ class Prepared:
 
 
 def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False) -> Prepared:
-    """Resolve what the space reads, with the revisions that an earlier start of the sweep recorded.
+    """A space with what it reads resolved, at the revisions that an earlier start of the sweep recorded.
 
     Args:
         title: the space's name.
@@ -94,7 +94,7 @@ def run(driver: Driver, work: Run) -> int:
 
 @contextmanager
 def _interruptible(driver: Driver) -> Iterator[None]:
-    """Ctrl-C raises as ever, and is noted: an exception that comes during a destructor is swallowed by Python."""
+    """A context in which Ctrl-C raises as usual and is also noted: Python swallows what is raised in a destructor."""
 
     def interrupt(*_: object) -> None:
         driver.interrupted = True
@@ -112,7 +112,7 @@ def _interruptible(driver: Driver) -> Iterator[None]:
 
 @contextmanager
 def held(prepared: Prepared) -> Iterator[SweepInfo]:
-    """Hold the sweep's lease, with what the sweep is on record.
+    """A context that holds the sweep's lease, with the sweep's record.
 
     Raises:
         StoreError: while another driver lives.
@@ -124,7 +124,7 @@ def held(prepared: Prepared) -> Iterator[SweepInfo]:
 
 
 def forget_failures(folder: SweepFolder) -> int:
-    """Take all failures off the record, so that their stages are tried again; how many there were."""
+    """How many recorded failures were deleted, so that their stages are tried again."""
     failures = folder.failures()
     for address in failures:
         folder.forget_failure(address)
@@ -138,7 +138,7 @@ def summary(state: State) -> str:
 
 
 def _export_search(driver: Driver) -> None:
-    """The search as an Optuna journal beside the report, for dashboards."""
+    """Write the search as an Optuna journal beside the report, for dashboards."""
     scores = [driver.schedule.scores.get(number) for number in range(len(driver.asked))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optuna.log"
@@ -148,7 +148,7 @@ def _export_search(driver: Driver) -> None:
 
 def _info(prepared: Prepared) -> SweepInfo:
     before = prepared.folder.info()
-    # the store must be importable without torch, and this is read from a manifest's point of view
+    # imports torch, which a plan does without
     from deftx.method.environment import git_commit
 
     space = prepared.space
@@ -166,7 +166,7 @@ def _info(prepared: Prepared) -> SweepInfo:
 def _check_same(info: SweepInfo | None, space: Space) -> None:
     if info is None:
         return
-    before = info.space["benchmark"]  # its fields then, which may lack one that it has by now
+    before = info.space["benchmark"]  # as recorded: a field that was added since may be missing
     same = OwnBenchmark.model_validate(before) if isinstance(before, dict) else before
     if same != space.benchmark:
         raise ConfigError(_another(info, "benchmark", before, space.model_dump(mode="json")["benchmark"]))

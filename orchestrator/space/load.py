@@ -1,4 +1,4 @@
-"""From a name, a file and `--set` to a validated space; every problem is told at once, with its path.
+"""Loads a space from a name or a file and `--set`; every problem is reported at once, with its path.
 
 The schema itself is in `schema`. A preset is overridden by the file, the file by `--set`.
 """
@@ -22,7 +22,7 @@ from orchestrator.space.schema import Space
 _NAME_OR_MAPPING = ("benchmark", "backbone")
 
 RENAMED = {"lag": "search_parallelism"}
-"""Settings of earlier releases, and what they are called now."""
+"""Names of settings in earlier releases, and their names now."""
 
 
 def shipped_spaces() -> list[str]:
@@ -32,12 +32,12 @@ def shipped_spaces() -> list[str]:
 
 
 def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> tuple[str, Space]:
-    """Load a space by shipped name or path.
+    """A validated space, by shipped name or by path.
 
     Args:
         name: a name in search_spaces/, or the path of a YAML file.
         overrides: `key=value`, key dotted, value YAML: `language.training.max_steps=5`.
-        options: top-level keys that have an option of their own; None is left alone.
+        options: top-level keys that the command has options for; None leaves the space's own value.
 
     Returns:
         (the space's name, the space).
@@ -73,9 +73,9 @@ def _read(name: str) -> tuple[str, str]:
             raise ConfigError(f"{name}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
-    known = shipped_spaces()
-    if name not in known:
-        raise ConfigError(f"unknown space {name!r}{hint(name, known)}; there are {', '.join(known)}, or give a path")
+    names = shipped_spaces()
+    if name not in names:
+        raise ConfigError(f"unknown space {name!r}{hint(name, names)}; there are {', '.join(names)}, or give a path")
     return name, (files("search_spaces") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -109,12 +109,12 @@ def _task_kind(benchmark: Any) -> TaskKind:
     """The kind of task of a benchmark as written, right or wrong."""
     if isinstance(benchmark, Mapping):
         return "nli" if benchmark.get("kind") == "nli" else "sentiment"
-    known = BENCHMARKS.get(str(benchmark))
-    return known.kind if known else "sentiment"
+    builtin = BENCHMARKS.get(str(benchmark))
+    return builtin.kind if builtin else "sentiment"
 
 
 def _other_branch(problem: Any, raw: Mapping[str, Any]) -> bool:
-    """Whether a problem is of the form (a name, or a mapping) that was not written."""
+    """Whether a problem is about the form (a name, or a mapping) that the user did not write."""
     key, *form = problem["loc"] or [None]
     if key not in _NAME_OR_MAPPING or not form:
         return False
@@ -131,8 +131,8 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden" and path in RENAMED:
         return f"{path} is called {RENAMED[path]} now"
     if problem["type"] == "extra_forbidden":
-        known = _fields(location[:-1])
-        return f"{path}: unknown key{hint(str(location[-1]), known)}"
+        fields = _fields(location[:-1])
+        return f"{path}: unknown key{hint(str(location[-1]), fields)}"
     if problem["type"] == "missing":
         return f"{path}: missing"
     return f"{path}: {explain(problem)}"
