@@ -12,7 +12,7 @@ from deftx.data.examples import Examples, read_training
 from deftx.errors import ConfigError, Problems
 from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
 from deftx.models.load import quiet
-from deftx.notebook.learn import PathLike
+from deftx.notebook.stages import PathLike
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source, read_text
