@@ -22,5 +22,5 @@ def without_password(text: str) -> str:
 
 def to_type(command: str) -> str:
     """A command to show, with a note where a password has to be filled in."""
-    shown = without_password(command)
-    return shown if shown == command else f"{shown}  (with the password in place of {HIDDEN})"
+    safe = without_password(command)
+    return safe if safe == command else f"{safe}  (with the password in place of {HIDDEN})"

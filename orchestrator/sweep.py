@@ -165,8 +165,8 @@ def _run(
         if driver.finished() and not driver.schedule.failures and not quiet:
             place = without_password(folder.store.url)
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
-        here = machine.slots(workplace.resources) if machine else prepared.space.parallel
-        slots = 1 if serial else min(prepared.space.parallel, here)
+        capacity = machine.slots(workplace.resources) if machine else prepared.space.parallel
+        slots = 1 if serial else min(prepared.space.parallel, capacity)
         with logging_to(folder, DRIVER):
             driver.write_state()  # the search goes on: before anything else reads how far it is
             mirror.start()

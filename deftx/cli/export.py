@@ -46,8 +46,8 @@ def _by_name(backbone: str, task: str, language: str | None, labels: str | None)
     part = resolve_folder(task)
     sft = load_sft("task", part, None)
     assert sft is not None
-    given = filter(None, map(str.strip, labels.split(","))) if labels else sft.metadata.labels or ()
-    names = tuple(dict.fromkeys(given))
+    listed = filter(None, map(str.strip, labels.split(","))) if labels else sft.metadata.labels or ()
+    names = tuple(dict.fromkeys(listed))
     if len(names) < 2:
         raise ConfigError(f"{task}: does not say what its labels are; name two or more with --labels A,B,...")
     return Composition(

@@ -62,22 +62,22 @@ def dense(context: Context) -> Made:
 def sparse(context: Context) -> Made:
     """Algorithm 1, lines 4-9: denoise the delta, choose k entries, go back to the start and train only those."""
     settings = settings_of(context.stage, SparseSettings)
-    before = context.stage.needed("dense")
-    delta = LazyTensors(context.store.fetch(before.address, DELTA))
+    dense_stage = context.stage.needed("dense")
+    delta = LazyTensors(context.store.fetch(dense_stage.address, DELTA))
     denoised: Mapping[str, Tensor] = delta
     matrices: list[dict[str, Any]] = []
     if settings.denoise is not None:
-        denoised, matrices = denoise_all(delta, settings.denoise, svd_factors_of(context.store, before.address))
+        denoised, matrices = denoise_all(delta, settings.denoise, svd_factors_of(context.store, dense_stage.address))
     mask, overlap = choose(delta, denoised, settings)
     facts: dict[str, Any] = {"k": mask_size(mask), "jaccard_lt_sft": overlap, **_mean_denoising(matrices)}
-    metadata = _metadata(context, before, settings, mask)
+    metadata = _metadata(context, dense_stage, settings, mask)
     curve: list[dict[str, float]] = []
     if settings.retrain:
         del denoised  # as large as the weights, and only the mask is needed while they train
-        sft, result = _retrain(context, before, mask, metadata)
+        sft, result = _retrain(context, dense_stage, mask, metadata)
         facts, curve = facts | _trained(result), result.curve
     else:
-        head = LazyTensors(context.store.fetch(before.address, HEAD))
+        head = LazyTensors(context.store.fetch(dense_stage.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
     sft.save_pretrained(context.folder / SFT)
     return Made(SparseFacts(**facts), curve, {"matrices": matrices})
@@ -158,12 +158,12 @@ def _labelled(spec: Benchmark, task: TaskData) -> Cleaned:
 def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: Indices) -> SFTMetadata:
     dense_settings = settings_of(dense, DenseSettings)
     spec = benchmark(dense_settings.task.benchmark) if dense_settings.task else None
-    made = context.store.manifest(dense.address)
+    manifest = context.store.manifest(dense.address)
     published, trained = dense_settings.backbone, dense.input("backbone")
     return SFTMetadata(
         backbone=name_of(published) if published else f"stage {trained.address if trained else ''}",
         revision=published.commit if isinstance(published, HubFolder) else None,
-        fingerprint=made.details["fingerprint"] if made else None,
+        fingerprint=manifest.details["fingerprint"] if manifest else None,
         language=dense_settings.language,
         task=spec.name if spec else None,
         labels=list(spec.labels) if spec else None,

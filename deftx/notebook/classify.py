@@ -63,12 +63,12 @@ def compose(
     problems = Problems()
     folder = problems.get(lambda: local_folder(resolve_folder(str(backbone), revision)))
     head = problems.get(lambda: _loaded(task))
-    vector = None if language is None else problems.get(lambda: _loaded(language))
+    sft = None if language is None else problems.get(lambda: _loaded(language))
     names = problems.get(lambda: _labels(head, labels)) if head else None
     problems.tell()
     assert folder and head is not None and names, "each is missing for a problem alone, which was told"
     length = max_length or head.metadata.max_length or _MAX_LENGTH
-    model, tokenizer = load_composed(folder, head, vector, names, weights, length)
+    model, tokenizer = load_composed(folder, head, sft, names, weights, length)
     with quiet():
         classifier: TextClassificationPipeline = pipeline(
             "text-classification", model=model, tokenizer=tokenizer, device=device, truncation=True

@@ -22,9 +22,9 @@ class _Steps(ProgressColumn):
     """`1,000/30,000`, once training has begun."""
 
     def render(self, task: Task) -> Text:
-        """The steps made and to make of a stage that trains, else nothing."""
-        made, steps = int(task.completed), task.fields["steps"]
-        return Text(f"{made:,}/{steps:,}" if steps else "", style="progress.download")
+        """Steps done and in all, of a stage that trains; else nothing."""
+        done, steps = int(task.completed), task.fields["steps"]
+        return Text(f"{done:,}/{steps:,}" if steps else "", style="progress.download")
 
 
 class _Left(ProgressColumn):
@@ -78,8 +78,8 @@ class Bars:
         return lambda point: self._point(row, point)
 
     def _point(self, row: TaskID, point: CurvePoint) -> None:
-        told = [f"{words} {point[name]:.3f}" for name, words in _SCORES.items() if name in point]
-        score: dict[str, Any] = {"score": told[0]} if told else {}
+        scores = [f"{words} {point[name]:.3f}" for name, words in _SCORES.items() if name in point]
+        score: dict[str, Any] = {"score": scores[0]} if scores else {}
         if "steps" in point:  # measure the pace from here: the steps of a checkpoint took no time
             steps = int(point["steps"])
             self._bars.reset(row, total=steps, completed=int(point["step"]), steps=steps, score="")

@@ -88,20 +88,20 @@ def task_stage(
     """The stage that `learn_task` makes, not run; it takes the same arguments and raises the same errors."""
     problems = Problems()
     tables = {"train": train, "valid": valid}
-    given = problems.get(lambda: _benchmark(of, tables, labels, language, kind, metric))
-    task_kind = benchmark(given).kind if given else kind
+    task_benchmark = problems.get(lambda: _benchmark(of, tables, labels, language, kind, metric))
+    task_kind = benchmark(task_benchmark).kind if task_benchmark else kind
     recipe = problems.get(lambda: recipe_of(TaskRecipe, _below(preset, task_kind, "task"), training))
     denoise = problems.get(lambda: denoising(rank, retention))
     problems.get(lambda: _check_seed(seed))
     problems.get(lambda: _check_leaks(leaks))
-    inputs = problems.get(lambda: _inputs(given, tables, leaks, data_root)) if given else None
+    inputs = problems.get(lambda: _inputs(task_benchmark, tables, leaks, data_root)) if task_benchmark else None
     base = problems.get(lambda: resolve_folder(str(backbone), revision))
     start = problems.get(lambda: _start(source))
     if base and recipe:
         problems.get(lambda: check_k(base, recipe, "k"))
     problems.tell()
-    assert given and recipe and inputs and base, "each is missing for a problem alone, which was told"
-    return sparse_stage(dense_task(given, inputs, recipe, base, start, seed), recipe, denoise)
+    assert task_benchmark and recipe and inputs and base, "each is missing for a problem alone, which was told"
+    return sparse_stage(dense_task(task_benchmark, inputs, recipe, base, start, seed), recipe, denoise)
 
 
 def _below(name: PresetName, kind: TaskKind, part: str) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
         if name not in parameters:
             raise DataError(f"the vector changes {name}, which this backbone does not have: it is for another one")
         if tuple(parameters[name].shape) != shape:
-            here = tuple(parameters[name].shape)
-            raise DataError(f"the vector's {name} has shape {shape}, this backbone's {here}: it is for another one")
+            own = tuple(parameters[name].shape)
+            raise DataError(f"the vector's {name} has shape {shape}, this backbone's {own}: it is for another one")
         if name in sft.indices and sft.indices[name].shape != sft.values[name].shape:
             counts = f"{sft.indices[name].numel():,} indices for {sft.values[name].numel():,} values"
             raise DataError(f"the vector's {name} contradicts itself: {counts}")

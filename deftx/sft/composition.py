@@ -136,11 +136,11 @@ def _placed(place: str, raw: dict[str, Any], backbone: str | None) -> dict[str, 
         return raw
     if not local:
         raise ConfigError(f"{place}: says itself which backbone it is; leave out --backbone {backbone}")
-    given = resolve_folder(backbone)
-    if not isinstance(given, LocalFolder) or given.sha256 != parts["backbone"]["sha256"]:
+    folder = resolve_folder(backbone)
+    if not isinstance(folder, LocalFolder) or folder.sha256 != parts["backbone"]["sha256"]:
         raise DataError(f"{backbone}: not the backbone of the sweep, whose folder has SHA-256 "
                         f"{parts['backbone']['sha256'][:12]}")  # fmt: skip
-    return raw | {"backbone": given}
+    return raw | {"backbone": folder}
 
 
 _ELSEWHERE = {("task", "local"), ("language", "local")}

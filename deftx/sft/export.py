@@ -78,16 +78,17 @@ def load_sft(role: str, part: Part | None, store: Store | None) -> SparseFineTun
     return SparseFineTuning.from_folder(_folder(f"{role} vector", part, store, SFT)) if part else None
 
 
-def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:
+def _folder(part_name: str, part: Part, store: Store | None, name: str) -> Path:
     """The folder of a part on this machine."""
     if not isinstance(part, Stored):
         return local_folder(part)
     if store is None:
-        raise ConfigError(f"the {what} is a stage ({part.address}); say which store it lies in")
+        raise ConfigError(f"the {part_name} is a stage ({part.address}); say which store it lies in")
     try:
         return store.fetch_folder(part.address, name)
     except StoreError as error:
-        raise StoreError(f"the {what} is missing: {error}; run the sweep again, which makes what is missing") from None
+        advice = "run the sweep again, which makes what is missing"
+        raise StoreError(f"the {part_name} is missing: {error}; {advice}") from None
 
 
 def _check_free(target: Path, force: bool) -> None:

@@ -91,7 +91,7 @@ def sparse_stage(dense: Stage, recipe: LanguageRecipe | TaskRecipe, denoise: Den
 
 def grade_stage(
     task: Stage,
-    vector: Published | Stage | None,
+    language_sft: Published | Stage | None,
     language: str,
     benchmark: str | OwnBenchmark,
     evaluation: Mapping[EvaluationSplit, Source],
@@ -100,9 +100,9 @@ def grade_stage(
     """The grade of a task vector and, where there is one, a language vector on a target language's two tables."""
     settings = GradeSettings(
         language=language, benchmark=benchmark, valid=evaluation["valid"], test=evaluation["test"],
-        vector=_published(vector), max_length=max_length,
+        vector=_published(language_sft), max_length=max_length,
     )  # fmt: skip
-    return Stage("grade", settings, (("task", task), *_made("language", vector)))
+    return Stage("grade", settings, (("task", task), *_made("language", language_sft)))
 
 
 def _task_data(of: str | OwnBenchmark, inputs: TaskInputs, recipe: TaskRecipe) -> TaskData:

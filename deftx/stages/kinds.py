@@ -176,18 +176,18 @@ def _format_sparse(stage: Stage) -> list[str]:
 
 def _format_grade(stage: Stage) -> list[str]:
     assert isinstance(stage.settings, GradeSettings)
-    task, vector = stage.needed("task"), stage.input("language")
+    task, language = stage.needed("task"), stage.input("language")
     words = [f"task {_setting(task)}"]
-    if vector is not None:
-        words.append(f"{vector.language} {_setting(vector)}")
+    if language is not None:
+        words.append(f"{language.language} {_setting(language)}")
     elif stage.settings.vector is not None:
         words.append("published vector")
     return [" + ".join(words)]
 
 
-def _setting(vector: Stage) -> str:
-    """How a vector was made, or what it is where its label says no more: a dense model."""
-    return " ".join(kind_of(vector.kind).words(vector)).replace(" · ", " ") or vector.kind
+def _setting(sft: Stage) -> str:
+    """The setting of a vector by its label; `dense` for a dense model, whose label has none."""
+    return " ".join(kind_of(sft.kind).words(sft)).replace(" · ", " ") or sft.kind
 
 
 register(

@@ -64,8 +64,8 @@ class Stage:
     @property
     def reads(self) -> list[Stage]:
         """The stages whose files it opens when it is made: inputs, and some inputs of these."""
-        there = (self.input(role) for role in kind_of(self.kind).reads)
-        return [stage for stage in there if stage is not None]
+        stages = (self.input(role) for role in kind_of(self.kind).reads)
+        return [stage for stage in stages if stage is not None]
 
     @property
     def trained(self) -> Stage | None:

@@ -38,11 +38,11 @@ def estimate(stages: Iterable[Stage]) -> Cost | None:
     """The cost of making some stages; None when the size of the backbone is unknown."""
     total, flops = 0.0, dict.fromkeys(SUSTAINED_TFLOPS, 0.0)
     for stage in stages:
-        shown = shown_as(stage.kind)
-        size = shown.size(stage)
-        if size is None and shown.bytes is not None:
+        kind = shown_as(stage.kind)
+        size = kind.size(stage)
+        if size is None and kind.bytes is not None:
             return None
-        total += shown.bytes(stage, size) if shown.bytes and size else 0.0
+        total += kind.bytes(stage, size) if kind.bytes and size else 0.0
         if (training := stage.training) is not None and size is not None:
             flops[training.precision] += _flops(stage, training, size)
     return Cost(total, flops)

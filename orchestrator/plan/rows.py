@@ -117,9 +117,9 @@ class Planner:
         targets = self._space.targets
         return targets[(targets.index(target) + 1) % len(targets)]
 
-    def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
+    def _grade(self, target: str, task: Stage, language_sft: Stage | Published | None) -> Stage:
         evaluation = {split: self._resolved.evaluation[target, split] for split in EVALUATION_SPLITS}
-        return grade_stage(task, vector, target, self._space.benchmark, evaluation, self._space.task.max_length)
+        return grade_stage(task, language_sft, target, self._space.benchmark, evaluation, self._space.task.max_length)
 
     def _task(self, denoise: Denoise | None) -> Stage:
         return sparse_stage(self._dense_task, self._space.task, denoise)

@@ -47,10 +47,12 @@ class Prepared:
     @property
     def backbone(self) -> str:
         """The identity of the backbone: hub id and commit, content of a folder, or address of the stage."""
-        given = self.resolved.backbone
-        if isinstance(given, Stage):
-            return f"stage {given.address}"
-        return f"folder {given.sha256}" if isinstance(given, LocalFolder) else f"{given.repo}@{given.commit}"
+        backbone = self.resolved.backbone
+        if isinstance(backbone, Stage):
+            return f"stage {backbone.address}"
+        if isinstance(backbone, LocalFolder):
+            return f"folder {backbone.sha256}"
+        return f"{backbone.repo}@{backbone.commit}"
 
 
 def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False) -> Prepared:
@@ -103,11 +105,11 @@ def _interruptible(driver: Driver) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, interrupt)
+    previous = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
@@ -147,7 +149,7 @@ def _export_search(driver: Driver) -> None:
 
 
 def _info(prepared: Prepared) -> SweepInfo:
-    before = prepared.folder.info()
+    recorded, now = prepared.folder.info(), datetime.now(UTC).isoformat(timespec="seconds")
     # imports torch, which a plan does without
     from deftx.method.environment import git_commit
 
@@ -159,23 +161,23 @@ def _info(prepared: Prepared) -> SweepInfo:
         space={"name": prepared.title, **space.model_dump(mode="json")},
         revisions=prepared.revisions.resolved, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
         packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
-        git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
+        git_commit=git_commit(), created=recorded.created if recorded else now,
     )  # fmt: skip
 
 
 def _check_same(info: SweepInfo | None, space: Space) -> None:
     if info is None:
         return
-    before = info.space["benchmark"]  # as recorded: a field that was added since may be missing
-    same = OwnBenchmark.model_validate(before) if isinstance(before, dict) else before
+    recorded = info.space["benchmark"]  # a field that was added since may be missing
+    same = OwnBenchmark.model_validate(recorded) if isinstance(recorded, dict) else recorded
     if same != space.benchmark:
-        raise ConfigError(_another(info, "benchmark", before, space.model_dump(mode="json")["benchmark"]))
+        raise ConfigError(_another(info, "benchmark", recorded, space.model_dump(mode="json")["benchmark"]))
     if info.seed != space.seed:
         raise ConfigError(_another(info, "seed", info.seed, space.seed))
 
 
-def _another(info: SweepInfo, what: str, old: object, new: object) -> str:
-    return f"sweep {info.name!r} has {what} {old}, not {new}: give this one another --name"
+def _another(info: SweepInfo, setting: str, old: object, new: object) -> str:
+    return f"sweep {info.name!r} has {setting} {old}, not {new}: give this one another --name"
 
 
 def _demo_data(space: Space, store: Store, *, keep: bool) -> str:

@@ -153,8 +153,8 @@ def _last_line(trial: Trial) -> str:
 def _connect(machine: Machine | None, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if machine is not None:
-        here: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
-        ray.init(address="local", include_dashboard=False, **here, **quiet)
+        capacity: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
+        ray.init(address="local", include_dashboard=False, **capacity, **quiet)
         return
     try:
         ray.init(address=address, **quiet)

@@ -34,7 +34,7 @@ class Choice:
         if self._space.selection == "target-valid":
             metric = self._space.benchmark_spec.metric
             return statistics.fmean(self._measured(grade, GradeFacts).score(metric) for grade in row.grades.values())
-        # a sum of two terms, so that the task and the languages each get their own best setting
+        # the task's score less the mean held-out loss of theta0 + phi_L: two terms, so each side gets its best setting
         losses = [self._sft_facts(stage).loss for stage in row.languages.values()]
         return self._sft_facts(row.task).score - statistics.fmean(losses)
 

@@ -84,13 +84,13 @@ def _override(raw: dict[str, Any], text: str) -> str | None:
     if not equals or not key.strip():
         return f"--set {text}: write key=value, such as language.training.max_steps=5"
     *parents, last = key.strip().split(".")
-    here = raw
+    group = raw
     for parent in parents:
-        here = here.setdefault(parent, {})
-        if not isinstance(here, dict):
+        group = group.setdefault(parent, {})
+        if not isinstance(group, dict):
             return f"--set {text}: {parent} is not a group of settings"
     try:
-        here[last] = yaml.safe_load(value)
+        group[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         return f"--set {text}: the value is not YAML"
     return None
@@ -140,10 +140,10 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
 
 def _fields(location: Iterable[object]) -> list[str]:
     """The field names of the settings at a location of the schema."""
-    here: Any = Space
+    schema: Any = Space
     for part in location:
-        if isinstance(here, type) and issubclass(here, BaseModel) and str(part) in here.model_fields:
-            here = here.model_fields[str(part)].annotation
-        args = [arg for arg in get_args(here) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-        here = args[0] if args else here
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+        if isinstance(schema, type) and issubclass(schema, BaseModel) and str(part) in schema.model_fields:
+            schema = schema.model_fields[str(part)].annotation
+        args = [arg for arg in get_args(schema) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        schema = args[0] if args else schema
+    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
