@@ -31,7 +31,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def grade(context: Context) -> Made:
-    """Compose, predict validation and test of the target language, and publish only validation as metrics."""
+    """The grade of a composition: validation scores as metrics, test scores in a file of their own alone."""
     settings, store = settings_of(context.stage, GradeSettings), context.store
     spec = benchmark(settings.benchmark)
     task_stage = context.stage.needed("task")

@@ -25,7 +25,7 @@ from deftx.stages.stage import settings_of
 
 
 def backbone(context: Context) -> Made:
-    """Pre-train a small model and its tokenizer."""
+    """A small model and its tokenizer, pre-trained here."""
     settings = settings_of(context.stage, BackboneSettings)
     texts = {language: read_lines(source) for language, source in settings.texts}
     others = {language: read_lines(source) for language, source in settings.tokenizer_texts}
@@ -37,7 +37,7 @@ def backbone(context: Context) -> Made:
 
 
 def check(context: Context) -> Made:
-    """Check the text of a language before anything is trained on it."""
+    """The check of a language's text, before anything is trained on it."""
     settings = settings_of(context.stage, CheckSettings)
     report = check_text(
         settings.language, every_line(settings.source), load_tokenizer(backbone_folder(context.store, context.stage)),
@@ -63,7 +63,7 @@ def _sentences(settings: CheckSettings) -> list[str] | None:
 
 
 def text(context: Context) -> Made:
-    """Cut the text of a language into token blocks."""
+    """The token blocks of a language's text."""
     settings = settings_of(context.stage, TextStageSettings)
     lines = read_lines(settings.source)
     tokenizer = load_tokenizer(backbone_folder(context.store, context.stage))

@@ -66,7 +66,7 @@ def compose(
     sft = None if language is None else problems.get(lambda: _loaded(language))
     names = problems.get(lambda: _labels(head, labels)) if head else None
     problems.tell()
-    assert folder and head is not None and names, "each is missing for a problem alone, which was told"
+    assert folder and head is not None and names, "each is missing only after an error, which was raised"
     length = max_length or head.metadata.max_length or _MAX_LENGTH
     model, tokenizer = load_composed(folder, head, sft, names, weights, length)
     with quiet():

@@ -66,7 +66,7 @@ class Bars:
             self._bars.stop()
 
     def watch(self, stage: Stage) -> Report | None:
-        """Begin a stage's row; the report of the points of its curve."""
+        """What draws each point of a stage's curve in a row of its own; None where nothing is shown."""
         if not self._shown:
             return None
         if self._row is not None:

@@ -60,7 +60,7 @@ def language_stage(
     if base and recipe:
         problems.get(lambda: check_k(base, recipe, "k"))
     problems.tell()
-    assert recipe and code and source and base and head, "each is missing for a problem alone, which was told"
+    assert recipe and code and source and base and head, "each is missing only after an error, which was raised"
     blocks = text_stage(code, source, recipe.text, base, seed)
     return sparse_stage(dense_language(blocks, recipe.training, head), recipe, denoise)
 
@@ -100,7 +100,7 @@ def task_stage(
     if base and recipe:
         problems.get(lambda: check_k(base, recipe, "k"))
     problems.tell()
-    assert task_benchmark and recipe and inputs and base, "each is missing for a problem alone, which was told"
+    assert task_benchmark and recipe and inputs and base, "each is missing only after an error, which was raised"
     return sparse_stage(dense_task(task_benchmark, inputs, recipe, base, start, seed), recipe, denoise)
 
 

@@ -28,15 +28,12 @@ _OURS = re.compile(r"`(python -m )?deftx[. ]export`")
 
 
 def export(composition: Composition, folder: str | Path, store: Store | None = None, *, force: bool = False) -> Path:
-    """Write the composed classifier, its tokenizer and a model card.
+    """The folder of the composed classifier, written with its tokenizer and a model card.
 
     Args:
         folder: is created; an empty one is filled.
         store: where the parts that are stages lie.
         force: replace what an earlier export wrote there.
-
-    Returns:
-        The folder.
 
     Raises:
         DeftxError: when the folder holds something, a part is missing, or the parts do not fit together.

@@ -41,7 +41,7 @@ def check_k(backbone: Published | Stage, recipe: LanguageRecipe | TaskRecipe, na
 
 
 def resolve_lm_head(name: str) -> LMHead:
-    """Where an LM head comes from.
+    """The origin of an LM head: own, random, or the donor resolved.
 
     Args:
         name: own, random, or the hub id or folder of a donor.

@@ -27,7 +27,7 @@ Inputs = tuple[tuple[str, Stage], ...]
 
 
 def text_stage(language: str, source: Source, text: TextSettings, backbone: Published | Stage, seed: int) -> Stage:
-    """Plain text as token blocks of a backbone's tokenizer."""
+    """The stage that cuts plain text into token blocks, by a backbone's tokenizer."""
     settings = TextStageSettings(language=language, source=source, text=text, backbone=_published(backbone), seed=seed)
     return Stage("text", settings, _made("backbone", backbone))
 

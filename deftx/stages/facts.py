@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class Facts(BaseModel):
-    """Base of the facts of all kinds; a number of a later version, unknown here, is ignored."""
+    """Base of the facts of all kinds; numbers that a later version added are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 

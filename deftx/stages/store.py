@@ -197,14 +197,14 @@ class Attempt:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def publish(self, stage: Stage, **facts: Any) -> Manifest:
-        """Upload the files, then write the manifest that makes them the stage's result.
+        """The manifest of the stage, written once the files are uploaded; it makes them the stage's result.
 
         Args:
             stage: what was made.
             facts: the manifest's metrics, curve, details, seconds and so on.
 
         Returns:
-            The manifest of the stage: this attempt's, or the one of another that was published first.
+            This attempt's manifest, or that of another attempt that was published first.
         """
         files = {
             str(path.relative_to(self.folder)): FileEntry(size=path.stat().st_size, sha256=sha256_of(path))

@@ -79,11 +79,7 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
 
 
 def run(driver: Driver, work: Run) -> int:
-    """Run a sweep to its end, its state on record as not ended.
-
-    Returns:
-        The exit code: 0, 3 or 130.
-    """
+    """The exit code (0, 3 or 130) of a sweep that is run to its end; its state was recorded as not ended before."""
     with suppress(KeyboardInterrupt), _interruptible(driver):
         work(driver)
     finished = driver.finished() and not driver.interrupted
@@ -181,7 +177,7 @@ def _another(info: SweepInfo, setting: str, old: object, new: object) -> str:
 
 
 def _demo_data(space: Space, store: Store, *, keep: bool) -> str:
-    """Write the demo's family into the storage; for a plan, into memory."""
+    """The root of the demo's data, which is written into the storage; for a plan, into memory."""
     from deftx.data.archipelago import write_family
 
     folder = store.path("data", f"archipelago-{space.seed}")

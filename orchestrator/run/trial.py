@@ -1,7 +1,7 @@
-"""A job as a trial, wherever it runs: stages are made in order, each with its own log; failures go on record.
+"""A job as a trial, wherever it runs: stages are made in order, each with its own log; failures are recorded.
 
-A `DeftxError` ends a stage permanently and the trial as completed; anything else is put on record and raised, so that
-the trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
+A `DeftxError` ends a stage permanently and the trial as completed; any other error is recorded and raised, so that the
+trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ReportPoint = Callable[[str, dict[str, float]], None]
 
 
 def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
-    """Make the stages of a job.
+    """How a job ended whose stages are made here.
 
     Returns:
         `failed` when a stage raised a DeftxError; the others were made nevertheless.

@@ -56,7 +56,7 @@ class ScheduleSearcher(_Unsaved, Searcher):
         return {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Settle the trial's job; what it made or why it failed is in the store and on record."""
+        """Settle the trial's job; what it made is in the store, and why it failed is recorded."""
         job = self._jobs.pop(trial_id)
         if trial_id in self.errors:
             self._driver.settle(job, self.errors.pop(trial_id))
@@ -64,7 +64,7 @@ class ScheduleSearcher(_Unsaved, Searcher):
             self._driver.settle(job)
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Tune's own limit holds (`max_concurrent_trials`); no limiter is wrapped around this searcher."""
+        """True: Tune's own limit (`max_concurrent_trials`) holds, so no limiter is wrapped around this searcher."""
         return True
 
     def save(self, checkpoint_path: str) -> None:
