@@ -73,7 +73,7 @@ SHOWN: dict[str, ShownKind] = {}
 """By the kind's name. Filled by `register` alone."""
 
 
-def register(name: str, shown: ShownKind) -> None:
+def register(name: str, kind: ShownKind) -> None:
     """Say how a kind is shown.
 
     Raises:
@@ -81,7 +81,7 @@ def register(name: str, shown: ShownKind) -> None:
     """
     if name in SHOWN:
         raise ValueError(f"how a {name} stage is shown is known already")
-    SHOWN[name] = shown
+    SHOWN[name] = kind
 
 
 def shown_as(kind: str) -> ShownKind:
@@ -108,7 +108,7 @@ def score_name(split: str, metric: str) -> str:
 
 def format_metric(metric: str) -> str:
     """A metric in words; one that is not known here by its own name."""
-    return next((words for name, words in METRIC_NAMES.items() if name == metric), metric)
+    return next((title for name, title in METRIC_NAMES.items() if name == metric), metric)
 
 
 # -- the names of facts -----------------------------------------------------------------------------------------------

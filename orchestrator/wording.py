@@ -40,9 +40,9 @@ def signed_points(score: Score | None) -> str:
 def _bracketed(score: Score | None, form: str) -> str:
     if score is None:
         return NOTHING
-    value, low, high = (_format_number(one, form) for one in (score.value, score.low, score.high))
+    value, low, high = (_format_number(number, form) for number in (score.value, score.low, score.high))
     if score.excludes_zero:
-        low, high = (_not_zero(one, form) for one in (score.low, score.high))
+        low, high = (_not_zero(number, form) for number in (score.low, score.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -110,8 +110,8 @@ def stage_warnings(manifest: Manifest) -> list[str]:
     What a stage itself warns of, as the check of a text does, begins with its subject.
     """
     of_text = manifest.details.get("warnings", [])
-    by_manifest = (_clamped(manifest), _near_lt_sft(manifest), _never_improved(manifest))
-    return [*of_text, *(words for words in by_manifest if words)]
+    of_training = (_clamped(manifest), _near_lt_sft(manifest), _never_improved(manifest))
+    return [*of_text, *filter(None, of_training)]
 
 
 def _clamped(manifest: Manifest) -> str:

@@ -44,11 +44,11 @@ def collect(store: Store, *, remove: bool) -> Removed:
             removed.stages += 1
             _drop(store, removed, remove, address)
         else:
-            _within(store, removed, remove, address, keep_delta=address in needed)
+            _drop_within(store, removed, remove, address, keep_delta=address in needed)
     return removed
 
 
-def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_delta: bool) -> None:
+def _drop_within(store: Store, removed: Removed, remove: bool, address: str, *, keep_delta: bool) -> None:
     manifest = store.manifest(address)
     kept = {MANIFEST, manifest.attempt} if manifest else set()
     for name in store.names("stages", address):
@@ -56,9 +56,9 @@ def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_
             removed.attempts += name != MANIFEST  # one that is not to be believed goes with its attempts
             _drop(store, removed, remove, address, name)
     if manifest and not keep_delta:
-        there = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))
-        removed.deltas += DELTA in there
-        for name in there:
+        deltas = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))
+        removed.deltas += DELTA in deltas
+        for name in deltas:
             _drop(store, removed, remove, address, manifest.attempt, name)
 
 

@@ -81,5 +81,8 @@ class Grades:
     def _of_row(self, row: GradeRow, targets: Sequence[str]) -> dict[str, Grade]:
         addresses = {name: row.grades[name] for name in targets if name in row.grades}
         complete = row.status == "complete"
-        there = {name: a for name, a in addresses.items() if complete or self._store.manifest(a) is not None}
-        return {name: self.read(address) for name, address in there.items()}
+        return {
+            name: self.read(address)
+            for name, address in addresses.items()
+            if complete or self._store.manifest(address) is not None
+        }

@@ -52,7 +52,7 @@ class SweepInfo(_Record):
     @field_validator("command")
     @classmethod
     def _without_passwords(cls, command: list[str]) -> list[str]:
-        return [without_password(word) for word in command]
+        return [without_password(argument) for argument in command]
 
 
 class StageEntry(_Record):
@@ -90,10 +90,10 @@ class GradeRow(_Record):
         """How tables call the row."""
         if self.kind != "combination":
             return BASELINE_TITLES[self.kind]
-        p = self.parameters
-        share_l, share_t = (f"{float(p[key]) * 100:g} %" for key in ("retention_l", "retention_t"))
-        words = f"retention {share_l}" if share_l == share_t else f"retention_l {share_l}, retention_t {share_t}"
-        return f"DEFT-X r_l {p['rank_l']}, r_t {p['rank_t']}, {words}"
+        rank_l, rank_t = self.parameters["rank_l"], self.parameters["rank_t"]
+        share_l, share_t = (f"{float(self.parameters[key]) * 100:g} %" for key in ("retention_l", "retention_t"))
+        retention = f"retention {share_l}" if share_l == share_t else f"retention_l {share_l}, retention_t {share_t}"
+        return f"DEFT-X r_l {rank_l}, r_t {rank_t}, {retention}"
 
 
 BASELINE_TITLES: dict[RowKind, str] = {
@@ -254,6 +254,6 @@ def known_sweep(store: Store, name: str) -> tuple[SweepFolder, SweepInfo]:
     folder = SweepFolder(store, name)
     info = folder.info()
     if info is None:
-        known = ", ".join(store.names("sweeps")) or "none yet"
-        raise StoreError(f"{store.url}: no sweep {name!r} there (sweeps: {known})")
+        names = ", ".join(store.names("sweeps")) or "none yet"
+        raise StoreError(f"{store.url}: no sweep {name!r} there (sweeps: {names})")
     return folder, info

@@ -92,7 +92,7 @@ def _losses(state: State, validation: Results | None) -> str:
 
 
 def _never_graded(results: Results) -> list[str]:
-    graded = {name for one in results.rows if one.row.kind == "combination" for name in one.system}
+    graded = {name for result in results.rows if result.row.kind == "combination" for name in result.system}
     return [name for name in results.targets if name not in graded]
 
 
@@ -103,10 +103,10 @@ def _believable(test: Results | None) -> str:
     lead = "**What is believable.**"
     if test is None:
         return f"{lead} Nothing yet: the test sets are sealed until the search has ended."
-    found = list(_comparisons(test))
-    if not found:
+    comparisons = list(_comparisons(test))
+    if not comparisons:
         return f"{lead} No difference can be stated: there are no two complete rows to compare."
-    sure = [_sure(other, difference) for other, difference in found if difference.excludes_zero]
+    sure = [_sure(other, difference) for other, difference in comparisons if difference.excludes_zero]
     if not sure:
         return f"{lead} No difference: every paired 95 % interval includes 0 ({_items(test)})."
     believed = f"In this one training the chosen combination is {natural_list(sure)}"
@@ -133,16 +133,16 @@ def _comparisons(results: Results) -> Iterator[tuple[str, Score]]:
         (f'the stronger row without a language vector ("{without.row.title}")' if without else "", without),
         ("the same with another language's vector", results.baseline("other-language")),
     )
-    for words, other in others:
-        if results.chosen and other and (found := results.difference(results.chosen, other).get(AVERAGE)):
-            yield words, found
+    for title, other in others:
+        if results.chosen and other and (difference := results.difference(results.chosen, other).get(AVERAGE)):
+            yield title, difference
 
 
 def better_without(results: Results) -> RowResult | None:
     """The better of the rows without a language vector, by the average on the same data: the harder one to beat."""
-    found = [results.baseline("task"), results.baseline("task+source")]
-    complete = [one for one in found if one is not None and AVERAGE in one.scores]
-    return max(complete, key=lambda one: one.scores[AVERAGE].value, default=None)
+    baselines = filter(None, map(results.baseline, ("task", "task+source")))
+    complete = [baseline for baseline in baselines if AVERAGE in baseline.scores]
+    return max(complete, key=lambda baseline: baseline.scores[AVERAGE].value, default=None)
 
 
 # -- what cannot ------------------------------------------------------------------------------------------------------
@@ -154,11 +154,11 @@ def _doubtful(info: SweepInfo, state: State, validation: Results, test: Results 
 
 
 def _noise(test: Results) -> str:
-    found = [(other, one) for other, one in _comparisons(test) if not one.excludes_zero]
-    if not found:
+    unclear = [(other, difference) for other, difference in _comparisons(test) if not difference.excludes_zero]
+    if not unclear:
         return ""
-    others = natural_list([f"{other} ({signed_points(one)})" for other, one in found])
-    interval = "the interval includes 0" if len(found) == 1 else "the intervals include 0"
+    others = natural_list([f"{other} ({signed_points(difference)})" for other, difference in unclear])
+    interval = "the interval includes 0" if len(unclear) == 1 else "the intervals include 0"
     return f"The chosen combination is **not distinguishable** from {others} on these data: {interval}."
 
 
@@ -187,7 +187,7 @@ def _optimism(info: SweepInfo, state: State, validation: Results) -> str:
     completed = _completed(state)
     if validation.chosen is None or completed < 2 or not by_few_labels(info):
         return ""
-    near = [not one.excludes_zero for one in _rivals(validation, validation.chosen)]
+    near = [not difference.excludes_zero for difference in _rivals(validation, validation.chosen)]
     return (
         f"The chosen combination's validation score is the highest of {completed} and so an optimistic one; "
         f"{_tell_apart(sum(near), len(near))} be told apart from it there ({_items(validation)})."
@@ -205,9 +205,9 @@ def _tell_apart(near: int, others: int) -> str:
 
 def _rivals(validation: Results, chosen: RowResult) -> Iterator[Score]:
     """The chosen row less each other complete combination, on average."""
-    for one in validation.rows:
-        if one is not chosen and one.row.kind == "combination" and AVERAGE in one.scores:
-            yield validation.difference(chosen, one)[AVERAGE]
+    for rival in validation.rows:
+        if rival is not chosen and rival.row.kind == "combination" and AVERAGE in rival.scores:
+            yield validation.difference(chosen, rival)[AVERAGE]
 
 
 def _one_seed(info: SweepInfo) -> str:

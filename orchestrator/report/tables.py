@@ -11,7 +11,7 @@ from humanize import natural_list
 from deftx.config import METRIC_NAMES, SPLIT_NAMES
 from deftx.data.text_report import TextReport
 from deftx.evaluate.bootstrap import AVERAGE
-from orchestrator.record.sweep import Failure, State, SweepInfo
+from orchestrator.record.sweep import Failure, GradeRow, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
 from orchestrator.wording import NEAR_LT_SFT, NOTHING, by_few_labels, counted, points, signed_points
 
@@ -31,8 +31,8 @@ def warnings(
     Args:
         stage_warnings: of each published stage, by address.
     """
-    found = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, stage_warnings)]
-    return ["## Warnings", "\n".join(f"- {_cell(one)}" for one in found)] if found else []
+    lines = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, stage_warnings)]
+    return ["## Warnings", "\n".join(f"- {_cell(line)}" for line in lines)] if lines else []
 
 
 def _few_labels(info: SweepInfo, state: State, validation: Results | None) -> list[str]:
@@ -55,13 +55,14 @@ def _lost(state: State, failures: Mapping[str, Failure]) -> list[str]:
 
 def _stage_warnings(state: State, stage_warnings: Mapping[str, Sequence[str]]) -> list[str]:
     """Each warning once for each setting of the stages it is about, with their subjects."""
-    about: dict[tuple[str, str], list[str]] = {}
-    for address, found in stage_warnings.items():
+    subjects_by: dict[tuple[str, str], list[str]] = {}
+    for address, of_stage in stage_warnings.items():
         entry = state.stages[address]
         setting = entry.label.removeprefix(f"{entry.subject} · ")
-        for words in found:
-            about.setdefault((words.removeprefix(f"{entry.subject}: "), setting), []).append(entry.subject)
-    return [f"{_some(subjects)} ({setting}): {words}" for (words, setting), subjects in about.items()]
+        for warning in of_stage:
+            text = warning.removeprefix(f"{entry.subject}: ")
+            subjects_by.setdefault((text, setting), []).append(entry.subject)
+    return [f"{_some(subjects)} ({setting}): {text}" for (text, setting), subjects in subjects_by.items()]
 
 
 def _some(subjects: Sequence[str]) -> str:
@@ -85,25 +86,26 @@ def scores(results: Results | None, note: str) -> list[str]:
         f"## {title}",
         f"{metric[0].upper()}{metric[1:]} in percentage points [95 % interval]; items are drawn once for all languages "
         f"together, differences are paired. {note}",
-        table(header, [_score_line(one, results) for one in results.rows]),
+        table(header, [_score_line(row_result, results) for row_result in results.rows]),
     ]
 
 
-def _score_line(one: RowResult, results: Results) -> list[str]:
-    numbers = [points(one.scores.get(name)) for name in [*results.targets, AVERAGE]]
-    number = "" if one.row.number is None else str(one.row.number)
-    return [number, _format_row(one, results), *numbers, signed_points(one.to_lt_sft.get(AVERAGE))]
+def _score_line(row_result: RowResult, results: Results) -> list[str]:
+    cells = [points(row_result.scores.get(name)) for name in [*results.targets, AVERAGE]]
+    number = "" if row_result.row.number is None else str(row_result.row.number)
+    title = _format_row(row_result.row, is_chosen=row_result is results.chosen)
+    return [number, title, *cells, signed_points(row_result.to_lt_sft.get(AVERAGE))]
 
 
-def _format_row(one: RowResult, results: Results) -> str:
-    if one is results.chosen:
-        return f"**{one.row.title}** (chosen)"
-    if one.row.status == "failed":
-        return f"{one.row.title} (failed: {one.row.reason or 'no reason on record'})"
-    return one.row.title + (" (waiting)" if one.row.status == "waiting" else "")
+def _format_row(row: GradeRow, *, is_chosen: bool) -> str:
+    if is_chosen:
+        return f"**{row.title}** (chosen)"
+    if row.status == "failed":
+        return f"{row.title} (failed: {row.reason or 'no reason on record'})"
+    return row.title + (" (waiting)" if row.status == "waiting" else "")
 
 
-def vectors(frame: pd.DataFrame) -> list[str]:
+def sfts(frame: pd.DataFrame) -> list[str]:
     """How far denoising went in the chosen vectors."""
     chosen = frame[frame["chosen"]] if len(frame) else frame
     if chosen.empty:
@@ -117,12 +119,12 @@ def vectors(frame: pd.DataFrame) -> list[str]:
         "## Vectors of the chosen combination",
         "How far denoising went, over all matrices of a vector; the other vectors are in `vectors.csv`. Seconds are "
         "those of the sparse phase.",
-        table(header, [_vector_line(line) for line in chosen.to_dict("records")]),
+        table(header, [_sft_line(line) for line in chosen.to_dict("records")]),
         _format_overlap(chosen),
     ]
 
 
-def _vector_line(line: dict[str, float | str]) -> list[str]:
+def _sft_line(line: dict[str, float | str]) -> list[str]:
     forms = {
         "mean_rank": ".1f", "nonzero_retention": ".1%", "energy_retention": ".1%", "jaccard_lt_sft": ".2f", "k": ",.0f",
         "seconds": ",.1f",
@@ -155,16 +157,16 @@ def texts(text_reports: Sequence[TextReport]) -> list[str]:
     return [
         "## Text",
         "Plain text that language vectors were learnt from; what is doubtful about it stands in Warnings.",
-        table(header, [_text_line(one) for one in text_reports]),
+        table(header, [_text_line(report) for report in text_reports]),
     ]
 
 
-def _text_line(one: TextReport) -> list[str]:
-    shared = NOTHING if one.sentences is None else f"{one.shared:,}"
+def _text_line(report: TextReport) -> list[str]:
+    shared = NOTHING if report.sentences is None else f"{report.shared:,}"
     return [
-        one.language, f"{one.passages:,}", f"{one.bytes / 1e6:,.2f}", f"{one.repeated.count:,}", shared,
-        f"{one.tokens_per_word:.2f}", f"{one.unknown_share:.2%}", f"{one.train_blocks:,} of {one.block}",
-        f"{one.valid_blocks:,}", f"{one.planned_steps:,} of {one.batch_size}", f"{one.passes:,.1f}",
+        report.language, f"{report.passages:,}", f"{report.bytes / 1e6:,.2f}", f"{report.repeated.count:,}", shared,
+        f"{report.tokens_per_word:.2f}", f"{report.unknown_share:.2%}", f"{report.train_blocks:,} of {report.block}",
+        f"{report.valid_blocks:,}", f"{report.planned_steps:,} of {report.batch_size}", f"{report.passes:,.1f}",
     ]  # fmt: skip
 
 
@@ -181,12 +183,15 @@ def sizes(splits: Sequence[Results]) -> list[str]:
     """How many items and rows each language has on each split."""
     if not splits:
         return []
-    header = ["language", *(f"{SPLIT_NAMES[one.split]} {what}" for one in splits for what in ("items", "rows"))]
+    header = ["language", *(f"{SPLIT_NAMES[results.split]} {noun}" for results in splits for noun in ("items", "rows"))]
     lines = [
-        [name, *(f"{size:,}" for one in splits for size in (one.items(name), one.examples(name)))]
+        [name, *(f"{size:,}" for results in splits for size in (results.items(name), results.examples(name)))]
         for name in splits[0].targets
     ]
-    all_together = ["all together", *(f"{size:,}" for one in splits for size in (one.items(), one.examples()))]
+    all_together = [
+        "all together",
+        *(f"{size:,}" for results in splits for size in (results.items(), results.examples())),
+    ]
     return [
         "## Data",
         f"Labels: {', '.join(splits[0].labels)}. An item is what the bootstrap draws, with all its rows in every "

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from deftx.stages.manifest import Manifest
 from deftx.stages.store import Store
-from orchestrator.record.sweep import State
+from orchestrator.record.sweep import StageEntry, State
 from orchestrator.wording import counted
 
 TIME_COLUMNS = ["kind", "subject", "seconds", "cpu_seconds", "gpu_seconds"]
@@ -20,15 +21,16 @@ def read_times(store: Store, state: State) -> pd.DataFrame:
     threads, and `gpu_seconds` these when it ran on a GPU, which counts whole however many trials shared it.
     """
     manifests = [(entry, store.manifest(address)) for address, entry in state.stages.items()]
-    lines = [_line(entry.kind, entry.subject, found.seconds, found.execution) for entry, found in manifests if found]
+    lines = [_line(entry, manifest) for entry, manifest in manifests if manifest]
     return pd.DataFrame(lines, columns=TIME_COLUMNS)
 
 
-def _line(kind: str, subject: str, seconds: float, execution: dict[str, Any]) -> dict[str, Any]:
+def _line(entry: StageEntry, manifest: Manifest) -> dict[str, Any]:
+    seconds, execution = manifest.seconds, manifest.execution
     on_gpu = execution.get("device", "cpu") != "cpu"
     return {
-        "kind": kind, "subject": subject, "seconds": seconds, "cpu_seconds": seconds * execution.get("threads", 1),
-        "gpu_seconds": seconds if on_gpu else 0.0,
+        "kind": entry.kind, "subject": entry.subject, "seconds": seconds,
+        "cpu_seconds": seconds * execution.get("threads", 1), "gpu_seconds": seconds if on_gpu else 0.0,
     }  # fmt: skip
 
 

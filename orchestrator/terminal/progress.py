@@ -163,11 +163,11 @@ class Progress:
     def _left(self) -> list[Stage]:
         """Every stage still to be made, of the rows that are certain to come too; inputs first."""
         schedule = self.driver.schedule
-        found = {stage.address: stage for stage in schedule.missing()}
+        stages = {stage.address: stage for stage in schedule.missing()}
         for row in self._rows_to_come():
             grades = [grade for grade in row.grades.values() if not self._doomed(grade)]
-            found |= {stage.address: stage for stage in unmade(with_vectors(grades), self._settled)}
-        return list(found.values())
+            stages |= {stage.address: stage for stage in unmade(with_vectors(grades), self._settled)}
+        return list(stages.values())
 
     def _rows_to_come(self) -> Iterator[PlannedRow]:
         """Of a grid the cells not asked yet; and the controls, whichever combination they will belong to."""

@@ -53,24 +53,23 @@ def format_left(left: Left | None, passed: float = 0.0) -> str:
 
 def format_counts(snapshot: Snapshot) -> str:
     """How many stages are done, failed and running, in all."""
-    all_ = _total(snapshot.tallies.values())
-    words = f"{all_['done']}/{all_.total()} stages"
-    words += f" ({snapshot.reused} reused)" if snapshot.reused else ""
-    return words + "".join(f", {all_[status]} {status}" for status in ("failed", "running") if all_[status])
+    total = _total(snapshot.tallies.values())
+    done = f"{total['done']}/{total.total()} stages" + (f" ({snapshot.reused} reused)" if snapshot.reused else "")
+    return done + "".join(f", {total[status]} {status}" for status in ("failed", "running") if total[status])
 
 
-def format_step(one: Running) -> str:
+def format_step(running: Running) -> str:
     """How far a running stage is: `step 250/2,000`; nothing before its first report."""
-    if one.step:
-        return f"step {one.step:,}" + (f"/{one.steps:,}" if one.steps else "")
-    return f"{one.steps:,} steps" if one.steps else ""
+    if running.step:
+        return f"step {running.step:,}" + (f"/{running.steps:,}" if running.steps else "")
+    return f"{running.steps:,} steps" if running.steps else ""
 
 
 def _title(snapshot: Snapshot, now: float, width: int) -> Text:
-    words = [f"sweep {snapshot.name}", format_counts(snapshot), f"{duration(now - snapshot.began)} so far"]
-    words.append(format_left(snapshot.left, now - snapshot.at))
-    words.append(f"{counted(snapshot.unasked, 'combination')} not asked yet" if snapshot.unasked else "")
-    return _flowing([word for word in words if word], width, "bold")
+    parts = [f"sweep {snapshot.name}", format_counts(snapshot), f"{duration(now - snapshot.began)} so far"]
+    parts.append(format_left(snapshot.left, now - snapshot.at))
+    parts.append(f"{counted(snapshot.unasked, 'combination')} not asked yet" if snapshot.unasked else "")
+    return _flowing([*filter(None, parts)], width, "bold")
 
 
 def _kinds(snapshot: Snapshot, width: int) -> Text:
@@ -78,11 +77,10 @@ def _kinds(snapshot: Snapshot, width: int) -> Text:
     return _flowing([f"{kind} {_fraction(tally)}" for kind, tally in _by_kind(snapshot.tallies).items()], width)
 
 
-def _flowing(words: Sequence[str], width: int, style: str = "") -> Text:
+def _flowing(parts: Sequence[str], width: int, style: str = "") -> Text:
     """Parts divided by commas, broken between and not within where they fit."""
     lines = [""]
-    for number, word in enumerate(words):
-        part = word + ("," if number + 1 < len(words) else "")
+    for part in [*(f"{part}," for part in parts[:-1]), *parts[-1:]]:
         if lines[-1] and len(f"{lines[-1]} {part}") > width:
             lines.append(part)
         else:
@@ -134,11 +132,11 @@ def _fraction(tally: Counter[str]) -> str:
 def _running(snapshot: Snapshot, now: float, width: int) -> Text:
     """What runs, its step and for how long; in short where the whole label leaves no room for these."""
     lines: list[str] = []
-    for one in snapshot.running:
-        after = "".join(f", {word}" for word in (format_step(one), duration(now - one.began)) if word)
-        label = one.stage.label
-        fits = len(f"> {label}{after}") <= width
-        lines.append((label if fits else f"{one.stage.subject} · {one.stage.kind}") + after)
+    for running in snapshot.running:
+        stage = running.stage
+        after = "".join(f", {part}" for part in (format_step(running), duration(now - running.began)) if part)
+        fits = len(f"> {stage.label}{after}") <= width
+        lines.append((stage.label if fits else f"{stage.subject} · {stage.kind}") + after)
     if not lines and not snapshot.reused and not any(tally["done"] for tally in snapshot.tallies.values()):
         lines = ["workers start"]
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
@@ -160,8 +158,8 @@ def _lines(lines: Sequence[str], style: str) -> Text:
 
 
 def _by_kind(tallies: Tallies) -> dict[str, Counter[str]]:
-    found = {kind: _total(t for (_, of), t in tallies.items() if of == kind) for kind in KINDS}
-    return {kind: tally for kind, tally in found.items() if tally}
+    totals = {kind: _total(tallies[key] for key in tallies if key[1] == kind) for kind in KINDS}
+    return {kind: total for kind, total in totals.items() if total}
 
 
 def _by_subject(tallies: Tallies) -> dict[str, dict[str, Counter[str]]]:

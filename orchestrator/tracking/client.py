@@ -67,7 +67,7 @@ class MlflowRuns:
 
     def forget(self) -> None:
         """Look everything up anew: a call failed, and what it has done is unknown."""
-        self._found: dict[str, Run] | None = None
+        self._runs_by_address: dict[str, Run] | None = None
         self._points: dict[str, set[tuple[str, int]]] = {}
 
     def addresses(self) -> list[str]:
@@ -118,10 +118,10 @@ class MlflowRuns:
 
     @property
     def _runs(self) -> dict[str, Run]:
-        if self._found is None:
+        if self._runs_by_address is None:
             self._experiment = self._open_experiment()
-            self._found = {run.data.tags["address"]: run for run in self._search()}
-        return self._found
+            self._runs_by_address = {run.data.tags["address"]: run for run in self._search()}
+        return self._runs_by_address
 
     def _open_experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment_name)
@@ -174,14 +174,14 @@ class MlflowRuns:
     def _log_points(self, run: Run, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric
 
-        known = self._known_points(run)
-        fresh = {(point.key, point.step): point for point in points if (point.key, point.step) not in known}
+        logged = self._logged_points(run)
+        fresh = {(point.key, point.step): point for point in points if (point.key, point.step) not in logged}
         metrics = [Metric(point.key, point.value, point.time, point.step) for point in fresh.values()]
         for first in range(0, len(metrics), _BATCH):
             self._client.log_batch(run.info.run_id, metrics[first : first + _BATCH])
-        known.update(fresh)
+        logged.update(fresh)
 
-    def _known_points(self, run: Run) -> set[tuple[str, int]]:
+    def _logged_points(self, run: Run) -> set[tuple[str, int]]:
         run_id = run.info.run_id
         if run_id not in self._points:
             history = (point for key in run.data.metrics for point in self._client.get_metric_history(run_id, key))
@@ -277,11 +277,11 @@ def _holds(run: Run, content: RunContent) -> bool:
 
 def _experiment_tags(info: SweepInfo) -> dict[str, str]:
     """The tags of a sweep's experiment. What a user has changed since is theirs: they are for an experiment without."""
-    views = sorted((shown.view.name, kind, shown.view) for kind, shown in SHOWN.items() if shown.view)
+    views = sorted((kind.view.name, name, kind.view) for name, kind in SHOWN.items() if kind.view)
     return {
         "mlflow.note.content": _NOTE.format(benchmark=info.benchmark),
         "mlflow.experimentKind": "custom_model_development",
-        **dict(_view(info, kind, view) for _, kind, view in views),
+        **dict(_view(info, name, view) for _, name, view in views),
     }
 
 

@@ -148,8 +148,8 @@ class SweepContent:
 
     def _failed(self, address: str, entry: StageEntry, failure: Failure | None) -> RunContent:
         tags = self._stage_tags(address, entry) | {"reason": failure.reason if failure else "not on record"}
-        words = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n" if failure else ""
-        return RunContent(entry.label, "FAILED", tags, files={"failure.txt": words.encode()} if words else {})
+        text = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n" if failure else ""
+        return RunContent(entry.label, "FAILED", tags, files={"failure.txt": text.encode()} if text else {})
 
     def _tags(self, address: str, kind: str, commit: str | None) -> dict[str, str]:
         tags = {
@@ -201,16 +201,16 @@ class SweepContent:
         chosen = state.chosen_row
         if chosen is None or chosen.score is None:
             return metrics
-        graded = [self.folder.store.manifest(address) for address in chosen.grades.values()]
-        scores = [{k: v for k, v in _results(one).items() if k.startswith("score/")} for one in graded if one]
+        grades = filter(None, map(self.folder.store.manifest, chosen.grades.values()))
+        scores = [{k: v for k, v in _results(grade).items() if k.startswith("score/")} for grade in grades]
         sealed = _mean_test_scores({language: test.read(a) for language, a in chosen.grades.items()}) if test else {}
         return metrics | self._best_score([chosen]) | _means(scores) | sealed
 
     def _best_score(self, rows: list[GradeRow]) -> dict[str, float]:
         """What the search made of the best of these combinations: the mean over all its languages."""
         scores = [row.score for row in rows if row.kind == "combination" and row.score is not None]
-        word, factor = ("points", 100) if by_few_labels(self.info) else ("score", 1)
-        return {f"search/combination {word}": factor * max(scores)} if scores else {}
+        unit, factor = ("points", 100) if by_few_labels(self.info) else ("score", 1)
+        return {f"search/combination {unit}": factor * max(scores)} if scores else {}
 
     def _sweep_span(self, state: State) -> tuple[int, int] | None:
         """From the sweep's creation to the end of its last stage."""
@@ -252,8 +252,8 @@ def curve_points(step: float, numbers: Mapping[str, float], milliseconds: int) -
     """The points of a stage's curves at one step."""
     for key, value in numbers.items():
         if key != "step":
-            name, shown = point(key, value)
-            yield MetricPoint(name, int(step), shown, milliseconds)
+            name, converted = point(key, value)
+            yield MetricPoint(name, int(step), converted, milliseconds)
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -320,7 +320,7 @@ def _curve(manifest: Manifest) -> tuple[MetricPoint, ...]:
     last = max((row["step"] for row in manifest.curve), default=0) or 1
     times = [int(begin + (end - begin) * row["step"] / last) for row in manifest.curve]
     return tuple(
-        one for row, when in zip(manifest.curve, times, strict=True) for one in curve_points(row["step"], row, when)
+        point for row, when in zip(manifest.curve, times, strict=True) for point in curve_points(row["step"], row, when)
     )
 
 
@@ -339,8 +339,8 @@ def _timestamp(written: str) -> float | None:
 
 def _details(manifest: Manifest) -> Files:
     """What the stage is, in full, and what it found out."""
-    found = {"stage.json": manifest.identity, "details.json": manifest.details}
-    return {name: json.dumps(content, indent=1).encode() for name, content in found.items() if content}
+    contents = {"stage.json": manifest.identity, "details.json": manifest.details}
+    return {name: json.dumps(content, indent=1).encode() for name, content in contents.items() if content}
 
 
 def _published_files(manifest: Manifest) -> Files:
@@ -371,5 +371,5 @@ def _row_params(rows: list[GradeRow]) -> dict[str, str]:
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each score that all have."""
-    common = set.intersection(*(set(found) for found in scores)) if scores else set()
-    return {name: statistics.fmean(found[name] for found in scores) for name in sorted(common)}
+    common = set.intersection(*map(set, scores)) if scores else set()
+    return {name: statistics.fmean(of_run[name] for of_run in scores) for name in sorted(common)}

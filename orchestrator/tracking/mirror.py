@@ -214,12 +214,12 @@ class SweepWriter:
         return content
 
     @contextmanager
-    def _noting(self, what: str, problems: list[str]) -> Iterator[None]:
+    def _noting(self, name: str, problems: list[str]) -> Iterator[None]:
         """Note an error and go on; but when the tracker does not answer any more, that is raised."""
         try:
             yield
         except Exception as error:  # of the store, the tracker or wherever it keeps files: the next may go well
-            problems.append(f"{what}: {_first_line(error)}")
+            problems.append(f"{name}: {_first_line(error)}")
             self.runs.forget()
             self.runs.addresses()
 

@@ -72,11 +72,11 @@ def heatmap(results: Results) -> Figure | None:
     height = heading_inches(*lines) + sum(0.75 + count * high for count in rows) + 0.75
     figure, axes = page(height, len(rows), abreast, height_ratios=rows)
     norm = _norm(cells["value"])
-    for place, (axis, (kept, panel)) in enumerate(zip(axes, panels, strict=False)):
+    for place, (axis, (retentions, panel)) in enumerate(zip(axes, panels, strict=False)):
         size = (rows[place // abreast], columns)
         _draw_panel(axis, panel, norm, size)
         axis.set_box_aspect(size[0] * high / (size[1] * wide))
-        axis.set_title(_format_retention(*kept), fontsize=TEXT, loc="left")
+        axis.set_title(_format_retention(*retentions), fontsize=TEXT, loc="left")
     for spare in axes[len(panels) :]:
         figure.delaxes(spare)
     bar = figure.colorbar(
@@ -98,8 +98,9 @@ def _heatmap_lines(results: Results, cells: pd.DataFrame) -> list[str]:
     """Sample size and noise, the baselines, and the signs that occur."""
     half = ((cells["high"] - cells["low"]) / 2).median()
     noise = "" if pd.isna(half) else f"; 95 % interval of a cell: about ±{half:.1f}"
-    rows = [one for kind in ("lt-sft", "task") if (one := results.baseline(kind)) and AVERAGE in one.scores]
-    baselines = ", ".join(f"{one.row.title} {100 * one.scores[AVERAGE].value:.1f}" for one in rows)
+    baselines = filter(None, map(results.baseline, ("lt-sft", "task")))
+    averages = [(baseline.row.title, baseline.scores[AVERAGE]) for baseline in baselines if AVERAGE in baseline.scores]
+    comparison = ", ".join(f"{title} {100 * average.value:.1f}" for title, average in averages)
     seen = set(cells["status"]) | ({"chosen"} if cells["chosen"].any() else set())
     signs = [f"{sign} {word}" for word, sign in _SIGNS.items() if word in seen]
     asked = cells.groupby(["retention_l", "retention_t"])[["row", *_RANKS]].nunique()
@@ -107,16 +108,16 @@ def _heatmap_lines(results: Results, cells: pd.DataFrame) -> list[str]:
         signs.append("empty: not asked")
     return [
         f"{_sample(results)}{noise}",
-        f"For comparison: {baselines}" if baselines else "",
+        f"For comparison: {comparison}" if comparison else "",
         ", ".join(signs),
     ]
 
 
 def _norm(values: pd.Series) -> Normalize:
     """From the lowest to the highest score, at least one point wide, so that noise does not look like contrast."""
-    known = values.dropna()
-    middle = (known.min() + known.max()) / 2 if len(known) else 50.0
-    half = max((known.max() - known.min()) / 2, 0.5) if len(known) else 50.0
+    graded = values.dropna()
+    middle = (graded.min() + graded.max()) / 2 if len(graded) else 50.0
+    half = max((graded.max() - graded.min()) / 2, 0.5) if len(graded) else 50.0
     return Normalize(middle - half, middle + half)
 
 
@@ -143,13 +144,13 @@ def _draw_cell(axis: Axes, x: int, y: int, cell: dict[str, Any], norm: Normalize
     colour = COLOURS(norm(cell["value"])) if graded else (1.0, 1.0, 1.0, 1.0)
     edge, hatch = ("white", None) if graded else (GREY, "////")
     axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=edge, hatch=hatch, clip_on=False))
-    words = f"{cell['value']:.1f}" if graded else _SIGNS[cell["status"]]
+    label = f"{cell['value']:.1f}" if graded else _SIGNS[cell["status"]]
     if cell["chosen"]:
-        words = f"{_SIGNS['chosen']}\n{words}"
+        label = f"{_SIGNS['chosen']}\n{label}"
         axis.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, edgecolor=ink(colour), linewidth=1.5))
     background = None if graded else {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     axis.text(
-        x, y, words, ha="center", va="center", fontsize=SMALL - 0.5, linespacing=0.95, color=ink(colour),
+        x, y, label, ha="center", va="center", fontsize=SMALL - 0.5, linespacing=0.95, color=ink(colour),
         bbox=background,
     )  # fmt: skip
 
@@ -169,18 +170,19 @@ def language_bars(results: Results) -> Figure | None:
     Returns:
         None when none of them was graded.
     """
-    systems = [one for one in (results.chosen, *map(results.baseline, BASELINE_TITLES)) if one and one.scores]
-    if not systems:
+    candidates = filter(None, (results.chosen, *map(results.baseline, BASELINE_TITLES)))
+    row_results = [row_result for row_result in candidates if row_result.scores]
+    if not row_results:
         return None
     names = [*results.targets, AVERAGE] if len(results.targets) > 1 else [*results.targets]
     deep = -(-len(names) // _GROUPS_ABREAST)
     abreast = -(-len(names) // deep)
     lines = [_sample(results), "An item is redrawn in all its languages at once, for all rows."]
-    legend = 0.2 * -(-len(systems) // 2) + 0.25
+    legend = 0.2 * -(-len(row_results) // 2) + 0.25
     figure, axes = page(heading_inches(*lines) + deep * 2.7 + legend, deep, 1, sharey=True)
     for line, axis in enumerate(axes):
-        _draw_groups(axis, results, systems, names[line * abreast : (line + 1) * abreast], abreast)
-    highest = max(score.high for one in systems for score in one.scores.values())
+        _draw_groups(axis, results, row_results, names[line * abreast : (line + 1) * abreast], abreast)
+    highest = max(score.high for row_result in row_results for score in row_result.scores.values())
     axes[0].set_ylim(0, min(118.0, 100 * highest + 16))
     axes[0].set_yticks(range(0, 101, 20))
     figure.legend(
@@ -191,11 +193,11 @@ def language_bars(results: Results) -> Figure | None:
 
 
 def _draw_groups(
-    axis: Axes, results: Results, systems: Sequence[RowResult], names: Sequence[str], abreast: int
+    axis: Axes, results: Results, row_results: Sequence[RowResult], names: Sequence[str], abreast: int
 ) -> None:
     """One line of the page: a group of bars for each name."""
-    for place, one in enumerate(systems):
-        _draw_bars(axis, one, names, place, len(systems))
+    for place, row_result in enumerate(row_results):
+        _draw_bars(axis, row_result, names, place, len(row_results))
     if AVERAGE in names[1:]:
         axis.axvline(names.index(AVERAGE) - 0.5, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_xlim(-0.6, abreast - 0.4)
@@ -209,13 +211,13 @@ def _format_name(results: Results, name: str) -> str:
     return f"{name}\nn = {items:,}" + (f"\n({rows:,} rows)" if rows != items and name != AVERAGE else "")
 
 
-def _draw_bars(axis: Axes, one: RowResult, names: Sequence[str], place: int, count: int) -> None:
-    width = 0.84 / count
-    there = [(at, one.scores[name]) for at, name in enumerate(names) if name in one.scores]
-    left = [at + (place - (count - 1) / 2) * width for at, _ in there]
-    values = np.array([(score.value, score.low, score.high) for _, score in there]).reshape(-1, 3) * 100
-    label = f"{one.row.title} (chosen)" if one.row.kind == "combination" else one.row.title
-    style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **_STYLES[one.row.kind]}
+def _draw_bars(axis: Axes, row_result: RowResult, names: Sequence[str], place: int, count: int) -> None:
+    width, row = 0.84 / count, row_result.row
+    scores = {at: row_result.scores[name] for at, name in enumerate(names) if name in row_result.scores}
+    left = [at + (place - (count - 1) / 2) * width for at in scores]
+    values = np.array([(score.value, score.low, score.high) for score in scores.values()]).reshape(-1, 3) * 100
+    label = f"{row.title} (chosen)" if row.kind == "combination" else row.title
+    style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **_STYLES[row.kind]}
     axis.bar(left, values[:, 0], width * 0.94, label=textwrap.fill(label, 46), **style)
     reach = np.abs(values[:, [0]] - values[:, 1:]).T
     _, caps, bars = axis.errorbar(left, values[:, 0], reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)

@@ -36,7 +36,7 @@ def spectra_plot(spectra: Sequence[Spectrum]) -> Figure | None:
     Returns:
         None when there are no singular values.
     """
-    subjects = list(dict.fromkeys(one.subject for one in spectra))
+    subjects = list(dict.fromkeys(spectrum.subject for spectrum in spectra))
     if not subjects:
         return None
     lines = (
@@ -45,10 +45,10 @@ def spectra_plot(spectra: Sequence[Spectrum]) -> Figure | None:
     )
     figure, axes = page(heading_inches(*lines) + 4.2, 1, len(subjects), sharey=True)
     for axis, subject in zip(axes, subjects, strict=True):
-        shown = [one for one in spectra if one.subject == subject]
-        for one in shown:
-            _draw_spectrum(axis, one)
-        _log_ranks(axis, max(len(one.values) for one in shown))
+        of_subject = [spectrum for spectrum in spectra if spectrum.subject == subject]
+        for spectrum in of_subject:
+            _draw_spectrum(axis, spectrum)
+        _log_ranks(axis, max(len(spectrum.values) for spectrum in of_subject))
         axis.set_title("task vector" if subject == TASK else f"language vector: {subject}", fontsize=TEXT)
         axis.set_xlabel("rank r (logarithmic)", fontsize=TEXT)
         axis.set_ylim(-0.02, 1.04)
@@ -67,16 +67,16 @@ def _log_ranks(axis: Axes, full: int) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _draw_spectrum(axis: Axes, one: Spectrum) -> None:
+def _draw_spectrum(axis: Axes, spectrum: Spectrum) -> None:
     """A curve from rank 1 to full rank, marked at the rank kept."""
-    curve, full = one.cumulative, len(one.values)
-    words = f"{one.matrix}: full rank {full}" if one.rank is None else f"{one.matrix}: r = {one.rank} of {full}"
-    if one.rank is not None:
-        words += f", {curve[one.rank]:.1%} of energy"
-    at = [] if one.rank is None else [one.rank - 1]
+    curve, full, rank = spectrum.cumulative, len(spectrum.values), spectrum.rank
+    label = f"{spectrum.matrix}: full rank {full}" if rank is None else f"{spectrum.matrix}: r = {rank} of {full}"
+    if rank is not None:
+        label += f", {curve[rank]:.1%} of energy"
+    marked = [] if rank is None else [rank - 1]
     axis.plot(
-        range(1, full + 1), curve[1:], markevery=at, label=words, linewidth=1.8, markersize=8, markeredgecolor="black",
-        **_LINES[one.matrix],
+        range(1, full + 1), curve[1:], markevery=marked, label=label, linewidth=1.8, markersize=8,
+        markeredgecolor="black", **_LINES[spectrum.matrix],
     )  # fmt: skip
 
 
@@ -143,8 +143,8 @@ def _draw_pairs(axis: Axes, masks: Sequence[Mask]) -> None:
 def _draw_pair(axis: Axes, x: int, y: int, cell: Overlap, norm: Normalize) -> None:
     colour = COLOURS(norm(cell.value))
     axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
-    words = f"{cell.value:.2f}\n({cell.chance:.2f})"
-    axis.text(x, y, words, ha="center", va="center", fontsize=SMALL, linespacing=1.0, color=ink(colour))
+    label = f"{cell.value:.2f}\n({cell.chance:.2f})"
+    axis.text(x, y, label, ha="center", va="center", fontsize=SMALL, linespacing=1.0, color=ink(colour))
 
 
 def _draw_to_lt_sft(axis: Axes, masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> None:
