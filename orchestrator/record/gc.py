@@ -14,7 +14,7 @@ from orchestrator.record.sweep import SweepFolder
 
 @dataclass
 class Removed:
-    """How much went, or would go."""
+    """How much was removed, or would be."""
 
     stages: int = 0
     attempts: int = 0
@@ -23,13 +23,13 @@ class Removed:
 
 
 def collect(store: Store, *, remove: bool) -> Removed:
-    """Find what is not needed, and remove it if asked.
+    """How much is not needed any more; with `remove` it is removed.
 
-    A dense delta goes when every sweep that has its stage has ended; the stage is made again should a widened space
-    need it.
+    A dense delta is not needed when every sweep that has its stage has ended; the stage is made again if a widened
+    space needs it.
 
     Raises:
-        StoreError: while a driver lives: its stages look like losing attempts.
+        StoreError: while a driver runs, whose running stages look like losing attempts.
     """
     sweeps = [SweepFolder(store, name) for name in store.names("sweeps")]
     for sweep in sweeps:
@@ -53,7 +53,7 @@ def _drop_within(store: Store, removed: Removed, remove: bool, address: str, *, 
     kept = {MANIFEST, manifest.attempt} if manifest else set()
     for name in store.names("stages", address):
         if name not in kept and name != "checkpoint":
-            removed.attempts += name != MANIFEST  # one that is not to be believed goes with its attempts
+            removed.attempts += name != MANIFEST  # a manifest that is not believed goes with its attempts
             _drop(store, removed, remove, address, name)
     if manifest and not keep_delta:
         deltas = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))

@@ -1,4 +1,4 @@
-"""One driver for a sweep: `sweeps/<name>/lease.json` names the living one; a dead one's lease is taken over.
+"""One driver for a sweep: `sweeps/<name>/lease.json` names the running one; the lease of a dead one is taken over.
 
 On the same host a driver lives as long as its process; elsewhere as long as its heartbeat is younger than a minute.
 """
@@ -33,7 +33,7 @@ class Holder(BaseModel):
 
 
 class Lease:
-    """Held for the duration of a `with` block."""
+    """The right to drive a sweep, held for the duration of a `with` block."""
 
     def __init__(self, folder: SweepFolder) -> None:
         self._folder = folder
@@ -93,7 +93,7 @@ class Lease:
 
 
 def living_driver(folder: SweepFolder) -> Holder | None:
-    """Who drives a sweep now, if anybody does."""
+    """The running driver of a sweep, or None."""
     holder = _holder(folder)
     return holder if holder is not None and _lives(holder) else None
 
@@ -113,7 +113,7 @@ def _lives(holder: Holder) -> bool:
 
 
 def _born(pid: int) -> str:
-    """When a process started, or nothing when there is no such process (or it is a zombie)."""
+    """When a process started; empty when there is no such process, or it is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             fields = file.read().rpartition(")")[2].split()

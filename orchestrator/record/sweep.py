@@ -3,7 +3,7 @@
     sweep.json       what was asked for: the resolved space, revisions, command, packages; of the latest start
     state.json       the rows (combinations and baselines) with their stages, and which row was chosen
     failures/        why a stage failed permanently, by address
-    logs/            what each stage said, by address; driver.log: what Tune, Optuna and MLflow said
+    logs/            the log of each stage, by address; driver.log has those of Tune, Optuna and MLflow
     lease.json       the living driver (see `lease`)
     chosen.json      what was chosen, for `deftx export`; once the search has ended
     report.md, results.csv, vectors.csv, plots/, optuna.log (an export)
@@ -87,7 +87,7 @@ class GradeRow(_Record):
 
     @property
     def title(self) -> str:
-        """How tables call the row."""
+        """The name of the row in tables."""
         if self.kind != "combination":
             return BASELINE_TITLES[self.kind]
         rank_l, rank_t = self.parameters["rank_l"], self.parameters["rank_t"]
@@ -218,12 +218,12 @@ class SweepFolder:
         self.store.remove("sweeps", self.name, "failures", f"{address}.json")
 
     def append_log(self, name: str, text: str) -> None:
-        """Keep what a stage (by its address) or the driver said, after what was said before."""
+        """Append to the log of a stage (named by its address) or of the driver."""
         before = self.store.read("sweeps", self.name, "logs", f"{name}.log") or b""
         self.store.write(before + text.encode(), "sweeps", self.name, "logs", f"{name}.log")
 
     def log_path(self, address: str) -> str:
-        """Where the log of a stage lies."""
+        """The URL (a path, on a file system) of the log of a stage."""
         return self.url("logs", f"{address}.log")
 
     def has_log(self, address: str) -> bool:
@@ -246,7 +246,7 @@ class SweepFolder:
 
 
 def known_sweep(store: Store, name: str) -> tuple[SweepFolder, SweepInfo]:
-    """A sweep that was started before.
+    """The folder of a sweep that was started before, and what the sweep is.
 
     Raises:
         StoreError: for an unknown name, listing the known ones.

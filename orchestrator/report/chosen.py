@@ -1,6 +1,6 @@
 """What a sweep chose, as compositions that `deftx export` makes into models: `sweeps/<name>/chosen.json`, by language.
 
-Written once the search has ended and gone as soon as it goes on; test scores are read then and not before.
+Written when the search has ended, with the test scores, and removed when a widened space lets it go on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SPLITS: tuple[EvaluationSplit, ...] = ("valid", "test")
 
 
 def forget_choice(folder: SweepFolder) -> None:
-    """The search goes on: nothing is chosen."""
+    """Remove the choice, since the search goes on."""
     folder.store.remove("sweeps", folder.name, CHOSEN)
 
 
@@ -42,7 +42,7 @@ def write_choice(folder: SweepFolder, space: Space, backbone: Published | Stage,
 
 
 def export_command(folder: SweepFolder, space: Space) -> str:
-    """What to type next: the model of the first target language."""
+    """The command that exports the model of the first target language."""
     arguments = ["deftx", "export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
     local = isinstance(space.backbone, str) and Path(space.backbone).expanduser().is_dir()
     return shlex.join([*arguments, *(["--backbone", str(space.backbone)] if local else [])])

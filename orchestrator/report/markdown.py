@@ -1,8 +1,8 @@
 """The report of a sweep: `report.md`, `results.csv`, `vectors.csv` and plots, from what the store holds.
 
 Written at the end of every sweep, and again whenever asked for; the same state gives the same bytes. Test scores are
-read only once the search has ended, and the row on top is the one that validation chose, whatever the test says. The
-words on top are made in `summary`, the tables in `tables`, the pictures in `plots`.
+read only once the search has ended, and the row on top is the one that validation chose, whatever its test score. The
+paragraphs on top are made in `summary`, the tables in `tables`, the pictures in `plots`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from orchestrator.wording import effective_l1, format_validation, stage_warnings
 
 @dataclass(frozen=True)
 class _ReportData:
-    """All that the report is made of."""
+    """Everything that the report is made from."""
 
     info: SweepInfo
     state: State
@@ -87,7 +87,7 @@ def _read(store: Store, folder: SweepFolder) -> _ReportData:
 
 
 def _text_report(store: Store, address: str) -> TextReport | None:
-    """What a check found; None where its file is damaged, for no stage would make it again for the report's sake."""
+    """The result of a text check; None where its file is damaged, since a report runs no stage again."""
     try:
         return TextReport.model_validate_json(store.fetch(address, CHECK).read_bytes())
     except StoreError:

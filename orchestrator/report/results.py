@@ -1,6 +1,6 @@
 """The grades of a sweep as numbers: every row on every target, with joint intervals and differences to LT-SFT.
 
-The predictions are read in `record.grades`; words and pictures are made from these numbers in `tables`, `summary` and
+The predictions are read in `record.grades`; texts and pictures are made from these numbers in `tables`, `summary` and
 `plots`.
 """
 
@@ -26,7 +26,7 @@ RESULT_COLUMNS = [
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row with what it scored. The average is there only when every target is."""
+    """A row and its scores by target. The average is among them only when every target was graded."""
 
     row: GradeRow
     system: System
@@ -36,7 +36,7 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All rows on one split."""
+    """The scores of all rows on one split."""
 
     split: EvaluationSplit
     targets: tuple[str, ...]
@@ -47,24 +47,24 @@ class Results:
     bootstrap: Bootstrap
 
     def baseline(self, kind: RowKind) -> RowResult | None:
-        """The row of a baseline, if it was graded at all."""
+        """The result of a baseline, or None if it was not graded at all."""
         return next((result for result in self.rows if result.row.kind == kind and result.scores), None)
 
     def difference(self, a: RowResult, b: RowResult) -> dict[str, Score]:
-        """`a` minus `b` on the targets that both have; on average only when that is all of them."""
+        """Scores of `a` minus those of `b` on the targets that both have; the average only when that is all of them."""
         return _difference(self.bootstrap, a.system, b.system, self.targets)
 
     def items(self, language: str = AVERAGE) -> int:
-        """How many items are resampled for a language, or for all of them together."""
+        """The number of items that are resampled for a language, or for all of them together."""
         return len({item for data in self._data(language) for item in data.ids})
 
     def examples(self, language: str = AVERAGE) -> int:
-        """How many rows of data a language has, or all together: more than items where one item has several."""
+        """The number of rows of data of a language, or of all: more than the items where an item has several."""
         return sum(len(data.ids) for data in self._data(language))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One line for each row and target or average, in percentage points; columns `RESULT_COLUMNS`."""
+        """A line for each row and target or average, in percentage points; the columns are `RESULT_COLUMNS`."""
         sizes = {name: {"n": self.items(name), "examples": self.examples(name)} for name in [*self.targets, AVERAGE]}
         lines = [self._line(result, name) | size for result in self.rows for name, size in sizes.items()]
         return pd.DataFrame(lines, columns=RESULT_COLUMNS).astype({"number": "Int64"})
@@ -107,7 +107,7 @@ def read_results(
 
 
 def _place(row: GradeRow) -> tuple[int, int]:
-    """Where a row stands in tables: combinations as they were asked, then baselines in the order of their titles."""
+    """The sort key of a row: combinations as they were asked, then baselines in the order of their titles."""
     if row.kind == "combination":
         return (-1, row.number or 0)
     return ([*BASELINE_TITLES].index(row.kind), 0)
@@ -130,13 +130,13 @@ def _difference(bootstrap: Bootstrap, a: System, b: System, targets: Sequence[st
 
 
 def _complete(scores: Mapping[str, Score], targets: Sequence[str]) -> dict[str, Score]:
-    """Without the average, unless it is over all targets: another average is another quantity."""
+    """The scores, without the average unless it is over all targets: any other average is a different quantity."""
     whole = all(name in scores for name in targets)
     return {name: score for name, score in scores.items() if whole or name != AVERAGE}
 
 
 def _points(score: Score | None, *names: str) -> dict[str, float]:
-    """An estimate in percentage points under three column names; nothing for None."""
+    """A score in percentage points under three column names; empty for None."""
     if score is None:
         return {}
     numbers = (score.value, score.low, score.high)

@@ -18,7 +18,7 @@ from orchestrator.wording import by_few_labels, counted, format_selection, point
 
 
 def summary(info: SweepInfo, state: State, validation: Results | None, test: Results | None) -> str:
-    """What a newcomer should know before the tables, in a paragraph each for the choice, belief and doubt.
+    """The paragraphs before the tables: what was chosen, what is believable and what is doubtful.
 
     Args:
         info: what was asked for.
@@ -80,7 +80,7 @@ def _level(test: Results | None) -> str:
 
 
 def _losses(state: State, validation: Results | None) -> str:
-    """Combinations that failed, and languages on which none was graded."""
+    """The sentence on combinations that failed, and on languages where no combination was graded."""
     failed = sum(row.status == "failed" for row in state.combinations)
     if not failed:
         return ""
@@ -119,14 +119,14 @@ def _sure(other: str, difference: Score) -> str:
 
 
 def _turned(difference: Score) -> Score:
-    """The size of a difference whose side is told in words."""
+    """The difference with a positive sign, for a sentence that says better or worse."""
     if difference.value > 0:
         return difference
     return Score(-difference.value, -difference.high, -difference.low)
 
 
 def _comparisons(results: Results) -> Iterator[tuple[str, Score]]:
-    """The chosen row less LT-SFT, less the better row without a language vector, and less the wrong language's."""
+    """(name, difference) of the comparisons of the chosen row: with LT-SFT, without a vector, with another's."""
     without = better_without(results)
     others = (
         ("LT-SFT", results.baseline("lt-sft")),
@@ -140,7 +140,7 @@ def _comparisons(results: Results) -> Iterator[tuple[str, Score]]:
 
 def better_without(results: Results) -> RowResult | None:
     """The better of the rows without a language vector, by the average on the same data: the harder one to beat."""
-    baselines = filter(None, map(results.baseline, ("task", "task+source")))
+    baselines = filter(None, (results.baseline("task"), results.baseline("task+source")))
     complete = [baseline for baseline in baselines if AVERAGE in baseline.scores]
     return max(complete, key=lambda baseline: baseline.scores[AVERAGE].value, default=None)
 
@@ -163,7 +163,7 @@ def _noise(test: Results) -> str:
 
 
 def _any_language(test: Results) -> str:
-    """The control: a gain that another language's vector gives as well is not the language's."""
+    """The sentence on the control: a gain that another language's vector gives too is not due to the language."""
     other, without = test.baseline("other-language"), better_without(test)
     if test.chosen is None or other is None or without is None:
         return ""
@@ -183,7 +183,7 @@ def _no_lt_sft(test: Results) -> str:
 
 
 def _optimism(info: SweepInfo, state: State, validation: Results) -> str:
-    """The highest of several noisy scores is too high; and how many of the others may be as good."""
+    """The sentence saying that the highest of several noisy scores is too high, and how many others may be as good."""
     completed = _completed(state)
     if validation.chosen is None or completed < 2 or not by_few_labels(info):
         return ""
@@ -195,7 +195,7 @@ def _optimism(info: SweepInfo, state: State, validation: Results) -> str:
 
 
 def _tell_apart(near: int, others: int) -> str:
-    """Up to and including `can` or `cannot`."""
+    """The beginning of a sentence, up to and including `can` or `cannot`."""
     if others == 1:
         return "the other one cannot" if near else "the other one can"
     if near == others:
@@ -204,7 +204,7 @@ def _tell_apart(near: int, others: int) -> str:
 
 
 def _rivals(validation: Results, chosen: RowResult) -> Iterator[Score]:
-    """The chosen row less each other complete combination, on average."""
+    """The average score of the chosen row minus that of each other complete combination."""
     for rival in validation.rows:
         if rival is not chosen and rival.row.kind == "combination" and AVERAGE in rival.scores:
             yield validation.difference(chosen, rival)[AVERAGE]

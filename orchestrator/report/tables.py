@@ -26,7 +26,7 @@ def warnings(
     info: SweepInfo, state: State, validation: Results | None, failures: Mapping[str, Failure],
     stage_warnings: Mapping[str, Sequence[str]],
 ) -> list[str]:  # fmt: skip
-    """What to be careful about: the selection, what failed, and those of each stage.
+    """The section of warnings: about the selection, about failures, and those of each stage.
 
     Args:
         stage_warnings: of each published stage, by address.
@@ -48,13 +48,13 @@ def _few_labels(info: SweepInfo, state: State, validation: Results | None) -> li
 
 
 def _lost(state: State, failures: Mapping[str, Failure]) -> list[str]:
-    """Who failed, each once."""
+    """A warning that names the subjects with failed stages."""
     subjects = dict.fromkeys(entry.subject for address, entry in state.stages.items() if address in failures)
     return [f"Failed: {natural_list(list(subjects))} (see Failures)."] if subjects else []
 
 
 def _stage_warnings(state: State, stage_warnings: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each warning once for each setting of the stages it is about, with their subjects."""
+    """The warnings about stages; one line where several subjects have the same one with the same setting."""
     subjects_by: dict[tuple[str, str], list[str]] = {}
     for address, of_stage in stage_warnings.items():
         entry = state.stages[address]
@@ -71,12 +71,12 @@ def _some(subjects: Sequence[str]) -> str:
 
 
 def picture(drawn: Iterable[str], name: str, text: str) -> list[str]:
-    """A picture, if it was drawn."""
+    """A picture in Markdown, empty if it was not drawn."""
     return [f"![{text}](plots/{name})"] if name in drawn else []
 
 
 def scores(results: Results | None, note: str) -> list[str]:
-    """The table of all rows on one split."""
+    """The section with the table of all rows on one split; empty when nothing was graded on it."""
     if results is None:
         return []
     metric = METRIC_NAMES[results.metric]
@@ -106,7 +106,7 @@ def _format_row(row: GradeRow, *, is_chosen: bool) -> str:
 
 
 def sfts(frame: pd.DataFrame) -> list[str]:
-    """How far denoising went in the chosen vectors."""
+    """The section on the chosen vectors: how far denoising went."""
     chosen = frame[frame["chosen"]] if len(frame) else frame
     if chosen.empty:
         return []
@@ -147,7 +147,7 @@ def _format_overlap(chosen: pd.DataFrame) -> str:
 
 
 def texts(text_reports: Sequence[TextReport]) -> list[str]:
-    """What the plain text of each language is good for; sweeps from before there were text checks have none."""
+    """The section on the plain text of each language; empty for a sweep that has no text check."""
     if not text_reports:
         return []
     header = [
@@ -171,7 +171,7 @@ def _text_line(report: TextReport) -> list[str]:
 
 
 def failed(failures: Mapping[str, Failure]) -> list[str]:
-    """Why stages failed, and where their logs lie."""
+    """The section of failures: why stages failed, and where their logs are."""
     if not failures:
         return []
     ordered = sorted(failures.values(), key=lambda failure: (failure.label, failure.address))
@@ -180,7 +180,7 @@ def failed(failures: Mapping[str, Failure]) -> list[str]:
 
 
 def sizes(splits: Sequence[Results]) -> list[str]:
-    """How many items and rows each language has on each split."""
+    """The section on the data: how many items and rows each language has on each split."""
     if not splits:
         return []
     header = ["language", *(f"{SPLIT_NAMES[results.split]} {noun}" for results in splits for noun in ("items", "rows"))]
@@ -201,7 +201,7 @@ def sizes(splits: Sequence[Results]) -> list[str]:
 
 
 def provenance(info: SweepInfo) -> list[str]:
-    """The command, seed, commit, revisions and packages."""
+    """The section on how the sweep was made: command, seed, commit, revisions and packages."""
     facts = {
         "started": info.created,
         "seed": str(info.seed),
@@ -220,5 +220,5 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line, and without a bar that would end the cell."""
+    """Text as a table cell: on one line, with bars escaped."""
     return " ".join(text.replace("|", r"\|").split())

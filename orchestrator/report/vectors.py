@@ -1,7 +1,7 @@
-"""The vectors of a sweep: how far denoising went, which entries each mask holds, and the spectra they were cut from.
+"""The vectors of a sweep: how far denoising went, which entries the masks hold, and the spectra of their dense changes.
 
-Read from manifests, from the masks of the chosen vectors, and from the singular values that dense phases keep. What was
-never published, or is gone or damaged, is left out: a picture is not worth that a dense phase is trained again.
+Read from manifests, from the masks of the chosen vectors, and from the singular values that dense phases keep. What is
+missing or damaged is left out: no dense phase is trained again for a picture.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MATRICES = {
     "attention query": r"(query|q_proj)\.weight$",
     "FFN": r"(intermediate\.dense|fc1)\.weight$",
 }
-"""The matrices whose spectra stand for the others; of those with one in each layer, that of the middle layer."""
+"""The matrices whose spectra are drawn; where every layer has one, that of the middle layer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Spectrum:
 
     Attributes:
         values: descending, as many as the smaller side of the matrix.
-        rank: what the chosen vector kept of it; None when that is not on record.
+        rank: the rank at which the chosen SFT was denoised; None when that is not on record.
     """
 
     subject: str
@@ -63,7 +63,12 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Mask:
-    """The entries a vector changes: for each parameter its number of entries and one bit for each, packed."""
+    """The entries that an SFT changes.
+
+    Attributes:
+        sizes: the number of entries of each parameter.
+        bits: of each parameter, one bit for each entry, packed into bytes; set where the entry changes.
+    """
 
     subject: str
     sizes: dict[str, int]
@@ -71,7 +76,7 @@ class Mask:
 
     @property
     def k(self) -> int:
-        """How many entries are chosen."""
+        """The number of entries that change."""
         return _ones(self.bits)
 
 
@@ -84,10 +89,10 @@ class Overlap:
 
 
 def read_sfts(store: Store, state: State) -> pd.DataFrame:
-    """One line for each published sparse stage of any row, those of the chosen row first; columns `SFT_COLUMNS`.
+    """A table with a line for each published SFT of any row, those of the chosen row first; columns are `SFT_COLUMNS`.
 
-    Shares lie between 0 and 1. What a manifest does not tell is NaN: an LT-SFT vector has no rank. `seconds` are
-    those of the sparse stage alone.
+    Shares lie between 0 and 1. What a manifest does not tell is NaN, such as the rank of an LT-SFT vector, which has
+    no rank. `seconds` are those of the sparse stage alone.
     """
     chosen = _addresses(state.chosen_row) if state.chosen_row else []
     addresses = dict.fromkeys([*chosen, *(address for row in state.rows for address in _addresses(row))])
@@ -97,7 +102,7 @@ def read_sfts(store: Store, state: State) -> pd.DataFrame:
 
 
 def chosen_spectra(store: Store, state: State) -> list[Spectrum]:
-    """The spectra that stand for the task's and for the first language's vector of the chosen combination."""
+    """The spectra behind the task SFT and the first language SFT of the chosen combination."""
     sparse = list(_chosen(store, state))
     task = [(subject, manifest) for subject, manifest in sparse if subject == TASK]
     languages = [(subject, manifest) for subject, manifest in sparse if subject != TASK]
@@ -107,13 +112,13 @@ def chosen_spectra(store: Store, state: State) -> list[Spectrum]:
 
 
 def chosen_masks(store: Store, state: State) -> list[Mask]:
-    """The masks of the chosen combination: of its languages in their order, then of the task."""
+    """The masks of the chosen combination: its languages' in their order, then the task's."""
     with_mask = [(subject, sparse) for subject, sparse in _chosen(store, state) if _MASK in sparse.files]
     return [mask for subject, sparse in with_mask for mask in _masks(store, subject, sparse.address)]
 
 
 def overlap(a: Mask, b: Mask) -> Overlap:
-    """How far two masks hold the same entries, beside chance.
+    """The Jaccard overlap of two masks, and what chance would give.
 
     Of two masks of k1 and k2 entries drawn at random from the same N, the intersection is expected to have
     E = k1 * k2 / N entries, hence a Jaccard overlap of about E / (k1 + k2 - E). Where the two could choose from other

@@ -1,7 +1,7 @@
-"""What a running sweep shows: a live table on a terminal, plain lines elsewhere, with `--quiet` failures alone.
+"""What a running sweep shows: a live table on a terminal, plain lines elsewhere; only failures with `--quiet`.
 
-The live table is drawn by another thread, so that its clock goes on, from what `progress` saw at the latest event; what
-is drawn is in `table`. Lines of finished stages stay above it.
+The live table is drawn by another thread, so that its clock goes on, from the snapshot of the latest event; how
+it looks is in `table`. Lines of finished stages stay above it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from orchestrator.terminal.table import board, format_counts, format_left, forma
 from orchestrator.wording import stage_warnings
 
 PROGRESS_SECONDS = 30.0
-"""Between two progress lines where there is no terminal, at the least."""
+"""The least time between two progress lines where there is no terminal."""
 
 
 class Screen:
-    """A callback of the driver that shows how far it is."""
+    """A callback of the driver that shows the progress of a sweep."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
@@ -32,7 +32,7 @@ class Screen:
         self._last_line_at = 0.0
 
     def start(self, progress: Progress) -> None:
-        """Begin to show a sweep; nothing was told before."""
+        """Begin to show a sweep; called before all other methods."""
         self._progress_or_none, self._last_line_at = progress, progress.clock()
         if self._quiet or not self._console.is_interactive:
             return
@@ -50,17 +50,17 @@ class Screen:
             self._live = None
 
     def stage_started(self, stage: Stage) -> None:
-        """A trial was handed the stage."""
+        """Show that a trial has begun the stage."""
         self._progress.started(stage)
         self._refresh()
 
     def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
-        """A point of a running stage's curve."""
+        """Show how far a running stage is."""
         self._progress.stepped(address, step)
         self._refresh()
 
     def stage_done(self, stage: Stage, reused: bool) -> None:
-        """The stage is in the store."""
+        """Show that the stage is in the store, with its warnings."""
         seconds = self._progress.done(stage)
         manifest = self._progress.driver.manifest(stage)
         subject = f"{stage.subject}: "  # a text's check begins every line with it
@@ -75,7 +75,7 @@ class Screen:
         self._refresh()
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
-        """The stage failed permanently: which, why, and where its log lies."""
+        """Show that the stage failed permanently, why, and where its log is."""
         message = escape(f"{stage.label}: {failure.reason}\n        log: {failure.log}")
         self._print(f"[red]FAILED[/red]  {message}")
         self._refresh()

@@ -1,7 +1,7 @@
 """The live table of a sweep, drawn from a `Snapshot`: stages by subject and kind, what runs, time left, warnings.
 
-Wide, a column for each kind; narrow, one column and the kinds in a line. Rows that say the same are drawn as one where
-the terminal is too low. What a sweep is doing is told by `progress`; nothing is counted here.
+Wide, a column for each kind; narrow, one column and the kinds in a line. Rows that are all done or all waiting are
+merged where the terminal has too few lines. What a sweep is doing is counted in `progress`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHOWN = 2
 
 
 def board(snapshot: Snapshot, warnings: Sequence[str], width: int, height: int, now: float) -> RenderableType:
-    """The table and what stands around it.
+    """The live display: the table, its title, and below it running stages, the best combination and warnings.
 
     Args:
         warnings: the warnings so far, in order.
@@ -45,7 +45,7 @@ def board(snapshot: Snapshot, warnings: Sequence[str], width: int, height: int, 
 
 
 def format_left(left: Left | None, passed: float = 0.0) -> str:
-    """The time left after `passed` seconds more; an estimate that has run out says nothing."""
+    """The time left, `passed` seconds after it was estimated; empty once the estimate has run out."""
     if left is None or (seconds := left.seconds - passed) < 0:
         return ""
     return f"{'about' if left.exact else 'at least'} {duration(max(seconds, 1))} left"
@@ -59,7 +59,7 @@ def format_counts(snapshot: Snapshot) -> str:
 
 
 def format_step(running: Running) -> str:
-    """How far a running stage is: `step 250/2,000`; nothing before its first report."""
+    """How far a running stage is: `step 250/2,000`; before its first report `2,000 steps`, or empty."""
     if running.step:
         return f"step {running.step:,}" + (f"/{running.steps:,}" if running.steps else "")
     return f"{running.steps:,} steps" if running.steps else ""
@@ -73,12 +73,12 @@ def _title(snapshot: Snapshot, now: float, width: int) -> Text:
 
 
 def _kinds(snapshot: Snapshot, width: int) -> Text:
-    """The kinds in a line, for want of columns."""
+    """The counts of all kinds in a line, where there is no room for columns."""
     return _flowing([f"{kind} {_fraction(tally)}" for kind, tally in _by_kind(snapshot.tallies).items()], width)
 
 
 def _flowing(parts: Sequence[str], width: int, style: str = "") -> Text:
-    """Parts divided by commas, broken between and not within where they fit."""
+    """Parts separated by commas; lines are broken between parts, not within one that fits."""
     lines = [""]
     for part in [*(f"{part}," for part in parts[:-1]), *parts[-1:]]:
         if lines[-1] and len(f"{lines[-1]} {part}") > width:
@@ -116,7 +116,7 @@ def _narrow(rows: dict[str, dict[str, Counter[str]]]) -> Table:
 
 
 def _cell(tally: Counter[str] | None) -> Text:
-    """`3/5`; `>3/5` while one of them runs, `2>3/5` while two do; `1 failed 3/5`."""
+    """A count such as `3/5`; `>3/5` while one of them runs, `2>3/5` while two do; `1 failed 3/5`."""
     if not tally:
         return Text("")
     running = tally["running"]
@@ -130,7 +130,7 @@ def _fraction(tally: Counter[str]) -> str:
 
 
 def _running(snapshot: Snapshot, now: float, width: int) -> Text:
-    """What runs, its step and for how long; in short where the whole label leaves no room for these."""
+    """The running stages with their steps and times; a short label where the whole one leaves no room."""
     lines: list[str] = []
     for running in snapshot.running:
         stage = running.stage
@@ -169,7 +169,7 @@ def _by_subject(tallies: Tallies) -> dict[str, dict[str, Counter[str]]]:
 
 
 def _folded(rows: dict[str, dict[str, Counter[str]]], most: int) -> dict[str, dict[str, Counter[str]]]:
-    """The rows, those that are all done or all waiting as one each when there are more than `most`."""
+    """The rows; if there are more than `most`, those all done are merged into one, and those all waiting into one."""
     if len(rows) <= most:
         return rows
     groups: dict[str, list[str]] = {}
@@ -186,5 +186,5 @@ def _folded(rows: dict[str, dict[str, Counter[str]]], most: int) -> dict[str, di
 
 
 def _total(tallies: Iterable[Counter[str]]) -> Counter[str]:
-    """The sum; of nothing an empty one."""
+    """The sum of tallies; an empty one for no tallies."""
     return sum(tallies, Counter[str]())

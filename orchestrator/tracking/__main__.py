@@ -1,4 +1,4 @@
-"""The command `python -m orchestrator.tracking DIR`: mirrors into MLflow what no driver is working on.
+"""The command `python -m orchestrator.tracking DIR`: mirrors into MLflow the sweeps that no driver runs.
 
 Only arguments, messages and exit codes here: 0 all is there    1 MLflow did not take all    2 the user's mistake
 """
@@ -50,7 +50,7 @@ def _sweeps(directory: str) -> list[SweepFolder]:
 
 
 def _mirror_and_tell(folder: SweepFolder, tracking_uri: str | None) -> bool:
-    """Mirror one sweep; whether all of it."""
+    """Whether a sweep could be mirrored whole; prints what was done."""
     uri = tracking_uri or default_tracking_uri(folder.store)
     try:
         typer.echo(f"{folder.name}: {mirror_sweep(folder.store, folder, uri)} runs in {without_password(uri)}")

@@ -1,4 +1,4 @@
-"""Where the time of a sweep went, as a picture; the numbers are read in `times`."""
+"""The time that the stages of a sweep took, as a picture; the numbers are read in `times`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.wording import counted
 
 
 def time_plot(times: pd.DataFrame) -> Figure | None:
-    """Stacked bars: the time of each subject by stage kind; None when no stage was published."""
+    """Stacked bars of the time of each subject by stage kind; None when no stage was published."""
     if times.empty:
         return None
     subjects = list(dict.fromkeys(times["subject"]))

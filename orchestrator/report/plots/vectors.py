@@ -1,4 +1,4 @@
-"""The vectors of the chosen combination as pictures: the spectra they were cut from, and how their masks overlap."""
+"""The vectors of the chosen combination as pictures: the spectra of their dense changes, and how masks overlap."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WIDEST_CELL = 1.1
 
 
 def spectra_plot(spectra: Sequence[Spectrum]) -> Figure | None:
-    """Cumulative share of the squared singular values by rank: a panel for each subject, the chosen ranks marked.
+    """Curves of the cumulative share of squared singular values by rank: a panel for each subject, chosen ranks marked.
 
     Returns:
         None when there are no singular values.
@@ -68,7 +68,7 @@ def _log_ranks(axis: Axes, full: int) -> None:
 
 
 def _draw_spectrum(axis: Axes, spectrum: Spectrum) -> None:
-    """A curve from rank 1 to full rank, marked at the rank kept."""
+    """Draw a curve from rank 1 to full rank, marked at the rank that was kept."""
     curve, full, rank = spectrum.cumulative, len(spectrum.values), spectrum.rank
     label = f"{spectrum.matrix}: full rank {full}" if rank is None else f"{spectrum.matrix}: r = {rank} of {full}"
     if rank is not None:
@@ -81,11 +81,11 @@ def _draw_spectrum(axis: Axes, spectrum: Spectrum) -> None:
 
 
 def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figure | None:
-    """Jaccard overlaps of the chosen masks with each other and with LT-SFT's, each beside chance.
+    """The Jaccard overlaps of the chosen masks with each other and with LT-SFT's as a picture, each beside chance.
 
     Args:
         masks: of the chosen vectors.
-        to_lt_sft: each vector's overlap with LT-SFT's mask from the same dense phase, as its manifest has it.
+        to_lt_sft: each SFT's overlap with LT-SFT's mask from the same dense phase, as its manifest has it.
 
     Returns:
         None when there are no masks.
@@ -94,8 +94,8 @@ def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figur
         return None
     bars = [mask for mask in masks if mask.subject in to_lt_sft]
     pairs = len(masks) > 1
-    wide = min(_WIDEST_CELL, 7.0 / max(len(masks) - 1, 1))
-    matrix, chart = (len(masks) - 1) * max(0.36, 0.45 * wide), 0.28 * len(bars)
+    cell_width = min(_WIDEST_CELL, 7.0 / max(len(masks) - 1, 1))
+    matrix, chart = (len(masks) - 1) * max(0.36, 0.45 * cell_width), 0.28 * len(bars)
     ratios = [matrix + 0.3] * pairs + [chart + 0.2] * bool(bars)
     if not ratios:
         return None
@@ -105,7 +105,7 @@ def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figur
     )
     if pairs:
         _draw_pairs(axes[0], masks)
-        axes[0].set_box_aspect(matrix / (wide * (len(masks) - 1)))
+        axes[0].set_box_aspect(matrix / (cell_width * (len(masks) - 1)))
     if bars:
         _draw_to_lt_sft(axes[-1], bars, to_lt_sft)
     heading(figure, "Overlap of the chosen masks", *lines)
@@ -125,7 +125,7 @@ def _overlap_lines(masks: Sequence[Mask]) -> tuple[str, ...]:
 
 
 def _draw_pairs(axis: Axes, masks: Sequence[Mask]) -> None:
-    """A triangle of cells, one for each pair of masks."""
+    """Draw a triangle of cells, one for each pair of masks."""
     cells = {(x, y): overlap(masks[x], masks[y]) for y in range(1, len(masks)) for x in range(y)}
     top = max(max(cell.value, cell.chance) for cell in cells.values())
     norm = Normalize(0, max(top, 0.01))
@@ -148,7 +148,7 @@ def _draw_pair(axis: Axes, x: int, y: int, cell: Overlap, norm: Normalize) -> No
 
 
 def _draw_to_lt_sft(axis: Axes, masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> None:
-    """A bar for each vector, and chance as a dashed line through it: k entries twice from the same parameters."""
+    """Draw a bar for each mask, and chance as a dashed line through it: k entries twice from the same parameters."""
     values = [to_lt_sft[mask.subject] for mask in masks]
     sizes = [sum(mask.sizes.values()) for mask in masks]
     chances = [chance_overlap(mask.k, mask.k, n, n, n) for mask, n in zip(masks, sizes, strict=True)]
