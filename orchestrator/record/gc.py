@@ -8,7 +8,7 @@ from deftx.errors import StoreError
 from deftx.stages.files import DELTA, SINGULAR_VECTORS
 from deftx.stages.manifest import MANIFEST
 from deftx.stages.store import Store
-from orchestrator.record.lease import living_driver
+from orchestrator.record.lease import running_driver
 from orchestrator.record.sweep import SweepFolder
 
 
@@ -33,7 +33,7 @@ def collect(store: Store, *, remove: bool) -> Removed:
     """
     sweeps = [SweepFolder(store, name) for name in store.names("sweeps")]
     for sweep in sweeps:
-        if living_driver(sweep):
+        if running_driver(sweep):
             raise StoreError(f"sweep {sweep.name!r} is running; collect when it has ended")
     states = [sweep.state() for sweep in sweeps]
     used = {address for state in states for address in state.stages}

@@ -53,7 +53,7 @@ class Lease:
         """
         store = self._folder.store
         if not store.create(self._content(), *self._parts):
-            if (holder := living_driver(self._folder)) is not None:
+            if (holder := running_driver(self._folder)) is not None:
                 raise StoreError(
                     f"sweep {self._folder.name!r} is being driven by process {holder.pid} on {holder.host}; "
                     f"wait for it, stop it, or give this one another --name"
@@ -92,7 +92,7 @@ class Lease:
         return _holder(self._folder)
 
 
-def living_driver(folder: SweepFolder) -> Holder | None:
+def running_driver(folder: SweepFolder) -> Holder | None:
     """The running driver of a sweep, or None."""
     holder = _holder(folder)
     return holder if holder is not None and _lives(holder) else None

@@ -4,7 +4,7 @@
     state.json       the rows (combinations and baselines) with their stages, and which row was chosen
     failures/        why a stage failed permanently, by address
     logs/            the log of each stage, by address; driver.log has those of Tune, Optuna and MLflow
-    lease.json       the living driver (see `lease`)
+    lease.json       the running driver (see `lease`)
     chosen.json      what was chosen, for `deftx export`; once the search has ended
     report.md, results.csv, vectors.csv, plots/, optuna.log (an export)
 
