@@ -71,8 +71,9 @@ def compose(
     model, tokenizer = load_composed(folder, head, vector, names, weights, length)
     with quiet():
         classifier: TextClassificationPipeline = pipeline(
-            "text-classification", model=model, tokenizer=tokenizer, device=device, truncation=True
-        )
+            "text-classification", model=model, tokenizer=tokenizer, device=device, truncation=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     return classifier
 
 

@@ -256,13 +256,16 @@ def test_learning_leaves_the_notebooks_process_as_it_was(backbone: Path, text: P
     np.random.seed(2)
     torch.manual_seed(3)
     expected = random.random(), np.random.random(), float(torch.rand(()))
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     random.seed(1)
     np.random.seed(2)
     torch.manual_seed(3)
-    deftx.learn_language(text, backbone=backbone, store=tmp_path, execution=deftx.Execution(threads=2), **TEXT)
+    deftx.learn_language(
+        text, backbone=backbone, store=tmp_path, execution=deftx.Execution(threads=threads + 1), **TEXT
+    )
     assert (random.random(), np.random.random(), float(torch.rand(()))) == expected
-    assert torch.get_num_threads() == 1
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == threads
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
 def test_nothing_is_shown_where_nobody_watches(
