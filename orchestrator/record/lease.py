@@ -23,7 +23,7 @@ _DEAD_AFTER_SECONDS = 60.0
 
 
 class Holder(BaseModel):
-    """Who drives a sweep. `born` is the process's start in clock ticks since boot: a process id is used again."""
+    """The driver of a sweep. `born` is the process's start in clock ticks since boot, as process ids are used again."""
 
     token: str
     host: str

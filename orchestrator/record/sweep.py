@@ -35,7 +35,7 @@ class _Record(BaseModel):
 
 
 class SweepInfo(_Record):
-    """What a sweep is: recorded at each start; benchmark, backbone and seed must stay what they were."""
+    """What a sweep is, recorded at each start. Benchmark, backbone and seed must stay the same."""
 
     name: str
     benchmark: str
@@ -179,7 +179,7 @@ class SweepFolder:
         self._write(info, "sweep.json")
 
     def state(self) -> State:
-        """How far the sweep is; an empty state when it was never started.
+        """The state of the sweep; an empty one when it was never started.
 
         Raises:
             StoreError: when that is broken (never taken for empty: `gc` would remove all that the sweep has), or

@@ -53,7 +53,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a sweep is at a moment `at` of `Progress.clock`. Immutable: another thread may draw it."""
+    """The progress of a sweep at a moment `at` of `Progress.clock`. Immutable: another thread may draw it."""
 
     name: str
     at: float
@@ -126,7 +126,7 @@ class Progress:
         return seconds
 
     def snapshot(self) -> Snapshot:
-        """How far the sweep is now."""
+        """The progress of the sweep now."""
         schedule = self.driver.schedule
         left = {stage.address: stage for stage in self._left()}
         stages, tallies = {**schedule.stages, **left}, Tallies()

@@ -52,14 +52,14 @@ def format_left(left: Left | None, passed: float = 0.0) -> str:
 
 
 def format_counts(snapshot: Snapshot) -> str:
-    """How many stages are done, failed and running, in all."""
+    """The number of stages that are done, of all, reused, failed and running."""
     total = _total(snapshot.tallies.values())
     done = f"{total['done']}/{total.total()} stages" + (f" ({snapshot.reused} reused)" if snapshot.reused else "")
     return done + "".join(f", {total[status]} {status}" for status in ("failed", "running") if total[status])
 
 
 def format_step(running: Running) -> str:
-    """How far a running stage is: `step 250/2,000`; before its first report `2,000 steps`, or empty."""
+    """The step of a running stage: `step 250/2,000`; before its first report `2,000 steps`, or empty."""
     if running.step:
         return f"step {running.step:,}" + (f"/{running.steps:,}" if running.steps else "")
     return f"{running.steps:,} steps" if running.steps else ""

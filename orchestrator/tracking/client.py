@@ -203,7 +203,7 @@ class MlflowRuns:
 
 
 def default_tracking_uri(store: Store) -> str:
-    """Where a local store's runs are tracked when nothing else is asked for: `<storage>/mlflow.db`.
+    """The tracking URI of a local store when none is given: `<storage>/mlflow.db`.
 
     Raises:
         ConfigError: for a remote store, which no SQLite file can lie in.
@@ -231,7 +231,7 @@ def check_tracking_uri(uri: str) -> str:
 
 
 def artifact_place(store: Store, tracking_uri: str) -> str | None:
-    """Where a new experiment keeps its artifacts; None leaves it to the server.
+    """The URI under which a new experiment keeps its artifacts; None leaves it to the server.
 
     Raises:
         ConfigError: for a database that is no SQLite file with a storage that MLflow cannot write to.

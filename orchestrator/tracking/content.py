@@ -214,7 +214,7 @@ class SweepContent:
         return {f"search/combination {unit}": factor * max(scores)} if scores else {}
 
     def _sweep_span(self, state: State) -> tuple[int, int] | None:
-        """From the sweep's creation to the end of its last stage."""
+        """The time from the sweep's creation to the end of its last stage, in milliseconds since 1970."""
         begin = _timestamp(self.info.created)
         if begin is None:
             return None
