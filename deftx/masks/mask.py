@@ -60,7 +60,7 @@ def denoise_all(
     Args:
         delta: the weight change, float32 tensors by name.
         settings: rank and retention.
-        factors: of every matrix in it.
+        svd_factors: of every matrix in it.
 
     Returns:
         The tensors by name, and one record for each matrix: its `name`, `rank`, `rank_share` (the rank over the full
