@@ -119,4 +119,5 @@ def test_a_storage_with_a_kind_that_is_not_known_says_so(
     assert counts(sweep("status", "tiny", "--storage", tmp_path / "results").output, "census") == ["2", "0", "0", "0"]
     told = CliRunner().invoke(report, [str(tmp_path / "results/sweeps/tiny")])
     assert told.exit_code == 2
-    assert "unknown kind of stage 'census'; there are backbone, check" in told.output
+    assert "unknown kind of stage 'census'" in told.output
+    assert "there are backbone, check, text, dense, sparse, grade, and those that a module registers" in told.output
