@@ -1,4 +1,4 @@
-"""The presets `paper`, `paper-l1` and `lt-sft`, and recipes made of one and of what is set over it. No torch here.
+"""The presets `paper`, `paper-l1` and `lt-sft`, and recipes: a preset with a user's settings over it. No torch here.
 
 A space writes its settings in groups (`language.training.max_steps`), a notebook by their names alone (`max_steps`).
 """
@@ -20,13 +20,13 @@ def preset(name: PresetName, task: TaskKind) -> dict[str, Any]:
     """The settings of a preset as `{"language": ..., "task": ...}`, to be overridden by a space.
 
     `paper` is DEFT-X as published, its L1 term as coded upstream (no gradient); `paper-l1` makes that term real;
-    `lt-sft` has none and the smaller task learning rate of Ansell et al. (2022).
+    `lt-sft` has no L1 term, and the smaller task learning rate of Ansell et al. (2022).
 
     Raises:
         ConfigError: for an unknown preset.
     """
     l1 = {"paper": (0.1, False), "paper-l1": (0.1, True), "lt-sft": (0.0, True)}
-    if name not in [*l1]:  # not by hash: a notebook may hand over anything
+    if name not in [*l1]:  # not by hash: a notebook may pass anything
         raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(l1)}")
     strength, gradient = l1[name]
     language = {
@@ -83,10 +83,10 @@ def recipe_of(kind: type[Recipe], below: Mapping[str, Any], settings: Mapping[st
 
 
 def denoising(rank: object, retention: float, retention_of: RetentionOf = "numel") -> Denoise | None:
-    """The denoising that a rank and a retention spell; None, which is LT-SFT, for no rank.
+    """The denoising of a rank and a retention; None, which is LT-SFT, without a rank.
 
     Raises:
-        ConfigError: with a line for each that is out of range.
+        ConfigError: with a line for each of them that is out of range.
     """
     given = {"rank": rank, "retention": retention, "retention_of": retention_of}
     try:
@@ -101,7 +101,7 @@ def explain_all(error: ValidationError) -> list[str]:
 
 
 def _field(place: Iterable[int | str]) -> list[str]:
-    """The field that a problem is in, and not the number of the entry within it."""
+    """The name of the field that a problem is in, without the number of an entry within it."""
     return [part for part in place if isinstance(part, str)][-1:]
 
 

@@ -13,7 +13,7 @@ from deftx.data.examples import Examples, read_training
 from deftx.errors import ConfigError, DataError, Problems
 from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
 from deftx.models.load import longest_input, quiet
-from deftx.notebook.given import PathLike, check_device, list_of_labels, path_of
+from deftx.notebook.arguments import PathLike, check_device, list_of_labels, path_of
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source, read_text
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MAX_LENGTH = 128
 """Tokens that a text is cut to for a vector that does not say what it was learnt with: a recipe's own."""
 _SHORTEST = 8
-"""The fewest tokens that a text may be cut to: as a recipe has it."""
+"""The fewest tokens that a text may be cut to: a recipe's own."""
 
 
 def compose(
@@ -58,7 +58,7 @@ def compose(
         device: where it computes, such as cuda.
 
     Raises:
-        ConfigError: when the labels are neither known nor given, or a weight, length or device is none.
+        ConfigError: when the labels are neither known nor given, or a weight, a length or the device is wrong.
         DataError: when a vector was learnt from another backbone, or the task vector brings no classifier.
         HubError: when something has to be downloaded and cannot be.
     """
@@ -67,16 +67,16 @@ def compose(
     problems = Problems()
     folder = problems.get(lambda: local_folder(resolve_folder(path_of("backbone", backbone), revision)))
     head = problems.get(lambda: _loaded("task", task))
-    vector = None if language is None else problems.get(lambda: _loaded("language", language))
+    sft = None if language is None else problems.get(lambda: _loaded("language", language))
     names = problems.get(lambda: _labels(head, labels)) if head is not None else None
+    problems.get(lambda: _check_language(sft))
     problems.get(lambda: _check_weights(weights))
     problems.get(lambda: _check_length(max_length))
     problems.get(lambda: check_device(device))
-    problems.get(lambda: _check_language(vector))
     problems.tell()
-    assert folder and head is not None and names, "each is missing for a problem alone, which was told"
+    assert folder and head is not None and names, "each is missing only after an error, which was raised"
     length = max_length or head.metadata.max_length or _MAX_LENGTH
-    model, tokenizer = load_composed(folder, head, vector, names, weights, length)
+    model, tokenizer = load_composed(folder, head, sft, names, weights, length)
     with quiet():
         classifier: TextClassificationPipeline = pipeline(
             "text-classification", model=model, tokenizer=tokenizer, device=device, truncation=True,
@@ -117,12 +117,12 @@ def _loaded(name: str, vector: SparseFineTuning | PathLike) -> SparseFineTuning:
     return vector if isinstance(vector, SparseFineTuning) else SparseFineTuning.from_pretrained(path_of(name, vector))
 
 
-def _classifies(vector: SparseFineTuning) -> bool:
-    return any(name.startswith("classifier.") for name in vector.head)
+def _classifies(sft: SparseFineTuning) -> bool:
+    return any(name.startswith("classifier.") for name in sft.head)
 
 
-def _check_language(vector: SparseFineTuning | None) -> None:
-    if vector is not None and _classifies(vector):
+def _check_language(sft: SparseFineTuning | None) -> None:
+    if sft is not None and _classifies(sft):
         raise DataError("language: this vector brings a classifier, so it is a task's")
 
 
