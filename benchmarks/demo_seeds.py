@@ -28,7 +28,7 @@ SETTINGS = ("rank_l=[16]", "rank_t=[16]", "baselines=[lt-sft, task, task+source,
 
 @dataclass(frozen=True)
 class Seed:
-    """Macro F1 in points on the sealed test sets, mean of the targets, and the largest Jaccard with LT-SFT's mask."""
+    """Macro F1 in percentage points on the sealed test sets, mean of the targets, and the largest Jaccard with LT-SFT's mask."""
 
     seed: int
     task: float
@@ -112,7 +112,7 @@ def main(
     text = (
         "# The demo over seeds\n\n"
         f"`make demo-seeds`, {datetime.now(UTC):%Y-%m-%d}, commit {str(git_commit())[:7]}. "
-        "Macro F1 in points on the sealed test sets, mean of three target languages, one run a seed; "
+        "Macro F1 in percentage points on the sealed test sets, mean of three target languages, one run a seed; "
         "rank 16, retention 5 %. Gain: over the better of the two columns without a "
         "language vector. Jaccard: the largest overlap of a DEFT-X mask with LT-SFT's from the same dense phase.\n\n"
         f"{table(found)}\n\nThe claim (mean gain at least 10, above 0 in 9 of 10 seeds, another language's vector "

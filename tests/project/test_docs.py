@@ -138,11 +138,13 @@ def test_the_notebook_code_runs(
     lay_out_tables(tmp_path)
     write_task_vector(backbone, tmp_path / "task")
     tiny = {"epochs": None, "max_steps": 2, "batch_size": 4, "validate_every": 1, "k": "10%"}
-    of_text, of_task = {"block": 16, "valid_fraction": 0.2}, {"max_length": 16, "data_root": "data"}
+    of_text, of_task = {"block": 16, "valid_fraction": 0.2}, {"max_length": 16}
     learn_language, learn_task = deftx.learn_language, deftx.learn_task
     doors = {
         "learn_language": lambda text, **given: learn_language(text, **{**given, **tiny, **of_text}),
-        "learn_task": lambda *of, **given: learn_task(*of, **{**given, **tiny, **of_task}),
+        "learn_task": lambda *of, **given: learn_task(
+            *of, **{**given, **tiny, **of_task, **({} if "train" in given else {"data_root": "data"})}
+        ),
     }
     for name, door in doors.items():
         monkeypatch.setattr(deftx, name, door)
