@@ -28,7 +28,7 @@ SETTINGS = ("rank_l=[16]", "rank_t=[16]", "baselines=[lt-sft, task, task+source,
 
 @dataclass(frozen=True)
 class Seed:
-    """Macro F1 in percentage points on the sealed test sets, mean of the targets; largest Jaccard with LT-SFT's mask."""
+    """Macro F1 in percentage points on the sealed test sets, mean of the targets; Jaccard with LT-SFT's mask."""
 
     seed: int
     task: float
