@@ -9,6 +9,7 @@ Code that lies in a model's folder is never run: what transformers has no class 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,8 +94,14 @@ def load_classifier(folder: Path, labels: tuple[str, ...], seed: int, dropout: f
 
 
 def longest_input(model: Any) -> int:
-    """The tokens that a model reads at most: its position embeddings without those that RoBERTa leaves to padding."""
-    return int(model.config.max_position_embeddings) - getattr(base_of(model).embeddings, "padding_idx", -1) - 1
+    """The tokens that a model reads at most: its position embeddings without those that RoBERTa leaves to padding.
+
+    `sys.maxsize` for a model that has no such limit.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    # RoBERTa's first position is the one after the padding token's number; other models have no such attribute
+    before = getattr(getattr(base_of(model), "embeddings", None), "padding_idx", -1) + 1
+    return int(positions) - before if positions > 0 else sys.maxsize
 
 
 def load_tokenizer(folder: Path) -> Any:

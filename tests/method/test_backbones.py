@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from support.tiny import LABELS, PAD, VOCABULARY, make_config, same_bits, write_backbone
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, XLMRobertaForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel, XLMRobertaForMaskedLM
 
 from deftx.errors import DataError
-from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
+from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer, longest_input
 from deftx.models.parameters import base_of, embeddings_of, fingerprint, head_of, maskable
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -213,3 +215,17 @@ def test_a_backbone_has_to_carry_its_tokenizer(backbone: Path, tmp_path: Path, c
         (folder / "tokenizer.json").write_bytes(content)
     with pytest.raises(DataError, match="no tokenizer there"):
         load_tokenizer(folder)
+
+
+def test_a_model_reads_as_many_tokens_as_it_has_positions_for(backbone: Path) -> None:
+    roberta = load_masked_lm(backbone)
+    longest = torch.full((1, longest_input(roberta)), 7)
+    assert longest.shape == (1, 38)
+    roberta(longest)
+    with pytest.raises((IndexError, RuntimeError)):
+        roberta(torch.cat([longest, longest[:, :1]], dim=1))
+    small = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8, "num_hidden_layers": 1}
+    assert longest_input(BertModel(BertConfig(max_position_embeddings=20, **small))) == 20
+    endless = nn.Module()
+    endless.config = SimpleNamespace()
+    assert longest_input(endless) == sys.maxsize
