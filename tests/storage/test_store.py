@@ -160,6 +160,24 @@ def test_a_file_that_is_gone_is_named(store: Store) -> None:
     assert not other.intact(STAGE.address)
 
 
+def test_a_file_that_is_gone_is_missed_where_this_node_still_has_it(store: Store) -> None:
+    manifest = publish(store)
+    assert store.intact(STAGE.address)
+    store.remove("stages", STAGE.address, manifest.attempt, "scores.json")
+    assert not store.has(STAGE.address)
+    assert not store.intact(STAGE.address)
+
+
+def test_a_manifest_is_read_once_whatever_the_number_of_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    other, read = again(store), list[str]()
+    monkeypatch.setattr(other, "read", lambda *parts: read.append(parts[-1]) or Store.read(other, *parts))
+    for ask in (other.has, other.intact, lambda address: other.fetch_folder(address, "model")):
+        ask(STAGE.address)
+        assert read == [MANIFEST]
+        read.clear()
+
+
 def test_a_discarded_stage_can_be_made_again(store: Store) -> None:
     publish(store)
     store.discard(STAGE.address)
@@ -200,6 +218,15 @@ def test_a_manifest_is_believed_only_in_its_own_place(
     mixed = {**other, **{name: mine[name] for name in kept}}
     store.write(json.dumps(mixed).encode(), "stages", STAGE.address, MANIFEST)
     broken(store, caplog, "the manifest of another stage (ban · text)")
+
+
+@pytest.mark.parametrize("kind", ["txet", "check", ""])
+def test_a_manifest_that_names_another_kind_than_its_identity_is_not_believed(
+    store: Store, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    content = {**json.loads(publish(store).model_dump_json()), "kind": kind}
+    store.write(json.dumps(content).encode(), "stages", STAGE.address, MANIFEST)
+    broken(store, caplog, f"calls a text stage '{kind}'")
 
 
 def test_a_manifest_of_a_newer_version_is_not_taken_for_a_broken_one(store: Store) -> None:
