@@ -22,6 +22,7 @@ from typing import Any
 
 from deftx.errors import StoreError
 from deftx.stages.cache import Cache, mismatch, sha256_of
+from deftx.stages.kinds import check_complete
 from deftx.stages.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from deftx.stages.objects import Objects
 from deftx.stages.records import BrokenRecord
@@ -97,10 +98,12 @@ class Store(Objects):
         return None if content is None else read_manifest(content, address, self.path("stages", address, MANIFEST))
 
     def _complete(self, address: str) -> Manifest | None:
-        """The manifest, unless a fact of its kind is missing or is no number: then the stage counts as not made."""
+        """The manifest, unless it lacks a fact or a file of its kind: then the stage counts as not made."""
         manifest = self.manifest(address)
         try:
-            return manifest if manifest is None or manifest.facts else None
+            if manifest is not None:
+                check_complete(manifest)
+            return manifest
         except StoreError as error:
             self._warn(f"{error}; the command that made the stage makes it again")
             return None
