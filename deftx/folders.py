@@ -1,4 +1,4 @@
-"""What lies in the folder of a model or a vector, told without reading it, so that what was read need not be again."""
+"""The files in the folder of a model or a vector, and whether they changed since they were read; no file is opened."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Contents = tuple[tuple[str, int, int, int], ...]
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of a folder that count, by name: not the hidden ones, and none of a folder in it."""
+    """The files of a folder that count, by name: without hidden files and subfolders."""
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def contents_of(folder: Path) -> Contents:
-    """What to remember a folder's content by; another one as soon as a file of it was written, added or removed.
+    """The state of a folder's files, which differs as soon as one of them was written, added or removed.
 
     The time of the content can be set back (`touch`, `rsync -t`), that of the entry cannot.
     """

@@ -1,4 +1,4 @@
-"""Passwords in URLs are not for showing: what is printed or put on record goes through here. Used, they stay whole."""
+"""Hides the passwords of URLs in what is printed or recorded; a URL that is opened keeps its own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def without_password(text: str) -> str:
 
 
 def to_type(command: str) -> str:
-    """A command as it is shown, and how to complete it where a password was left out."""
-    shown = without_password(command)
-    return shown if shown == command else f"{shown}  (with the password in place of {HIDDEN})"
+    """A command to show, with a note where a password has to be filled in."""
+    safe = without_password(command)
+    return safe if safe == command else f"{safe}  (with the password in place of {HIDDEN})"

@@ -1,4 +1,4 @@
-"""The presets `paper`, `paper-l1` and `lt-sft`, and recipes made of one and of what is set over it. No torch here.
+"""The presets `paper`, `paper-l1` and `lt-sft`, and recipes: a preset with a user's settings over it. No torch here.
 
 A space writes its settings in groups (`language.training.max_steps`), a notebook by their names alone (`max_steps`).
 """
@@ -20,7 +20,7 @@ def preset(name: PresetName, task: TaskKind) -> dict[str, Any]:
     """The settings of a preset as `{"language": ..., "task": ...}`, to be overridden by a space.
 
     `paper` is DEFT-X as published, its L1 term as coded upstream (no gradient); `paper-l1` makes that term real;
-    `lt-sft` has none and the smaller task learning rate of Ansell et al. (2022).
+    `lt-sft` has no L1 term, and the smaller task learning rate of Ansell et al. (2022).
 
     Raises:
         ConfigError: for an unknown preset.
@@ -83,10 +83,10 @@ def recipe_of(kind: type[Recipe], below: Mapping[str, Any], settings: Mapping[st
 
 
 def denoising(rank: object, retention: float) -> Denoise | None:
-    """The denoising that a rank and a retention spell; None, which is LT-SFT, for no rank.
+    """The denoising of a rank and a retention; None, which is LT-SFT, without a rank.
 
     Raises:
-        ConfigError: with a line for each that is out of range.
+        ConfigError: with a line for each of them that is out of range.
     """
     try:
         return None if rank is None else Denoise.model_validate({"rank": rank, "retention": retention})

@@ -1,7 +1,7 @@
-"""The kinds of stages as a sweep shows and counts them: words, fills, names in MLflow, and what they cost.
+"""The kinds of stages as a sweep shows and counts them: descriptions, fills, names in MLflow, and what they cost.
 
-Keyed by the kinds of `deftx.stages.kinds`, which a test compares with these. Another kind is one `register` here, after
-the one there. Nothing is drawn or sent here, and no text is opened.
+Keyed by the kinds of `deftx.stages.kinds`, which a test compares with these. To add a kind, `register` it here after
+registering it there. Nothing is drawn or sent here, and no text is opened.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reading:
 
 
 def _size_of_its_backbone(stage: Stage) -> Size | None:
-    """Of the backbone that a stage, or the dense stage before it, starts from."""
+    """The size of the backbone that a stage, or the dense stage before it, starts from."""
     dense = stage.input("dense") or stage
     return size_of_backbone(dense.input("backbone") or getattr(dense.settings, "backbone", None))
 
@@ -51,11 +51,11 @@ class ShownKind:
     Attributes:
         sentence: what a stage is, for MLflow; it may name `{language}` and `{subject}`.
         fill: number of its fill in the ramp of the pictures.
-        names: of its facts in MLflow, with what they are multiplied by there; others are called by their own.
-        files: what its published files that MLflow gets begin with; None: none of them.
+        names: the name in MLflow of each fact, and the factor it is multiplied by there; other facts keep their own.
+        files: prefix of the published files that MLflow gets; None for no files.
         view: the table of its runs in MLflow.
         size: the size of the model it makes or trains.
-        bytes: what it publishes for a model of a size; None: next to nothing.
+        bytes: how much it publishes for a model of a size; None for next to nothing.
         reading: what its own training reads.
     """
 
@@ -73,15 +73,15 @@ SHOWN: dict[str, ShownKind] = {}
 """By the kind's name. Filled by `register` alone."""
 
 
-def register(name: str, shown: ShownKind) -> None:
-    """Say how a kind is shown.
+def register(name: str, kind: ShownKind) -> None:
+    """Register how a kind is shown.
 
     Raises:
-        ValueError: when that is known already.
+        ValueError: for a kind that is registered already.
     """
     if name in SHOWN:
         raise ValueError(f"how a {name} stage is shown is known already")
-    SHOWN[name] = shown
+    SHOWN[name] = kind
 
 
 def shown_as(kind: str) -> ShownKind:
@@ -96,19 +96,19 @@ def shown_as(kind: str) -> ShownKind:
 
 
 def result(kind: str, key: str, value: float) -> tuple[str, float]:
-    """The name and value in MLflow of a fact; one without a name here stands in a section of the stage's kind."""
+    """The name and value of a fact in MLflow; one without a name here goes into a section of the stage's kind."""
     name, factor = shown_as(kind).names.get(key, (f"{kind}/{key.replace('_', ' ')}", 1))
     return name, factor * value
 
 
 def score_name(split: str, metric: str) -> str:
-    """What a score on `validation` or `test` is called."""
+    """The name in MLflow of a score on `validation` or `test`."""
     return f"score/{split} {format_metric(metric)} points"
 
 
 def format_metric(metric: str) -> str:
-    """A metric in words; one that is not known here by its own name."""
-    return next((words for name, words in METRIC_NAMES.items() if name == metric), metric)
+    """A metric in words; an unknown one keeps its name."""
+    return next((title for name, title in METRIC_NAMES.items() if name == metric), metric)
 
 
 # -- the names of facts -----------------------------------------------------------------------------------------------

@@ -102,9 +102,9 @@ def status(name: Name, storage: Storage = "results") -> None:
     out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
     table = Table("kind", "done", "reused", "failed", "waiting")
     for kind in dict.fromkeys([*KINDS, *(entry.kind for entry in state.stages.values())]):
-        found = [entry.status for entry in state.stages.values() if entry.kind == kind]
-        if found:
-            table.add_row(kind, *(str(found.count(s)) for s in ("done", "reused", "failed", "waiting")))
+        statuses = [entry.status for entry in state.stages.values() if entry.kind == kind]
+        if statuses:
+            table.add_row(kind, *(str(statuses.count(s)) for s in ("done", "reused", "failed", "waiting")))
     out.print(table)
     for row in state.combinations:
         selection = str(info.space["selection"])
@@ -146,7 +146,7 @@ def _run(
     from orchestrator.report.chosen import forget_choice, write_choice
     from orchestrator.report.markdown import write_report
     from orchestrator.run.driver import Driver
-    from orchestrator.run.logs import DRIVER, kept
+    from orchestrator.run.logs import DRIVER, logging_to
     from orchestrator.run.machine import Machine, Workplace
     from orchestrator.tracking.content import sweep_status
     from orchestrator.tracking.mirror import Mirror
@@ -165,9 +165,9 @@ def _run(
         if driver.finished() and not driver.schedule.failures and not quiet:
             place = without_password(folder.store.url)
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
-        here = machine.slots(workplace.resources) if machine else prepared.space.parallel
-        slots = 1 if serial else min(prepared.space.parallel, here)
-        with kept(folder, DRIVER):
+        capacity = machine.slots(workplace.resources) if machine else prepared.space.parallel
+        slots = 1 if serial else min(prepared.space.parallel, capacity)
+        with logging_to(folder, DRIVER):
             driver.write_state()  # the search goes on: before anything else reads how far it is
             mirror.start()
             screen.start(Progress(driver, prepared.planner, slots))

@@ -1,4 +1,4 @@
-"""Words that more than one room says: scores, metrics, the rule of selection, and what is doubtful about a stage.
+"""Texts that more than one package uses: scores, metrics, the rule of selection, and warnings about a stage.
 
 Numbers are percentage points, intervals 95 %. `target-valid` is called few-label selection, since target labels chose.
 """
@@ -40,25 +40,25 @@ def signed_points(score: Score | None) -> str:
 def _bracketed(score: Score | None, form: str) -> str:
     if score is None:
         return NOTHING
-    value, low, high = (_format_number(one, form) for one in (score.value, score.low, score.high))
+    value, low, high = (_format_number(number, form) for number in (score.value, score.low, score.high))
     if score.excludes_zero:
-        low, high = (_not_zero(one, form) for one in (score.low, score.high))
+        low, high = (_not_zero(number, form) for number in (score.low, score.high))
     return f"{value} [{low}, {high}]"
 
 
 def _format_number(number: float, form: str) -> str:
-    """Without the sign of a number that rounds to 0."""
+    """A share in percentage points, without a minus sign when it rounds to 0."""
     return f"{round(100 * number, 1) + 0.0:{form}}"
 
 
 def _not_zero(number: float, form: str) -> str:
-    """With more digits where a number that is not 0 would look like it."""
+    """A share in percentage points, with more digits where it would look like 0."""
     near = round(100 * number, 1) == 0
     return f"{100 * number:{form.replace('.1f', '.1g')}}" if near else _format_number(number, form)
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 language`, `1,200 languages`."""
+    """A number with its noun: `1 language`, `1,200 languages`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
@@ -68,13 +68,13 @@ def by_few_labels(info: SweepInfo) -> bool:
 
 
 def format_selection(info: SweepInfo, metric: Metric | None) -> str:
-    """How the choice is made, under its proper name."""
+    """The rule of selection, with its name."""
     rule = _FEW_LABELS if by_few_labels(info) else _NO_LABELS
     return rule.format(metric=METRIC_NAMES[metric] if metric else "score")
 
 
 def format_validation(info: SweepInfo) -> str:
-    """What validation scores are worth."""
+    """What validation scores are worth, as the end of a sentence."""
     if by_few_labels(info):
         return "made the choice and therefore flatters the chosen row"
     return "took no part in the choice"
@@ -92,7 +92,7 @@ def _l1(recipe: Mapping[str, Any]) -> str:
 
 
 def format_score(score: float, selection: str) -> str:
-    """A combination's score under the proper name of the selection."""
+    """A combination's score, with the name of the selection."""
     if selection == "target-valid":
         return f"{score * 100:.2f} on validation (few-label selection)"
     return f"{score:+.3f}, source validation less held-out loss (selection without target labels)"
@@ -105,17 +105,17 @@ _FEW_VALIDATIONS = 3
 
 
 def stage_warnings(manifest: Manifest) -> list[str]:
-    """What to be careful about with a published stage: one line each, which does not name the stage (its label does).
+    """The warnings about a published stage, one line each; they do not name the stage (its label does).
 
-    What a stage itself warns of, as the check of a text does, begins with its subject.
+    Only those that the stage itself recorded, as the check of a text does, begin with its subject.
     """
     of_text = manifest.details.get("warnings", [])
-    by_manifest = (_clamped(manifest), _near_lt_sft(manifest), _never_improved(manifest))
-    return [*of_text, *(words for words in by_manifest if words)]
+    of_training = (_clamped(manifest), _near_lt_sft(manifest), _never_improved(manifest))
+    return [*of_text, *filter(None, of_training)]
 
 
 def _clamped(manifest: Manifest) -> str:
-    """A uniform rank beyond min(m, n): such matrices are left as they are."""
+    """The warning about a uniform rank beyond min(m, n): such matrices are left as they are."""
     denoise = manifest.identity["settings"].get("denoise")
     asked = Rank.parse(denoise["rank"]).uniform if denoise else None
     matrices = manifest.details.get("matrices", [])
@@ -134,7 +134,7 @@ def _near_lt_sft(manifest: Manifest) -> str:
 
 
 def _never_improved(manifest: Manifest) -> str:
-    """The best checkpoint is the first one that was validated."""
+    """The warning that the best checkpoint is the first that was validated."""
     steps, facts = [point["step"] for point in manifest.curve], manifest.facts
     best = facts.best_step if isinstance(facts, TrainingFacts) else None
     if len(steps) < _FEW_VALIDATIONS or best != steps[0]:

@@ -1,1 +1,1 @@
-"""The command `deftx`: arguments, messages and exit codes; the work is done in the other rooms."""
+"""The command `deftx`: arguments, messages and exit codes; the work is done in the other packages."""

@@ -1,4 +1,4 @@
-"""The command `deftx`, also `python -m deftx`: the parts of the method that one uses by hand, without a search."""
+"""The command `deftx`, also `python -m deftx`: the parts of the method that are used by hand, without a search."""
 
 from __future__ import annotations
 

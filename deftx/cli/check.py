@@ -32,10 +32,10 @@ def check_command(
     file: File, backbone: Backbone, evaluation: Tables = None, column: Column = "text", steps: Steps = None
 ) -> None:
     """Look a text over as language training would read it: blocks of 256 tokens, batches of 8."""
-    found, out = _check(file, backbone, evaluation, column, steps), console()
-    out.print(_table(found))
-    out.print(escape(found.summary), soft_wrap=True)
-    for warning in found.warnings:
+    report, out = _check(file, backbone, evaluation, column, steps), console()
+    out.print(_table(report))
+    out.print(escape(report.summary), soft_wrap=True)
+    for warning in report.warnings:
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
@@ -57,33 +57,33 @@ def _column(file: str, column: str) -> list[str]:
     return [row.text for row in read_rows(file_source(file), layout)]
 
 
-def _table(found: TextReport) -> Table:
-    table = Table("count", "number", "lines", title=f"text {escape(found.language)}", title_justify="left")
-    for name, lines in _lines(found).items():
+def _table(report: TextReport) -> Table:
+    table = Table("count", "number", "lines", title=f"text {escape(report.language)}", title_justify="left")
+    for name, lines in _lines(report).items():
         table.add_row(name, f"{lines.count:,}", str(lines).partition(" ")[2])
     rows = {
-        "words": f"{found.words:,}",
-        "tokens": f"{found.tokens:,}",
-        "tokens a word": f"{found.tokens_per_word:.2f}",
-        "unknown tokens": f"{found.unknown_share:.2%}",
-        "words of more than 4 tokens": f"{found.long_word_share:.1%}",
-        f"blocks of {found.block}: training": f"{found.train_blocks:,}",
-        f"blocks of {found.block}: held out": f"{found.valid_blocks:,}",
-        f"steps of {found.batch_size}: planned": f"{found.planned_steps:,}",
-        f"steps of {found.batch_size}: good for": f"{found.good_for:,}",
+        "words": f"{report.words:,}",
+        "tokens": f"{report.tokens:,}",
+        "tokens a word": f"{report.tokens_per_word:.2f}",
+        "unknown tokens": f"{report.unknown_share:.2%}",
+        "words of more than 4 tokens": f"{report.long_word_share:.1%}",
+        f"blocks of {report.block}: training": f"{report.train_blocks:,}",
+        f"blocks of {report.block}: held out": f"{report.valid_blocks:,}",
+        f"steps of {report.batch_size}: planned": f"{report.planned_steps:,}",
+        f"steps of {report.batch_size}: good for": f"{report.good_for:,}",
     }
     for name, number in rows.items():
         table.add_row(name, number, "")
     return table
 
 
-def _lines(found: TextReport) -> dict[str, Any]:
-    compared = {} if found.sentences is None else {
-        f"equal to one of {found.sentences:,} evaluation sentences": found.equal,
-        "with an evaluation sentence in them": found.contained,
-        "with a short one (under 30 letters)": found.phrases,
+def _lines(report: TextReport) -> dict[str, Any]:
+    compared = {} if report.sentences is None else {
+        f"equal to one of {report.sentences:,} evaluation sentences": report.equal,
+        "with an evaluation sentence in them": report.contained,
+        "with a short one (under 30 letters)": report.phrases,
     }  # fmt: skip
     signs = {
-        f"passages with signs of wrong encoding: {sign}": lines for sign, lines in found.signs.items() if lines.count
+        f"passages with signs of wrong encoding: {sign}": lines for sign, lines in report.signs.items() if lines.count
     }
-    return {"repeated passages": found.repeated, **compared, **signs}
+    return {"repeated passages": report.repeated, **compared, **signs}

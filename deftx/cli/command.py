@@ -1,4 +1,4 @@
-"""What every command of the project shares: its console, and how a mistake is told.
+"""What every command of the project shares: its console, and how a user's mistake is reported.
 
     0 done    2 a mistake in what was asked    130 interrupted    others are the command's own
 
@@ -30,7 +30,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 
 
 def console(stderr: bool = False, file: TextIO | None = None) -> Console:
-    """A console; a plain one, whatever the environment forces, unless a person watches: in a pipe, and in CI."""
+    """A console; in a pipe and in CI a plain one, whatever the environment forces."""
     stream = file or (sys.stderr if stderr else sys.stdout)
     watched = stream.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
     if watched:
@@ -42,14 +42,14 @@ class Command(TyperCommand):
     """A command whose user's mistakes are a message and an exit code, never a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, and tell what the user did wrong."""
+        """Run the command, and report what the user did wrong."""
         with user_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Tell a `DeftxError` in its own words and exit with 2; no character that cannot be shown is an error."""
+    """A context that prints a `DeftxError` and exits with 2; characters that cannot be shown are replaced."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")

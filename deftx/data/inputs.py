@@ -35,7 +35,7 @@ class TaskInputs:
     evaluation_texts: str | None = None
 
 
-def task_inputs(known: Benchmark, leaks: LeakRule, data_root: str | None) -> TaskInputs:
+def task_inputs(benchmark: Benchmark, leaks: LeakRule, data_root: str | None) -> TaskInputs:
     """The labelled data of a benchmark. Files are read once, so that a wrong column or label is told now.
 
     Args:
@@ -45,39 +45,41 @@ def task_inputs(known: Benchmark, leaks: LeakRule, data_root: str | None) -> Tas
     Raises:
         DeftxError: with a line for every file, data set, column and label that is not as it should be.
     """
-    rule: LeakRule = leaks if known.leaks else "none"
-    problems, language = Problems(), known.source_language
-    training = problems.get(lambda: training_sources(known, data_root)) or {}
+    rule: LeakRule = leaks if benchmark.leaks else "none"
+    problems, language = Problems(), benchmark.source_language
+    training = problems.get(lambda: training_sources(benchmark, data_root)) or {}
     evaluation: dict[EvaluationSplit, Source] = {}
     for split in EVALUATION_SPLITS if rule != "none" else ():
-        source = problems.get(lambda split=split: evaluation_source(known, language, split, data_root))  # type: ignore[misc]
+        source = problems.get(lambda split=split: evaluation_source(benchmark, language, split, data_root))  # type: ignore[misc]
         evaluation |= {split: source} if source else {}
     if data_root is not None:
-        read_tables(known, training, {(language, split): source for split, source in evaluation.items()}, problems)
+        read_tables(benchmark, training, {(language, split): source for split, source in evaluation.items()}, problems)
     problems.tell()
-    return TaskInputs(training, rule, evaluation, _digest(known, evaluation) if evaluation else None)
+    return TaskInputs(training, rule, evaluation, _digest(benchmark, evaluation) if evaluation else None)
 
 
 def read_tables(
-    known: Benchmark,
+    benchmark: Benchmark,
     training: Mapping[Split, tuple[Source, ...]],
     evaluation: Mapping[tuple[str, EvaluationSplit], Source],
     problems: Problems,
 ) -> None:
     """Read every table; what is wrong with one is kept in `problems`."""
     for split, sources in training.items():
-        problems.get(lambda split=split, sources=sources: read_training(known, sources, split))  # type: ignore[misc]
+        problems.get(lambda split=split, sources=sources: read_training(benchmark, sources, split))  # type: ignore[misc]
     for (language, part), table in evaluation.items():
-        problems.get(lambda t=table, lang=language, part=part: read_examples(known, t, lang, part))  # type: ignore[misc]
+        problems.get(lambda t=table, lang=language, part=part: read_examples(benchmark, t, lang, part))  # type: ignore[misc]
 
 
-def _digest(known: Benchmark, evaluation: Mapping[EvaluationSplit, Source]) -> str:
+def _digest(benchmark: Benchmark, evaluation: Mapping[EvaluationSplit, Source]) -> str:
     """Digest of the source language's evaluation sentences, labels apart; of the hub's data sets once for a sweep."""
 
     def digest() -> str:
-        language = known.source_language
-        return texts_digest({part: read_examples(known, table, language, part) for part, table in evaluation.items()})
+        language = benchmark.source_language
+        return texts_digest(
+            {part: read_examples(benchmark, table, language, part) for part, table in evaluation.items()}
+        )
 
     if any(isinstance(table, FileSource) for table in evaluation.values()):
         return digest()
-    return resolve_once(f"evaluation sentences of {known.name}", digest)
+    return resolve_once(f"evaluation sentences of {benchmark.name}", digest)

@@ -74,8 +74,8 @@ def factorise(matrix: Tensor, name: str = "") -> Factorisation:
         block = rows[_present(rows)].double()
         gram.addmm_(block.T, block)
     if not bool(gram.isfinite().all()):
-        what = f"the weight change of {name}" if name else "a weight change"
-        raise DataError(f"{what} of shape {tuple(matrix.shape)} holds NaN or infinite entries")
+        subject = f"the weight change of {name}" if name else "a weight change"
+        raise DataError(f"{subject} of shape {tuple(matrix.shape)} holds NaN or infinite entries")
     values, vectors = torch.linalg.eigh(gram)  # ascending; the smallest may come out a little below 0
     return Factorisation(values.clamp(min=0).sqrt().flip(0), vectors.flip(1).float().contiguous())
 
@@ -102,7 +102,7 @@ def low_rank(matrix: Tensor, factorisation: Factorisation, rank: int) -> Tensor:
 
 
 def denoise(matrix: Tensor, settings: Denoise, factorisation: Factorisation | None = None) -> Denoised:
-    """L + S of one matrix, and how far it is from the matrix.
+    """L + S of a matrix, and how far it is from the matrix.
 
     Args:
         matrix: [m, n] float32 weight change.

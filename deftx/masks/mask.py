@@ -45,7 +45,7 @@ def save_svd_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def svd_factors_of(store: Store, address: str) -> SVDFactors:
-    """The SVD factors that a dense stage published; those of a matrix are read when they are asked for."""
+    """The SVD factors that a dense stage published; those of a matrix are read when it is looked up."""
     singular_values, singular_vectors = (
         LazyTensors(store.fetch(address, name)) for name in (SINGULAR_VALUES, SINGULAR_VECTORS)
     )
@@ -60,7 +60,7 @@ def denoise_all(
     Args:
         delta: the weight change, float32 tensors by name.
         settings: rank and retention.
-        factors: of every matrix in it.
+        svd_factors: of every matrix in it.
 
     Returns:
         The tensors by name, and one record for each matrix: its `name`, `rank`, `rank_share` (the rank over the full

@@ -110,10 +110,10 @@ def _kth_largest(read: Callable[[], Iterable[Chunk]], k: int) -> tuple[int, int]
     """Bit pattern of the k-th largest magnitude, and how many entries equal to it are among the k."""
     high = torch.zeros(_HIGH, dtype=torch.int64)
     for name, _, chunk in read():
-        here = torch.bincount(_bits(chunk) >> _LOW_BITS, minlength=_HIGH)
-        if here[_INFINITY:].any():
+        counts = torch.bincount(_bits(chunk) >> _LOW_BITS, minlength=_HIGH)
+        if counts[_INFINITY:].any():
             raise DataError(f"the weight change of {name} holds NaN or infinite entries")
-        high += here
+        high += counts
     top, above = _bin_of(high, k)
     low = torch.zeros(1 << _LOW_BITS, dtype=torch.int64)
     for _, _, chunk in read():

@@ -1,4 +1,4 @@
-"""What a running stage has at hand, and how it reads what other stages left in the store. Nothing is computed here."""
+"""What a running stage works with, and how it reads what other stages published. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Context:
-    """What a running stage has at hand."""
+    """What a running stage works with."""
 
     stage: Stage
     store: Store
@@ -47,8 +47,8 @@ def dense_of(stage: Stage) -> Stage:
     return stage.input("dense") or stage
 
 
-def vector_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
-    """The vector in a role: of the input stage there, else the published one, else None."""
+def sft_of(store: Store, stage: Stage, role: str, published: Published | None) -> SparseFineTuning | None:
+    """The SFT in a role: that of the input stage, else the published one, else None."""
     if (needed := stage.input(role)) is not None:
         return SparseFineTuning.from_folder(store.fetch_folder(needed.address, SFT))
     return SparseFineTuning.from_published(published) if published else None

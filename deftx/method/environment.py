@@ -1,4 +1,4 @@
-"""The process a stage runs in: its threads and seeds, peak memory, and what is noted of it in a manifest."""
+"""The process a stage runs in: its threads and seeds, peak memory, and what a manifest records of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOTED = ("deftx-sweeps", "torch", "transformers", "tokenizers", "datasets", "nu
 
 
 def prepare(seed: int, execution: Execution, precision: Precision = "float32") -> None:
-    """Set everything that a worker used before may have left different: threads, seeds, matrix precision.
+    """Set everything that earlier stages in this process may have changed: threads, seeds, matrix precision.
 
     The same seed, machine and threads then give the same result bit for bit.
     """
@@ -53,7 +53,7 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Leave random states, threads and torch's switches as they are: for a process that is not a worker of ours."""
+    """A context after which random states, threads and torch's switches are as before: for a process of the user's."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     exact, lenient = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -87,7 +87,7 @@ def peak_memory() -> int:
 
 
 def memory(field: str) -> int:
-    """A field of proc(5)'s status in bytes; 0 where there is none."""
+    """A field of proc(5)'s status in bytes; 0 without such a field."""
     try:
         match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     except OSError:
@@ -98,24 +98,24 @@ def memory(field: str) -> int:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results may depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _NOTED:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @functools.cache
 def git_commit() -> str | None:
     """The commit of the checkout that this code lies in, with `+` for local changes; None for an installed package."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return None
     try:
         commit = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -13,7 +13,7 @@ from deftx.data.examples import read_examples
 from deftx.evaluate.metrics import score
 from deftx.masks.mask import mask_size
 from deftx.masks.select import non_zero
-from deftx.method.context import Context, Made, backbone_folder, dense_of, vector_of
+from deftx.method.context import Context, Made, backbone_folder, dense_of, sft_of
 from deftx.models.load import load_classifier, load_tokenizer
 from deftx.sft.compose import composed
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
@@ -31,25 +31,25 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def grade(context: Context) -> Made:
-    """Compose, predict validation and test of the target language, and publish only validation as metrics."""
+    """The grade of a composition: validation scores as metrics, test scores in a file of their own alone."""
     settings, store = settings_of(context.stage, GradeSettings), context.store
-    known = benchmark(settings.benchmark)
+    spec = benchmark(settings.benchmark)
     task_stage = context.stage.needed("task")
-    task = _task_vector(store, task_stage)
-    language = vector_of(store, context.stage, "language", settings.vector)
+    task = _task_sft(store, task_stage)
+    language = sft_of(store, context.stage, "language", settings.vector)
     folder = backbone_folder(store, dense_of(task_stage))
     tokenizer = load_tokenizer(folder)
     device = torch.device(context.execution.device)
-    model = load_classifier(folder, known.labels, seed=0).to(device).eval()
+    model = load_classifier(folder, spec.labels, seed=0).to(device).eval()
     valid: dict[str, float] = {}
     with composed(model, task, language, settings.weights):
         for split, source, name in _evaluated(settings):
-            rows = read_examples(known, source, settings.language, split)
+            rows = read_examples(spec, source, settings.language, split)
             encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, settings.max_length)
             predicted = predict(model, encoded, tokenizer.pad_token_id, device)
-            scores = {str(m): score(encoded.labels.tolist(), predicted.tolist(), known.labels, m) for m in METRICS}
+            scores = {str(m): score(encoded.labels.tolist(), predicted.tolist(), spec.labels, m) for m in METRICS}
             record: dict[str, Any] = {
-                "language": settings.language, "labels": list(known.labels), "metric": known.metric,
+                "language": settings.language, "labels": list(spec.labels), "metric": spec.metric,
                 "ids": list(rows.ids), "gold": encoded.labels.tolist(), "predicted": predicted.tolist(), **scores,
             }  # fmt: skip
             (context.folder / name).write_text(json.dumps(record), encoding="utf-8")
@@ -62,7 +62,7 @@ def _evaluated(settings: GradeSettings) -> list[tuple[EvaluationSplit, Source, s
     return [("valid", settings.valid, SCORES), ("test", settings.test, SEALED)]
 
 
-def _task_vector(store: Store, stage: Stage) -> SparseFineTuning:
+def _task_sft(store: Store, stage: Stage) -> SparseFineTuning:
     if kind_of(stage.kind).makes_sft:
         return SparseFineTuning.from_folder(store.fetch_folder(stage.address, SFT))
     delta, head = LazyTensors(store.fetch(stage.address, DELTA)), LazyTensors(store.fetch(stage.address, HEAD))

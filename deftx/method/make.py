@@ -27,14 +27,11 @@ Watch = Callable[[Stage], Report | None]
 
 
 def make(stage: Stage, store: Store, execution: Execution | None = None, watch: Watch | None = None) -> Manifest:
-    """Make a stage, and first whatever it needs that the store does not have whole.
+    """The manifest of a stage, which is made with what it needs unless the store has it whole.
 
     Args:
         execution: device, threads and the like; none of it is meant to change the result.
-        watch: called with each stage that is run, whatever the store has no more of among them.
-
-    Returns:
-        The stage's manifest: the one in the store when it was there already, nothing being run then.
+        watch: called with each stage that is run, also with inputs that have to be made again.
 
     Raises:
         DeftxError: for what a user did; nothing is published then.

@@ -21,7 +21,7 @@ from deftx.errors import DataError
 from deftx.masks.mask import choose, denoise_all, mask_size, save_svd_factors, svd_factors_of
 from deftx.masks.select import Indices
 from deftx.method import environment
-from deftx.method.context import Context, Made, backbone_folder, vector_of
+from deftx.method.context import Context, Made, backbone_folder, sft_of
 from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
 from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
@@ -62,22 +62,22 @@ def dense(context: Context) -> Made:
 def sparse(context: Context) -> Made:
     """Algorithm 1, lines 4-9: denoise the delta, choose k entries, go back to the start and train only those."""
     settings = settings_of(context.stage, SparseSettings)
-    before = context.stage.needed("dense")
-    delta = LazyTensors(context.store.fetch(before.address, DELTA))
+    dense_stage = context.stage.needed("dense")
+    delta = LazyTensors(context.store.fetch(dense_stage.address, DELTA))
     denoised: Mapping[str, Tensor] = delta
     matrices: list[dict[str, Any]] = []
     if settings.denoise is not None:
-        denoised, matrices = denoise_all(delta, settings.denoise, svd_factors_of(context.store, before.address))
+        denoised, matrices = denoise_all(delta, settings.denoise, svd_factors_of(context.store, dense_stage.address))
     mask, overlap = choose(delta, denoised, settings)
     facts: dict[str, Any] = {"k": mask_size(mask), "jaccard_lt_sft": overlap, **_mean_denoising(matrices)}
-    metadata = _metadata(context, before, settings, mask)
+    metadata = _metadata(context, dense_stage, settings, mask)
     curve: list[dict[str, float]] = []
     if settings.retrain:
         del denoised  # as large as the weights, and only the mask is needed while they train
-        sft, result = _retrain(context, before, mask, metadata)
+        sft, result = _retrain(context, dense_stage, mask, metadata)
         facts, curve = facts | _trained(result), result.curve
     else:
-        head = LazyTensors(context.store.fetch(before.address, HEAD))
+        head = LazyTensors(context.store.fetch(dense_stage.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
     sft.save_pretrained(context.folder / SFT)
     return Made(SparseFacts(**facts), curve, {"matrices": matrices})
@@ -117,9 +117,9 @@ def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
         lm_head = settings.lm_head if isinstance(settings.lm_head, str) else local_folder(settings.lm_head)
         model = load_masked_lm(folder, lm_head, settings.training.dropout, seed=dense.seed)
         return model, language_objective(context.store, dense, tokenizer)
-    known = benchmark(settings.task.benchmark)
-    model = load_classifier(folder, known.labels, dense.seed, settings.training.dropout)
-    if (source := vector_of(context.store, dense, "start", settings.start)) is not None:
+    spec = benchmark(settings.task.benchmark)
+    model = load_classifier(folder, spec.labels, dense.seed, settings.training.dropout)
+    if (source := sft_of(context.store, dense, "start", settings.start)) is not None:
         apply(model, source)
     return model, _task_objective(context, settings.task, tokenizer)
 
@@ -134,49 +134,49 @@ def language_objective(store: Store, dense: Stage, tokenizer: Any) -> Objective:
 
 
 def _task_objective(context: Context, task: TaskData, tokenizer: Any) -> Objective:
-    known = benchmark(task.benchmark)
-    cleaned = _labelled(known, task)
+    spec = benchmark(task.benchmark)
+    cleaned = _labelled(spec, task)
     dropped = [asdict(row) for row in cleaned.dropped]
     (context.folder / DROPPED).write_text(json.dumps(dropped, indent=1, ensure_ascii=False), encoding="utf-8")
     encoded = [
         encode(tokenizer, rows.texts, rows.pairs, rows.labels, task.max_length)
         for rows in (cleaned.train.take(range(len(cleaned.train))[: task.max_rows]), cleaned.valid)
     ]
-    return Classification(encoded[0], encoded[1], known.labels, known.metric, tokenizer.pad_token_id)
+    return Classification(encoded[0], encoded[1], spec.labels, spec.metric, tokenizer.pad_token_id)
 
 
-def _labelled(known: Benchmark, task: TaskData) -> Cleaned:
+def _labelled(spec: Benchmark, task: TaskData) -> Cleaned:
     """The labelled data of the source language without its leaks."""
-    training = {split: read_training(known, sources, split) for split, sources in task.training.items()}
-    language = known.source_language
-    evaluation = {split: read_examples(known, source, language, split) for split, source in task.evaluation.items()}
+    training = {split: read_training(spec, sources, split) for split, sources in task.training.items()}
+    language = spec.source_language
+    evaluation = {split: read_examples(spec, source, language, split) for split, source in task.evaluation.items()}
     if evaluation and texts_digest(evaluation) != task.evaluation_texts:
-        raise DataError(f"{known.name}: the evaluation sentences changed since the sweep was planned")
-    return clean_training(known, training, evaluation, task.leaks)
+        raise DataError(f"{spec.name}: the evaluation sentences changed since the sweep was planned")
+    return clean_training(spec, training, evaluation, task.leaks)
 
 
 def _metadata(context: Context, dense: Stage, settings: SparseSettings, mask: Indices) -> SFTMetadata:
-    of = settings_of(dense, DenseSettings)
-    known = benchmark(of.task.benchmark) if of.task else None
-    made = context.store.manifest(dense.address)
-    trained = dense.input("backbone")
+    dense_settings = settings_of(dense, DenseSettings)
+    spec = benchmark(dense_settings.task.benchmark) if dense_settings.task else None
+    manifest = context.store.manifest(dense.address)
+    published, trained = dense_settings.backbone, dense.input("backbone")
     return SFTMetadata(
-        backbone=name_of(of.backbone) if of.backbone else f"stage {trained.address if trained else ''}",
-        revision=of.backbone.commit if isinstance(of.backbone, HubFolder) else None,
-        fingerprint=made.details["fingerprint"] if made else None,
-        language=of.language,
-        task=known.name if known else None,
-        labels=list(known.labels) if known else None,
+        backbone=name_of(published) if published else f"stage {trained.address if trained else ''}",
+        revision=published.commit if isinstance(published, HubFolder) else None,
+        fingerprint=manifest.details["fingerprint"] if manifest else None,
+        language=dense_settings.language,
+        task=spec.name if spec else None,
+        labels=list(spec.labels) if spec else None,
         k=mask_size(mask),
         rank=str(settings.denoise.rank) if settings.denoise else None,
         retention=settings.denoise.retention if settings.denoise else None,
-        max_length=of.task.max_length if of.task else None,
+        max_length=dense_settings.task.max_length if dense_settings.task else None,
         versions=environment.versions(),
     )
 
 
 def _mean_denoising(matrices: list[dict[str, Any]]) -> dict[str, float]:
-    """How far denoising went, on average over the matrices; nothing for LT-SFT."""
+    """How far denoising went, on average over the matrices; empty for LT-SFT."""
     names = {"mean_rank": "rank", "nonzero_retention": "nonzero_retention", "energy_retention": "energy_retention"}
     return {name: sum(m[key] for m in matrices) / len(matrices) for name, key in names.items()} if matrices else {}
 

@@ -37,7 +37,7 @@ def pretrain(
     checkpoints: Checkpoints | None = None,
     report: Report | None = None,
 ) -> TrainResult:
-    """Train a tokenizer and a masked language model and write both into a folder.
+    """The result of training a masked language model, written with its own tokenizer into a folder.
 
     Args:
         texts: passages by language, to pre-train on.

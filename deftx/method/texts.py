@@ -1,6 +1,6 @@
 """The stages that read plain text: a backbone pre-trained on it, its token blocks, and what it is good for.
 
-How text is read, checked and cut is in the room `data`, the pre-training itself in `pretrain`.
+How text is read, checked and cut is in `deftx.data`, the pre-training itself in `pretrain`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deftx.stages.stage import settings_of
 
 
 def backbone(context: Context) -> Made:
-    """Pre-train a small model and its tokenizer."""
+    """A small model and its tokenizer, pre-trained here."""
     settings = settings_of(context.stage, BackboneSettings)
     texts = {language: read_lines(source) for language, source in settings.texts}
     others = {language: read_lines(source) for language, source in settings.tokenizer_texts}
@@ -37,33 +37,33 @@ def backbone(context: Context) -> Made:
 
 
 def check(context: Context) -> Made:
-    """Look over the text of a language before anything is trained on it."""
+    """The check of a language's text, before anything is trained on it."""
     settings = settings_of(context.stage, CheckSettings)
-    found = check_text(
+    report = check_text(
         settings.language, every_line(settings.source), load_tokenizer(backbone_folder(context.store, context.stage)),
         settings.text, settings.training, seed=checked_text(context.stage).seed, evaluation=_sentences(settings),
     )  # fmt: skip
-    (context.folder / CHECK).write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    (context.folder / CHECK).write_text(report.model_dump_json(indent=1), encoding="utf-8")
     facts = CheckFacts(
-        lines=found.passages, repeated_lines=found.repeated.count, shared_lines=found.shared,
-        tokens_per_word=found.tokens_per_word, unknown_share=found.unknown_share, train_blocks=found.train_blocks,
-        valid_blocks=found.valid_blocks, good_for_steps=found.good_for, planned_steps=found.planned_steps,
-        warnings=len(found.warnings),
+        lines=report.passages, repeated_lines=report.repeated.count, shared_lines=report.shared,
+        tokens_per_word=report.tokens_per_word, unknown_share=report.unknown_share, train_blocks=report.train_blocks,
+        valid_blocks=report.valid_blocks, good_for_steps=report.good_for, planned_steps=report.planned_steps,
+        warnings=len(report.warnings),
     )  # fmt: skip
-    return Made(facts, details={"summary": found.summary, "warnings": list(found.warnings)})
+    return Made(facts, details={"summary": report.summary, "warnings": list(report.warnings)})
 
 
 def _sentences(settings: CheckSettings) -> list[str] | None:
     """What must not be in the text: the evaluation sentences of its language, both sides of a pair."""
     if not settings.evaluation:
         return None
-    known, language = benchmark(settings.benchmark), settings.language
-    tables = [read_examples(known, source, language, split) for split, source in settings.evaluation.items()]
+    spec, language = benchmark(settings.benchmark), settings.language
+    tables = [read_examples(spec, source, language, split) for split, source in settings.evaluation.items()]
     return [text for table in tables for text in (*table.texts, *(table.pairs or ()))]
 
 
 def text(context: Context) -> Made:
-    """Cut the text of a language into token blocks."""
+    """The token blocks of a language's text."""
     settings = settings_of(context.stage, TextStageSettings)
     lines = read_lines(settings.source)
     tokenizer = load_tokenizer(backbone_folder(context.store, context.stage))

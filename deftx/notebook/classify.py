@@ -12,7 +12,7 @@ from deftx.data.examples import Examples, read_training
 from deftx.errors import ConfigError, Problems
 from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
 from deftx.models.load import quiet
-from deftx.notebook.learn import PathLike
+from deftx.notebook.stages import PathLike
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source, read_text
@@ -63,12 +63,12 @@ def compose(
     problems = Problems()
     folder = problems.get(lambda: local_folder(resolve_folder(str(backbone), revision)))
     head = problems.get(lambda: _loaded(task))
-    vector = None if language is None else problems.get(lambda: _loaded(language))
+    sft = None if language is None else problems.get(lambda: _loaded(language))
     names = problems.get(lambda: _labels(head, labels)) if head else None
     problems.tell()
-    assert folder and head is not None and names, "each is missing for a problem alone, which was told"
+    assert folder and head is not None and names, "each is missing only after an error, which was raised"
     length = max_length or head.metadata.max_length or _MAX_LENGTH
-    model, tokenizer = load_composed(folder, head, vector, names, weights, length)
+    model, tokenizer = load_composed(folder, head, sft, names, weights, length)
     with quiet():
         classifier: TextClassificationPipeline = pipeline(
             "text-classification", model=model, tokenizer=tokenizer, device=device, truncation=True,

@@ -1,43 +1,25 @@
 """Learning a language or a task vector by one call. Its stages are those of a sweep with the same inputs, at the same
-addresses: what the one made, the other finds in the store and does not make again.
+addresses: what a sweep made is loaded from the store, and the other way round.
+
+How the arguments become stages is in `stages`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import ValidationError
-
-from deftx.config import Execution, LanguageRecipe, LeakRule, Metric, PresetName, TaskKind, TaskRecipe
-from deftx.data.catalogue import BENCHMARKS, OwnBenchmark, benchmark
-from deftx.data.corpora import wikipedia
-from deftx.data.inputs import TaskInputs, read_tables, task_inputs
-from deftx.errors import ConfigError, Problems, hint
+from deftx.config import Execution, LeakRule, Metric, PresetName, TaskKind
+from deftx.data.catalogue import OwnBenchmark
 from deftx.method.environment import restored
 from deftx.method.make import make
 from deftx.notebook.progress import Bars
-from deftx.recipes import denoising, explain_all, preset, recipe_of
+from deftx.notebook.stages import PathLike, SFTLike, language_stage, task_stage
 from deftx.sft.vector import SparseFineTuning
-from deftx.sources.files import file_source
-from deftx.sources.hub import Source
-from deftx.sources.published import Published, resolve_folder
-from deftx.stages.backbones import check_k, resolve_lm_head
-from deftx.stages.build import dense_language, dense_task, sparse_stage, text_stage
 from deftx.stages.files import SFT
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
-
-PathLike = str | Path
-"""A folder or a hub id."""
-Vector = SparseFineTuning | Stage | PathLike
-
-_WIKIPEDIA = "wikipedia:"
-_OWN = "own"
-_UNDETERMINED = "und"
 
 
 def learn_language(
@@ -63,7 +45,7 @@ def learn_language(
         backbone: folder or hub id of a pretrained encoder with its tokenizer.
         language: the language's code; None: the file's name without its ending.
         preset: paper, paper-l1 or lt-sft; see `deftx.recipes.preset`.
-        seed: of everything that is drawn.
+        seed: of every random draw.
         store: a folder or URL, such as a sweep's `--storage`.
         rank: rank that denoising keeps of each matrix, `100` or `90%` of the squared singular values; None: LT-SFT.
         retention: share of the higher-order entries kept, between 0 and 1.
@@ -100,7 +82,7 @@ def learn_task(
     language: str | None = None,
     kind: TaskKind = "sentiment",
     metric: Metric = "macro_f1",
-    source: Vector | None = None,
+    source: SFTLike | None = None,
     data_root: PathLike | None = None,
     leaks: LeakRule = "strict",
     preset: PresetName = "paper",
@@ -115,23 +97,23 @@ def learn_task(
 ) -> SparseFineTuning:
     """The sparse vector of a task, with its classifier, learnt from labelled text of the source language.
 
-    Either of a benchmark, or of tables of one's own: CSV files with the columns `text` and `label` (and `hypothesis`
+    Either of a benchmark, or of tables of your own: CSV files with the columns `text` and `label` (and `hypothesis`
     for pairs).
 
     Args:
-        benchmark: nusax, americasnli, archipelago, or the definition of one's own as in a space; with tables of one's
+        benchmark: nusax, americasnli, archipelago, or the definition of your own as in a space; with tables of your
             own, the name to give them (as a space does, for the same addresses).
         backbone: as of `learn_language`.
         train: table to train on.
         valid: table that chooses the checkpoint.
-        labels: every label as the tables spell it, in the order that the classifier's outputs shall have.
+        labels: every label as the tables spell it, in the order of the classifier's outputs.
         language: code of the tables' language.
-        kind: sentiment for a label for a text, nli for a text and its hypothesis; of tables of one's own.
-        metric: macro_f1 or accuracy, by which the checkpoint is chosen; of tables of one's own.
+        kind: sentiment for a label for a text, nli for a text and its hypothesis; of tables of your own.
+        metric: macro_f1 or accuracy, by which the checkpoint is chosen; of tables of your own.
         source: the source language's vector that training starts from: what `learn_language` returned, a stage, or a
             folder or hub id; None: it starts from the backbone as it is.
         data_root: folder or URL of the benchmark's original files; None: the hub.
-        leaks: strict, lt-sft or None: which training rows go for being in the evaluation sets.
+        leaks: strict, lt-sft or none: which training rows are dropped because they are in the evaluation sets.
 
     The others are those of `learn_language`; `training` takes the names of `Training`, `k`, `retrain`, `max_length`
     and `max_rows`.
@@ -150,75 +132,6 @@ def learn_task(
     return _learn(stage, store, execution, progress)
 
 
-def language_stage(
-    text: PathLike,
-    *,
-    backbone: PathLike,
-    language: str | None = None,
-    preset: PresetName = "paper",
-    seed: int = 0,
-    rank: str | int | None = "100",
-    retention: float = 0.05,
-    lm_head: PathLike = "own",
-    revision: str = "main",
-    **training: Any,
-) -> Stage:
-    """The stage that `learn_language` makes, nothing being run; arguments and errors are its own."""
-    problems = Problems()
-    recipe = problems.get(lambda: recipe_of(LanguageRecipe, _below(preset, "sentiment", "language"), training))
-    denoise = problems.get(lambda: denoising(rank, retention))
-    code = problems.get(lambda: _language(text, language))
-    problems.get(lambda: _check_seed(seed))
-    source = problems.get(lambda: _text(str(text)))
-    base = problems.get(lambda: resolve_folder(str(backbone), revision))
-    head = problems.get(lambda: resolve_lm_head(str(lm_head)))
-    if base and recipe:
-        problems.get(lambda: check_k(base, recipe, "k"))
-    problems.tell()
-    assert recipe and code and source and base and head, "each is missing for a problem alone, which was told"
-    blocks = text_stage(code, source, recipe.text, base, seed)
-    return sparse_stage(dense_language(blocks, recipe.training, head), recipe, denoise)
-
-
-def task_stage(
-    of: str | OwnBenchmark | None = None,
-    *,
-    backbone: PathLike,
-    train: PathLike | None = None,
-    valid: PathLike | None = None,
-    labels: Sequence[str] | None = None,
-    language: str | None = None,
-    kind: TaskKind = "sentiment",
-    metric: Metric = "macro_f1",
-    source: Vector | None = None,
-    data_root: PathLike | None = None,
-    leaks: LeakRule = "strict",
-    preset: PresetName = "paper",
-    seed: int = 0,
-    rank: str | int | None = "100",
-    retention: float = 0.05,
-    revision: str = "main",
-    **training: Any,
-) -> Stage:
-    """The stage that `learn_task` makes, nothing being run; arguments and errors are its own."""
-    problems = Problems()
-    tables = {"train": train, "valid": valid}
-    given = problems.get(lambda: _benchmark(of, tables, labels, language, kind, metric))
-    task_kind = benchmark(given).kind if given else kind
-    recipe = problems.get(lambda: recipe_of(TaskRecipe, _below(preset, task_kind, "task"), training))
-    denoise = problems.get(lambda: denoising(rank, retention))
-    problems.get(lambda: _check_seed(seed))
-    problems.get(lambda: _check_leaks(leaks))
-    inputs = problems.get(lambda: _inputs(given, tables, leaks, data_root)) if given else None
-    base = problems.get(lambda: resolve_folder(str(backbone), revision))
-    start = problems.get(lambda: _start(source))
-    if base and recipe:
-        problems.get(lambda: check_k(base, recipe, "k"))
-    problems.tell()
-    assert given and recipe and inputs and base, "each is missing for a problem alone, which was told"
-    return sparse_stage(dense_task(given, inputs, recipe, base, start, seed), recipe, denoise)
-
-
 def _learn(stage: Stage, store: PathLike | Store, execution: Execution | None, progress: bool) -> SparseFineTuning:
     place = store if isinstance(store, Store) else Store(str(store))
     with restored(), Bars(progress) as bars:
@@ -231,90 +144,3 @@ def _here() -> Execution:
     import torch
 
     return Execution(device="cuda" if torch.cuda.is_available() else "cpu", threads=torch.get_num_threads())
-
-
-def _below(name: PresetName, kind: TaskKind, part: str) -> dict[str, Any]:
-    settings: dict[str, Any] = preset(name, kind)[part]
-    return settings
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-        raise ConfigError(f"seed: a whole number from 0 to {2**31 - 1:,} (given: {seed!r})")
-
-
-def _check_leaks(leaks: str) -> None:
-    rules = get_args(LeakRule)
-    if leaks not in rules:
-        raise ConfigError(f"leaks: {', '.join(rules)} (given: {leaks!r}){hint(str(leaks), rules)}")
-
-
-def _language(text: PathLike, language: str | None) -> str:
-    name = str(text)
-    if language is None:
-        language = name.removeprefix(_WIKIPEDIA) if name.startswith(_WIKIPEDIA) else Path(name).stem
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", language):
-        raise ConfigError(f"language: {language!r} is no code of a language; name it, such as language='ace'")
-    return language
-
-
-def _text(text: str) -> Source:
-    if text.startswith(_WIKIPEDIA):
-        return wikipedia(text.removeprefix(_WIKIPEDIA))
-    return file_source(text, text=True)
-
-
-def _benchmark(
-    of: str | OwnBenchmark | None,
-    tables: dict[str, PathLike | None],
-    labels: Sequence[str] | None,
-    language: str | None,
-    kind: TaskKind,
-    metric: Metric,
-) -> str | OwnBenchmark:
-    """The benchmark by name or definition, or the one that tables of one's own are."""
-    missing = [name for name, value in {**tables, "labels": labels}.items() if value is None]
-    if len(missing) == 3 and of is not None:
-        benchmark(of)
-        if language is not None:
-            raise ConfigError(f"language: {language!r} is for tables of your own; a benchmark has its source language")
-        return of
-    if missing or isinstance(of, OwnBenchmark):
-        names = ", ".join(BENCHMARKS)
-        raise ConfigError(
-            f"give a benchmark ({names}), or tables of your own as train=, valid= and labels="
-            + (f"; {', '.join(f'{name}=' for name in missing)} is missing" if 0 < len(missing) < 3 else "")
-        )
-    try:
-        return OwnBenchmark.model_validate({
-            "name": of or _OWN, "kind": kind, "labels": tuple(labels or ()), "metric": metric,
-            "source_language": language or _UNDETERMINED,
-        })  # fmt: skip
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain_all(error))) from None
-
-
-def _inputs(
-    of: str | OwnBenchmark, tables: dict[str, PathLike | None], leaks: LeakRule, data_root: PathLike | None
-) -> TaskInputs:
-    known = benchmark(of)
-    if tables["train"] is None or tables["valid"] is None:
-        return task_inputs(known, leaks, None if data_root is None else str(data_root))
-    problems, train, valid = Problems(), str(tables["train"]), str(tables["valid"])
-    first, second = problems.get(lambda: file_source(train)), problems.get(lambda: file_source(valid))
-    training: dict[Any, tuple[Source, ...]] = {
-        split: (source,) for split, source in (("train", first), ("valid", second)) if source
-    }
-    read_tables(known, training, {}, problems)
-    problems.tell()
-    return TaskInputs(training)
-
-
-def _start(source: Vector | None) -> Published | Stage | None:
-    if source is None or isinstance(source, Stage):
-        return source
-    if not isinstance(source, SparseFineTuning):
-        return resolve_folder(str(source))
-    if source.stage is None:
-        raise ConfigError("source: this vector does not say where it lies; give its folder or hub id instead")
-    return source.stage

@@ -1,7 +1,6 @@
-"""Bars for the trainings that a call runs: on a terminal and in a notebook, and nothing anywhere else.
+"""Progress bars for the trainings that a call runs: on a terminal and in a notebook, and nowhere else.
 
-A terminal's are drawn by rich as time goes by. A notebook's cell is drawn again at each step reported, which needs no
-widgets.
+On a terminal rich redraws them by itself. A notebook's cell is redrawn at each reported step, which needs no widgets.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ class _Steps(ProgressColumn):
     """`1,000/30,000`, once training has begun."""
 
     def render(self, task: Task) -> Text:
-        """The steps made and to make of a stage that trains, else nothing."""
-        made, steps = int(task.completed), task.fields["steps"]
-        return Text(f"{made:,}/{steps:,}" if steps else "", style="progress.download")
+        """Steps done and in all, of a stage that trains; else nothing."""
+        done, steps = int(task.completed), task.fields["steps"]
+        return Text(f"{done:,}/{steps:,}" if steps else "", style="progress.download")
 
 
 class _Left(ProgressColumn):
-    """How long the steps to come take, by the pace of those made since training began or went on."""
+    """The time left, by the pace of the steps made since training began or went on."""
 
     def render(self, task: Task) -> Text:
         """Such as `12 min left`, else nothing."""
@@ -44,7 +43,7 @@ class Bars:
         """Prepare to show what is made.
 
         Args:
-            wanted: false for none whatever the output is.
+            wanted: False shows no bars, whatever the output is.
         """
         self._console = Console(stderr=True)
         self._notebook = self._console.is_jupyter
@@ -67,7 +66,7 @@ class Bars:
             self._bars.stop()
 
     def watch(self, stage: Stage) -> Report | None:
-        """Begin a stage's row; the report of the points of its curve."""
+        """What draws each point of a stage's curve in a row of its own; None where nothing is shown."""
         if not self._shown:
             return None
         if self._row is not None:
@@ -79,9 +78,9 @@ class Bars:
         return lambda point: self._point(row, point)
 
     def _point(self, row: TaskID, point: CurvePoint) -> None:
-        told = [f"{words} {point[name]:.3f}" for name, words in _SCORES.items() if name in point]
-        score: dict[str, Any] = {"score": told[0]} if told else {}
-        if "steps" in point:  # the bar's pace is that of the steps to come: those of a checkpoint took no time here
+        scores = [f"{words} {point[name]:.3f}" for name, words in _SCORES.items() if name in point]
+        score: dict[str, Any] = {"score": scores[0]} if scores else {}
+        if "steps" in point:  # measure the pace from here: the steps of a checkpoint took no time
             steps = int(point["steps"])
             self._bars.reset(row, total=steps, completed=int(point["step"]), steps=steps, score="")
         self._bars.update(row, completed=int(point["step"]), **score)

@@ -42,10 +42,10 @@ def _parts(composition: Composition, task: SparseFineTuning, language: SparseFin
     lines.append(f"| backbone | {name}{commit} | 1 | | | |")
     for role, sft, weight in zip(("task", "language"), (task, language), composition.weights, strict=True):
         if sft is not None:
-            known = sft.metadata
-            retention = "" if known.retention is None else f"{known.retention * 100:g} %"
-            of = " in ".join(filter(None, (known.task, known.language))) or known.backbone
-            lines.append(f"| {role} vector | {of} | {weight:g} | {known.rank or ''} | {retention} | {len(sft):,} |")
+            metadata = sft.metadata
+            retention = "" if metadata.retention is None else f"{metadata.retention * 100:g} %"
+            of = " in ".join(filter(None, (metadata.task, metadata.language))) or metadata.backbone
+            lines.append(f"| {role} vector | {of} | {weight:g} | {metadata.rank or ''} | {retention} | {len(sft):,} |")
     return "\n".join(lines)
 
 
@@ -60,10 +60,10 @@ def _scores(scores: tuple[SplitScore, ...]) -> list[str]:
     if not scores:
         return ["It was not graded, or no score came with it."]
     lines = ["| split | metric | percentage points [95 % interval] | items |", "|---|---|---|---|"]
-    for one in scores:
-        value, low, high = (f"{100 * number:.1f}" for number in (one.value, one.low, one.high))
+    for score in scores:
+        value, low, high = (f"{100 * number:.1f}" for number in (score.value, score.low, score.high))
         lines.append(
-            f"| {SPLIT_NAMES[one.split]} | {METRIC_NAMES[one.metric]} | {value} [{low}, {high}] | {one.items} |"
+            f"| {SPLIT_NAMES[score.split]} | {METRIC_NAMES[score.metric]} | {value} [{low}, {high}] | {score.items} |"
         )
     return ["\n".join(lines), "One run: the intervals say what other items would change, not what another seed would."]
 

@@ -8,7 +8,7 @@ from typing import Any
 from deftx.errors import DataError
 from deftx.models.load import load_classifier, load_tokenizer
 from deftx.models.parameters import head_of
-from deftx.sft.compose import compose_for_good
+from deftx.sft.compose import compose_in_place
 from deftx.sft.vector import SparseFineTuning
 
 
@@ -34,7 +34,7 @@ def load_composed(
     """
     model = load_classifier(folder, labels, seed=0).eval()
     _check_head(model, task, labels)
-    compose_for_good(model, task, language, weights)
+    compose_in_place(model, task, language, weights)
     model.config.problem_type = "single_label_classification"
     tokenizer = load_tokenizer(folder)
     tokenizer.model_max_length = max_length

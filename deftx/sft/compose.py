@@ -52,13 +52,13 @@ def composed(
                     tensor.view(-1).index_copy_(0, index, before)
 
 
-def compose_for_good(
+def compose_in_place(
     model: nn.Module,
     task: SparseFineTuning | None = None,
     language: SparseFineTuning | None = None,
     weights: tuple[float, float] = (1.0, 1.0),
 ) -> None:
-    """Add a task and a language vector to a model that is not needed without them; arguments as of `composed`.
+    """Add a task and a language vector to a model permanently, the head included; arguments as of `composed`.
 
     Raises:
         DataError: as `composed`; the model may then be half changed.
@@ -89,11 +89,11 @@ def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
         if name not in parameters:
             raise DataError(f"the vector changes {name}, which this backbone does not have: it is for another one")
         if tuple(parameters[name].shape) != shape:
-            here = tuple(parameters[name].shape)
-            raise DataError(f"the vector's {name} has shape {shape}, this backbone's {here}: it is for another one")
+            own = tuple(parameters[name].shape)
+            raise DataError(f"the vector's {name} has shape {shape}, this backbone's {own}: it is for another one")
         if name in sft.indices and sft.indices[name].shape != sft.values[name].shape:
-            found = f"{sft.indices[name].numel():,} indices for {sft.values[name].numel():,} values"
-            raise DataError(f"the vector's {name} contradicts itself: {found}")
+            counts = f"{sft.indices[name].numel():,} indices for {sft.values[name].numel():,} values"
+            raise DataError(f"the vector's {name} contradicts itself: {counts}")
     measured = getattr(model, "deftx_fingerprint", None)
     asserted = sft.metadata.fingerprint
     if measured and asserted and measured != asserted:
@@ -136,8 +136,8 @@ def _replace_head(model: nn.Module, task: SparseFineTuning, saved: list[_Saved])
     parameters = dict(model.named_parameters())
     for name, value in task.head.items():
         if name not in parameters or parameters[name].shape != value.shape:
-            known = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-            raise DataError(f"the task vector's head has {name} {tuple(value.shape)}; the model has {known}")
+            shape = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise DataError(f"the task vector's head has {name} {tuple(value.shape)}; the model has {shape}")
     for name, value in task.head.items():
         saved.append((parameters[name].data, None, parameters[name].detach().clone()))
         parameters[name].data.copy_(value)

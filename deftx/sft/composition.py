@@ -2,8 +2,8 @@
 
 A sweep writes one for each target language into `sweeps/<name>/chosen.json`. Its parts are stages of the storage by
 address, or hub repositories by commit, and never paths: the storage can be moved, and the file leads nowhere else. A
-backbone that is a folder elsewhere is known by its content alone, and named again by whoever reads. No torch here; what
-is made of a composition is in `export`.
+backbone that is a folder elsewhere is recorded by its content alone, and whoever reads names the folder again. No torch
+here; what is made of a composition is in `export`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Part = Annotated[Stored | LocalFolder | HubFolder, Field(discriminator="kind")]
 
 
 class Composition(Settings):
-    """theta0 + a phi_T + b phi_L with the head of phi_T, and what is known of it."""
+    """theta0 + a phi_T + b phi_L with the head of phi_T: its parts, labels and scores."""
 
     backbone: Part
     task: Part
@@ -62,7 +62,7 @@ class Composition(Settings):
     weights: tuple[float, float] = Field((1.0, 1.0), description="lambda of the task and of the language vector")
     labels: tuple[str, ...] = Field(min_length=2, description="in the order of the head's outputs")
     max_length: int = Field(128, ge=8, description="tokens that a text was cut to")
-    target: str | None = Field(None, description="code of the target language; None: as its vector says")
+    target: str | None = Field(None, description="code of the target language; null: as its vector says")
     benchmark: str | None = None
     kind: TaskKind = Field("sentiment", description="nli: a text comes with its hypothesis")
     origin: str = Field("", description="in words, how it was chosen")
@@ -80,15 +80,15 @@ class Composition(Settings):
 
 
 def read_chosen(where: str, language: str, backbone: str | None = None) -> tuple[Composition, Store]:
-    """What a sweep chose for a target language, and the storage that its parts lie in.
+    """(composition, store): what a sweep chose for a target language, and the storage that its parts lie in.
 
     Args:
         where: the sweep's folder, `STORAGE/sweeps/NAME`, or the `chosen.json` in it; a path or an fsspec URL.
         backbone: the backbone's folder, where that is a folder outside the storage.
 
     Raises:
-        ConfigError: for what is no sweep's folder, an unknown sweep or language (with the nearest), or a backbone that
-            is needed and not given, or given and not needed.
+        ConfigError: for a folder that is not a sweep's, an unknown sweep or language (with the nearest), or a backbone
+            that is needed and not given, or given and not needed.
         DataError: when nothing is chosen, the file is not what a sweep writes, or the backbone is another one.
     """
     store, name = _locate(where)
@@ -96,14 +96,14 @@ def read_chosen(where: str, language: str, backbone: str | None = None) -> tuple
     if (content := store.read("sweeps", name, CHOSEN)) is None:
         raise _nothing_chosen(store, name)
     try:
-        found = json.loads(content)
-        if not found:
+        compositions = json.loads(content)
+        if not compositions:
             raise DataError(f"{place}: no combination was completed, so none was chosen; the sweep's report says why")
-        if language not in found:
+        if language not in compositions:
             raise ConfigError(
-                f"{place}: has no language {language!r}{hint(language, found)}; valid: {', '.join(found)}"
+                f"{place}: has no language {language!r}{hint(language, compositions)}; valid: {', '.join(compositions)}"
             )
-        return Composition.model_validate(_placed(place, dict(found[language]), backbone)), store
+        return Composition.model_validate(_placed(place, dict(compositions[language]), backbone)), store
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{place}: not what a sweep writes: {_first(error)}") from None
 
@@ -117,15 +117,15 @@ def _locate(where: str) -> tuple[Store, str]:
 
 
 def _nothing_chosen(store: Store, name: str) -> Exception:
-    known = store.names("sweeps")
-    if name not in known:
-        sweeps = f"{hint(name, known)}; valid: {', '.join(known)}" if known else "; there is none"
+    names = store.names("sweeps")
+    if name not in names:
+        sweeps = f"{hint(name, names)}; valid: {', '.join(names)}" if names else "; there is none"
         return StoreError(f"{store.url}: no sweep {name!r} there{sweeps}")
     return DataError(f"{store.url}/sweeps/{name}: nothing is chosen before the search has ended; run the sweep again")
 
 
 def _placed(place: str, raw: dict[str, Any], backbone: str | None) -> dict[str, Any]:
-    """The composition with its backbone found, where that is a folder outside the storage."""
+    """The composition with the path of its backbone, where that is a folder outside the storage."""
     parts = {role: raw[role] for role in ("backbone", "task", "language") if raw.get(role)}
     if named := [role for role, part in parts.items() if "path" in part or (role, part["kind"]) in _ELSEWHERE]:
         raise ValueError(f"its {named[0]} is a folder; only stages of the storage and hub repositories are read")
@@ -136,11 +136,11 @@ def _placed(place: str, raw: dict[str, Any], backbone: str | None) -> dict[str, 
         return raw
     if not local:
         raise ConfigError(f"{place}: says itself which backbone it is; leave out --backbone {backbone}")
-    given = resolve_folder(backbone)
-    if not isinstance(given, LocalFolder) or given.sha256 != parts["backbone"]["sha256"]:
+    folder = resolve_folder(backbone)
+    if not isinstance(folder, LocalFolder) or folder.sha256 != parts["backbone"]["sha256"]:
         raise DataError(f"{backbone}: not the backbone of the sweep, whose folder has SHA-256 "
                         f"{parts['backbone']['sha256'][:12]}")  # fmt: skip
-    return raw | {"backbone": given}
+    return raw | {"backbone": folder}
 
 
 _ELSEWHERE = {("task", "local"), ("language", "local")}

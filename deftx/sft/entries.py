@@ -1,4 +1,4 @@
-"""The plain content of an SFT, before it is known where it comes from: chosen entries, their values, a head."""
+"""The plain content of an SFT without its metadata: chosen entries, their values, a head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deftx.masks.select import Indices
 
 @dataclass(frozen=True)
 class Entries:
-    """Chosen entries by parameter, their values and shapes, and a head: a `SparseFineTuning` without its origin."""
+    """Chosen entries by parameter, their values and shapes, and a head: a `SparseFineTuning` without its metadata."""
 
     indices: Indices
     values: dict[str, Tensor]

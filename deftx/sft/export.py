@@ -28,15 +28,12 @@ _OURS = re.compile(r"`(python -m )?deftx[. ]export`")
 
 
 def export(composition: Composition, folder: str | Path, store: Store | None = None, *, force: bool = False) -> Path:
-    """Write the composed classifier, its tokenizer and a model card.
+    """The folder of the composed classifier, written with its tokenizer and a model card.
 
     Args:
         folder: is created; an empty one is filled.
         store: where the parts that are stages lie.
         force: replace what an earlier export wrote there.
-
-    Returns:
-        The folder.
 
     Raises:
         DeftxError: when the folder holds something, a part is missing, or the parts do not fit together.
@@ -54,7 +51,7 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     from deftx.sft.classifier import load_composed
 
     backbone = _folder("backbone", composition.backbone, store, MODEL)
-    task, language = load_vector("task", composition.task, store), load_vector("language", composition.language, store)
+    task, language = load_sft("task", composition.task, store), load_sft("language", composition.language, store)
     assert task is not None
     model, tokenizer = load_composed(
         backbone, task, language, composition.labels, composition.weights, composition.max_length
@@ -65,7 +62,7 @@ def _write(composition: Composition, store: Store | None, folder: Path) -> None:
     (folder / "README.md").write_text(model_card(composition, task, language), encoding="utf-8")
 
 
-def load_vector(role: str, part: Part | None, store: Store | None) -> SparseFineTuning | None:
+def load_sft(role: str, part: Part | None, store: Store | None) -> SparseFineTuning | None:
     """The SFT of a part of a composition.
 
     Args:
@@ -78,16 +75,17 @@ def load_vector(role: str, part: Part | None, store: Store | None) -> SparseFine
     return SparseFineTuning.from_folder(_folder(f"{role} vector", part, store, SFT)) if part else None
 
 
-def _folder(what: str, part: Part, store: Store | None, name: str) -> Path:
+def _folder(part_name: str, part: Part, store: Store | None, name: str) -> Path:
     """The folder of a part on this machine."""
     if not isinstance(part, Stored):
         return local_folder(part)
     if store is None:
-        raise ConfigError(f"the {what} is a stage ({part.address}); say which store it lies in")
+        raise ConfigError(f"the {part_name} is a stage ({part.address}); say which store it lies in")
     try:
         return store.fetch_folder(part.address, name)
     except StoreError as error:
-        raise StoreError(f"the {what} is missing: {error}; run the sweep again, which makes what is missing") from None
+        advice = "run the sweep again, which makes what is missing"
+        raise StoreError(f"the {part_name} is missing: {error}; {advice}") from None
 
 
 def _check_free(target: Path, force: bool) -> None:

@@ -70,9 +70,10 @@ class SparseFineTuning:
     stage: Stage | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        known = self.metadata
-        about = " · ".join(filter(None, [known.task, known.language, f"rank {known.rank}" if known.rank else None]))
-        return f"<SparseFineTuning {about + ': ' if about else ''}{len(self):,} entries of {known.backbone}>"
+        metadata = self.metadata
+        rank = f"rank {metadata.rank}" if metadata.rank else None
+        about = " · ".join(filter(None, [metadata.task, metadata.language, rank]))
+        return f"<SparseFineTuning {about + ': ' if about else ''}{len(self):,} entries of {metadata.backbone}>"
 
     def __len__(self) -> int:
         """How many entries it changes."""
@@ -82,7 +83,7 @@ class SparseFineTuning:
     def from_delta(
         cls, delta: Mapping[str, Tensor], indices: Indices, metadata: SFTMetadata, head: Mapping[str, Tensor]
     ) -> SparseFineTuning:
-        """Keep of a weight change only the chosen entries.
+        """The SFT of the chosen entries of a weight change.
 
         Args:
             delta: weight change by parameter name, float32.
@@ -114,7 +115,7 @@ class SparseFineTuning:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str = "main") -> SparseFineTuning:
-        """Load from a folder or a hub id; composable-sft's `pytorch_diff.bin` loads without executing pickle code.
+        """The SFT of a folder or a hub id; composable-sft's `pytorch_diff.bin` loads without executing pickle code.
 
         Raises:
             DataError: when the folder holds no SFT, or one that contradicts itself (naming the file and the tensor).
@@ -124,7 +125,7 @@ class SparseFineTuning:
 
     @classmethod
     def from_published(cls, source: Published) -> SparseFineTuning:
-        """Load what was resolved before.
+        """The SFT of a folder or repository that was resolved before.
 
         Raises:
             DataError: as `from_pretrained`, and when a local folder has changed since.
@@ -135,7 +136,7 @@ class SparseFineTuning:
 
     @classmethod
     def from_folder(cls, folder: Path) -> SparseFineTuning:
-        """Load from a folder whose files were verified before, such as one that a store fetched.
+        """The SFT of a folder whose files were verified before, such as one that a store fetched.
 
         Raises:
             DataError: as `from_pretrained`.

@@ -1,4 +1,4 @@
-"""What is told of a backbone before it is loaded: its size, and where its LM head comes from. No torch here."""
+"""What can be said of a backbone before it is loaded: its size, and where its LM head comes from. No torch here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deftx.stages.stage import Stage, settings_of
 
 
 def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
-    """The size of a backbone; None where it cannot be told without its weights."""
+    """The size of a backbone; None where that takes its weights to say."""
     if isinstance(backbone, Stage):
         return size_of({"model_type": "xlm-roberta", **settings_of(backbone, BackboneSettings).config})
     if isinstance(backbone, HubFolder):
@@ -23,7 +23,7 @@ def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
 
 
 def check_k(backbone: Published | Stage, recipe: LanguageRecipe | TaskRecipe, name: str) -> None:
-    """Check that k entries can train, as far as the backbone's size can be told.
+    """Check that k entries can train, where the size of the backbone is known.
 
     Args:
         name: what errors call the setting, such as `language.k`.
@@ -41,7 +41,7 @@ def check_k(backbone: Published | Stage, recipe: LanguageRecipe | TaskRecipe, na
 
 
 def resolve_lm_head(name: str) -> LMHead:
-    """Where an LM head comes from.
+    """The origin of an LM head: own, random, or the donor resolved.
 
     Args:
         name: own, random, or the hub id or folder of a donor.
@@ -55,5 +55,5 @@ def resolve_lm_head(name: str) -> LMHead:
 
 @cache
 def _size_of_folder(backbone: LocalFolder) -> Size | None:
-    """The size of the backbone in a folder, told once: the folder is known by its content."""
+    """The size of the backbone in a folder; read once, since the folder is identified by its content."""
     return size_of_folder(Path(backbone.path))

@@ -1,4 +1,4 @@
-"""The one way to build each stage, for a sweep's plan and for a notebook alike: equal inputs, equal addresses.
+"""The one way to build each stage, for a sweep's plan and for a notebook: equal inputs, equal addresses.
 
 Pure: what goes in is resolved before. Which stages a space means is planned elsewhere.
 """
@@ -27,7 +27,7 @@ Inputs = tuple[tuple[str, Stage], ...]
 
 
 def text_stage(language: str, source: Source, text: TextSettings, backbone: Published | Stage, seed: int) -> Stage:
-    """Plain text as token blocks of a backbone's tokenizer."""
+    """The stage that cuts plain text into token blocks, by a backbone's tokenizer."""
     settings = TextStageSettings(language=language, source=source, text=text, backbone=_published(backbone), seed=seed)
     return Stage("text", settings, _made("backbone", backbone))
 
@@ -38,7 +38,7 @@ def check_stage(
     benchmark: str | OwnBenchmark,
     evaluation: Mapping[EvaluationSplit, Source],
 ) -> Stage:
-    """The text of a text stage, looked over before it is trained on.
+    """The check of a text stage's text, made before anything is trained on it.
 
     Args:
         evaluation: the language's evaluation sets, whose sentences should not be in it.
@@ -83,15 +83,15 @@ def dense_task(
 
 
 def sparse_stage(dense: Stage, recipe: LanguageRecipe | TaskRecipe, denoise: Denoise | None) -> Stage:
-    """The vector of a dense phase; LT-SFT for no denoising."""
-    # LT-SFT is what it is also where an ablation leaves the sparse phase out
+    """The SFT of a dense phase; LT-SFT without denoising."""
+    # LT-SFT has its sparse phase also where an ablation leaves it out of the others
     settings = SparseSettings(denoise=denoise, k=recipe.k, retrain=recipe.retrain or denoise is None)
     return Stage("sparse", settings, (("dense", dense),))
 
 
 def grade_stage(
     task: Stage,
-    vector: Published | Stage | None,
+    language_sft: Published | Stage | None,
     language: str,
     benchmark: str | OwnBenchmark,
     evaluation: Mapping[EvaluationSplit, Source],
@@ -100,9 +100,9 @@ def grade_stage(
     """The grade of a task vector and, where there is one, a language vector on a target language's two tables."""
     settings = GradeSettings(
         language=language, benchmark=benchmark, valid=evaluation["valid"], test=evaluation["test"],
-        vector=_published(vector), max_length=max_length,
+        vector=_published(language_sft), max_length=max_length,
     )  # fmt: skip
-    return Stage("grade", settings, (("task", task), *_made("language", vector)))
+    return Stage("grade", settings, (("task", task), *_made("language", language_sft)))
 
 
 def _task_data(of: str | OwnBenchmark, inputs: TaskInputs, recipe: TaskRecipe) -> TaskData:
@@ -116,10 +116,10 @@ def _task_data(of: str | OwnBenchmark, inputs: TaskInputs, recipe: TaskRecipe) -
 
 
 def _published(given: Published | Stage | None) -> Published | None:
-    """What stands in the settings: a stage is an input instead."""
+    """The published model or SFT for the settings; None for a stage, which is an input."""
     return None if isinstance(given, Stage) else given
 
 
 def _made(role: str, given: Published | Stage | None) -> Inputs:
-    """What stands among the inputs."""
+    """The stage as an input; no input for what is published."""
     return ((role, given),) if isinstance(given, Stage) else ()

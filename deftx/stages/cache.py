@@ -85,13 +85,13 @@ def mismatch(remote: str) -> StoreError:
 
 
 def _mark_used(path: Path) -> None:
-    """By the clock: the time that the file system would note is the same for several files in a row."""
+    """Set a file's time from the clock: the time of the file system can be the same for several files in a row."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))
 
 
 def _link(path: Path, target: Path) -> None:
-    """A cached file under another name. Never written in place: another process may be reading it."""
+    """Give a cached file a second name. Never written in place: another process may be reading it."""
     if target.is_file() and target.samefile(path):
         return
     with replacing(target) as beside:

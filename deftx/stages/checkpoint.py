@@ -28,7 +28,7 @@ class Checkpoint:
             self._store.remove(*self._parts, old["name"])
 
     def load(self, folder: Path) -> Path | None:
-        """The latest whole checkpoint as a file, where it lies or downloaded into `folder`; or None."""
+        """The latest whole checkpoint as a file, where it lies or downloaded into `folder`; None without one."""
         if (pointer := self._pointer()) is None:
             return None
         remote = self._store.path(*self._parts, pointer["name"])

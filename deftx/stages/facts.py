@@ -1,7 +1,7 @@
 """What each kind of stage measures, as typed values: what stages return, and what readers get of a manifest.
 
 On disk they are the numbers of a manifest's `metrics`, by name; every one is finite. Names of older manifests are read
-as aliases. How a reader sees a number is told elsewhere.
+as aliases. How numbers are shown is no concern of this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class Facts(BaseModel):
-    """Base of the facts of all kinds; a number that is not known here, of a later version, is passed over."""
+    """Base of the facts of all kinds; numbers that a later version added are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -64,7 +64,7 @@ class BackboneFacts(TrainingFacts):
 
 
 class CheckFacts(Facts):
-    """What a look at a text counted; see `deftx.data.text_report.TextCheck`."""
+    """What the check of a text counted; see `deftx.data.text_report.TextCheck`."""
 
     lines: Whole
     repeated_lines: Whole

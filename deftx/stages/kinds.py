@@ -44,17 +44,17 @@ def _language_or_kind(stage: Stage) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """All that is known of a kind of stage.
+    """A kind of stage: all that sets it apart from the others.
 
     Attributes:
         version: raised by hand when its results change; part of every address.
-        runs: `module:function` of what makes a stage from its `Context` and returns what it `Made` (`method.context`).
-        publishes: files that every stage of it publishes, there being others or not.
-        reads: whose files a stage opens, as paths of roles: `dense` is its input, `dense.text` that one's.
-        trained: the stage whose training a stage carries out: itself, the dense stage of a sparse one, or None.
+        runs: `module:function` that makes a stage: from a `Context` to what was `Made` (see `method.context`).
+        publishes: names of files that each stage of the kind publishes, perhaps among others.
+        reads: roles of the stages whose files it opens: `dense` is an input, `dense.text` an input of that.
+        trained: the stage whose training it runs: itself, the dense stage of a sparse one, or None.
         language: which language a stage is about.
-        subject: who a stage is about, in tables and labels: a language, or the task.
-        words: what of its settings stands in its label.
+        subject: what a stage is about, in tables and labels: a language, or the task.
+        words: the settings in its label.
         makes_sft: whether it publishes an SFT; its facts are then `SparseFacts`.
         is_phase: whether it is a phase in which a language or the task is learnt.
         seals: whether it grades: validation scores as its facts, test scores under seal.
@@ -76,7 +76,7 @@ class Kind:
     seals: bool = False
 
     def load(self) -> Callable[..., Any]:
-        """What runs it, imported now."""
+        """The function that makes a stage of this kind, imported now."""
         module, _, function = self.runs.partition(":")
         run: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return run
@@ -87,7 +87,7 @@ KINDS: dict[str, Kind] = {}
 
 
 def register(kind: Kind) -> None:
-    """Make a kind known.
+    """Add a kind.
 
     Raises:
         ValueError: when there is a kind of this name.
@@ -97,9 +97,9 @@ def register(kind: Kind) -> None:
     KINDS[kind.name] = kind
 
 
-def unknown_kind(name: str, known: Iterable[str]) -> ConfigError:
+def unknown_kind(name: str, registered: Iterable[str]) -> ConfigError:
     """The error for a kind that was never registered, with the nearest name."""
-    names = [*known]
+    names = [*registered]
     return ConfigError(
         f"unknown kind of stage {name!r}{hint(name, names)}; there are {', '.join(names)}, "
         f"and those that a module registers when it is imported"
@@ -121,7 +121,7 @@ def facts_of(manifest: Manifest, kind: type[F] = Facts) -> F:  # type: ignore[as
     """What a published stage measured.
 
     Args:
-        kind: of facts, where the reader knows it.
+        kind: the class of facts that the caller expects.
 
     Raises:
         StoreError: naming the manifest and the number that is missing, not finite or out of bounds.
@@ -187,18 +187,18 @@ def _format_sparse(stage: Stage) -> list[str]:
 
 def _format_grade(stage: Stage) -> list[str]:
     assert isinstance(stage.settings, GradeSettings)
-    task, vector = stage.needed("task"), stage.input("language")
+    task, language = stage.needed("task"), stage.input("language")
     words = [f"task {_setting(task)}"]
-    if vector is not None:
-        words.append(f"{vector.language} {_setting(vector)}")
+    if language is not None:
+        words.append(f"{language.language} {_setting(language)}")
     elif stage.settings.vector is not None:
         words.append("published vector")
     return [" + ".join(words)]
 
 
-def _setting(vector: Stage) -> str:
-    """How a vector was made, or what it is where its label says no more: a dense model."""
-    return " ".join(kind_of(vector.kind).words(vector)).replace(" · ", " ") or vector.kind
+def _setting(sft: Stage) -> str:
+    """The setting of a vector by its label; `dense` for a dense model, whose label has none."""
+    return " ".join(kind_of(sft.kind).words(sft)).replace(" · ", " ") or sft.kind
 
 
 register(
@@ -208,7 +208,7 @@ register(
     )
 )  # fmt: skip
 register(
-    # its training is what the text is checked for: it trains nothing
+    # its `training` setting says what the text is checked for; nothing is trained
     Kind(
         name="check", version=2, settings=CheckSettings, facts=CheckFacts,
         runs="deftx.method.texts:check", publishes=(CHECK,), reads=("backbone",),
@@ -239,7 +239,7 @@ register(
 register(
     Kind(
         name="grade", version=1, settings=GradeSettings, facts=GradeFacts,
-        # the task may be graded as the dense phase left it
+        # the task vector may be a dense stage (full fine-tuning)
         runs="deftx.method.grading:grade", publishes=(SCORES, SEALED),
         reads=("task", "language", "task.backbone", "task.dense.backbone"),
         words=_format_grade, seals=True,

@@ -1,4 +1,4 @@
-"""What a published stage says of itself, and when that is believed: nothing here opens the files that it names."""
+"""The manifest of a published stage and the checks it has to pass; the files that it names are not opened here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything a reader may know of a published stage without opening its files."""
+    """What was published: the stage, its files, and how it was made."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,7 +61,7 @@ def read_manifest(content: bytes, address: str, where: str) -> Manifest:
         where: the path that it was read from, for messages.
 
     Raises:
-        BrokenRecord: when it is no manifest, that of another stage, or names files elsewhere.
+        BrokenRecord: when it is not a manifest, is that of another stage, or names files elsewhere.
         StoreError: when a newer version wrote it.
     """
     manifest = read_record(Manifest, content, where, name="a manifest", advice=_ADVICE)

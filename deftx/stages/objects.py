@@ -1,4 +1,4 @@
-"""Small objects on any file system that fsspec knows, each written whole; what they mean is not known here."""
+"""Small objects on any file system that fsspec knows, each written whole; what they mean is up to the caller."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Objects:
         try:
             self.fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
-            known = "a storage is a folder, s3:// or gs:// (these two need the extra `cluster`)"
-            raise StoreError(f"{url}: {error}; {known}") from None
+            advice = "a storage is a folder, s3:// or gs:// (these two need the extra `cluster`)"
+            raise StoreError(f"{url}: {error}; {advice}") from None
         self.root = str(path).rstrip("/")
         self.url = url
         self.local = isinstance(self.fs, LocalFileSystem)
@@ -77,7 +77,7 @@ class Objects:
             shutil.copyfile(file, beside)
 
     def create(self, content: bytes, *parts: str) -> bool:
-        """Write an object unless it exists; whether this call made it. Exclusive on a file system only."""
+        """Whether this call wrote the object: one that exists is left as it is. Exclusive on a file system only."""
         target = self.path(*parts)
         if not self.local:
             if self.fs.exists(target):

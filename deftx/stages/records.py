@@ -12,7 +12,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class BrokenRecord(StoreError):
-    """A file that is cut short or altered, or that is another's. Whoever can do without it may take it as absent."""
+    """A file that is cut short, altered or out of place. A reader that can do without it may treat it as absent."""
 
 
 def read_record(model: type[M], content: bytes, where: str, *, name: str, advice: str) -> M:

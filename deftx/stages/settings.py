@@ -12,7 +12,7 @@ from deftx.sources.hub import Source
 from deftx.sources.published import Published
 
 LMHead = Published | Literal["own", "random"]
-"""Where an LM head comes from: the backbone, a draw, or a donor."""
+"""Where an LM head comes from: the backbone, a random draw, or a donor."""
 
 
 class BackboneShape(Settings):
@@ -64,17 +64,17 @@ class TextStageSettings(Settings):
     language: str
     source: Source
     text: TextSettings
-    backbone: Published | None = Field(description="whose tokenizer; None: the input stage `backbone`")
+    backbone: Published | None = Field(description="whose tokenizer; null: the input stage `backbone`")
     seed: int
 
 
 class CheckSettings(TextStageSettings):
-    """The text of a `text` stage, looked over for the reader before anything is trained on it."""
+    """Check the text of a `text` stage before anything is trained on it."""
 
     training: Training = Field(description="for the batch size and the planned steps")
     benchmark: str | OwnBenchmark
     evaluation: dict[EvaluationSplit, Source] = Field(
-        description="the language's evaluation sentences, whose labels are not looked at; None: nothing to compare with"
+        description="the language's evaluation sentences, without their labels; empty: nothing to compare with"
     )
 
 
@@ -94,8 +94,8 @@ class DenseSettings(Settings):
     """Fine-tune everything that may train: a language on its text, or the task on the source language's labels."""
 
     language: str
-    task: TaskData | None = Field(description="None: a language, trained on the input stage `text`")
-    backbone: Published | None = Field(description="None: the input stage `backbone`")
+    task: TaskData | None = Field(description="null: a language, trained on the input stage `text`")
+    backbone: Published | None = Field(description="null: the input stage `backbone`")
     lm_head: LMHead = Field("own", description="where the LM head comes from")
     start: Published | None = Field(None, description="source vector that training starts from; or the stage `start`")
     training: Training
@@ -105,12 +105,12 @@ class DenseSettings(Settings):
 class SparseSettings(Settings):
     """Choose k entries of a dense phase's change and train only those.
 
-    LT-SFT: `denoise` None. Without higher-order components: retention 0. Without sparse fine-tuning: `retrain` false.
-    Without magnitude pruning too: `k` None.
+    LT-SFT: `denoise` null. Without higher-order components: retention 0. Without sparse fine-tuning: `retrain` false.
+    Without magnitude pruning too: `k` null.
     """
 
     denoise: Denoise | None
-    k: Count | None = Field(description="None: every non-zero entry")
+    k: Count | None = Field(description="null: every non-zero entry")
     retrain: bool = Field(True, description="false: keep the (denoised) change of the dense phase, and its head")
 
 

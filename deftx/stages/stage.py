@@ -41,7 +41,7 @@ class Stage:
         return address_of(self.identity())
 
     def identity(self) -> dict[str, object]:
-        """All that counts: kind, version, settings that count, addresses of the inputs."""
+        """What the address is the hash of: kind, version, settings that count, addresses of the inputs."""
         return {
             "kind": self.kind,
             "version": kind_of(self.kind).version,
@@ -50,7 +50,7 @@ class Stage:
         }
 
     def input(self, role: str) -> Stage | None:
-        """The stage in a role, or in that of an input's such as `dense.text`; None where there is none."""
+        """The stage in a role, or in a role of an input, such as `dense.text`; None without one."""
         first, _, rest = role.partition(".")
         stage = dict(self.inputs).get(first)
         return stage.input(rest) if stage is not None and rest else stage
@@ -63,24 +63,24 @@ class Stage:
 
     @property
     def reads(self) -> list[Stage]:
-        """The stages whose files it opens when it is made: inputs, and some of theirs."""
-        there = (self.input(role) for role in kind_of(self.kind).reads)
-        return [stage for stage in there if stage is not None]
+        """The stages whose files it opens when it is made: inputs, and some inputs of these."""
+        stages = (self.input(role) for role in kind_of(self.kind).reads)
+        return [stage for stage in stages if stage is not None]
 
     @property
     def trained(self) -> Stage | None:
-        """The stage whose training this one carries out, itself or another; None where nothing is trained."""
+        """The stage whose training this one runs, itself or another; None where nothing is trained."""
         return kind_of(self.kind).trained(self)
 
     @property
     def training(self) -> Training | None:
-        """How it trains; None where it does not."""
+        """The settings of its training; None where nothing is trained."""
         training = getattr(self.trained.settings, "training", None) if self.trained else None
         return training if isinstance(training, Training) else None
 
     @property
     def seed(self) -> int:
-        """The seed of this stage's random draws, from its address, which counts the sweep's seed."""
+        """The seed of this stage's random draws, from its address, of which the sweep's seed is a part."""
         return int(self.address[:15], 16)
 
     @property
@@ -90,12 +90,12 @@ class Stage:
 
     @property
     def subject(self) -> str:
-        """Who the stage is about: a language, `task` for the task's own dense and sparse stages, or the backbone."""
+        """What the stage is about: a language, `task` for the task's own dense and sparse stages, or the backbone."""
         return kind_of(self.kind).subject(self)
 
     @property
     def label(self) -> str:
-        """What a person calls it, such as `ace · sparse · rank 100 · retention 5 %`."""
+        """Its name for people, such as `ace · sparse · rank 100 · retention 5 %`."""
         parts = [self.subject, self.kind, *kind_of(self.kind).words(self)]
         return " · ".join(part for part in dict.fromkeys(parts) if part)
 
@@ -107,7 +107,7 @@ def address_of(identity: Mapping[str, object]) -> str:
 
 
 def settings_of(stage: Stage, kind: type[S]) -> S:
-    """The settings of a stage whose kind the caller knows."""
+    """The settings of a stage, typed by the class that the caller expects."""
     assert isinstance(stage.settings, kind), f"a {stage.kind} stage has {kind.__name__}"
     return stage.settings
 

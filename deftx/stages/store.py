@@ -52,7 +52,7 @@ class Store(Objects):
         self._warned: set[str] = set()
 
     def manifest(self, address: str) -> Manifest | None:
-        """The manifest of a published stage, or None: one that is not to be believed is warned of and does not count.
+        """The manifest of a published stage; None without one, and after a warning for a broken one.
 
         Raises:
             StoreError: when a newer version wrote it.
@@ -67,7 +67,7 @@ class Store(Objects):
         """The manifest of a stage that has to be there.
 
         Raises:
-            StoreError: when it is not, or is not to be believed.
+            StoreError: when there is no manifest, or it is broken.
         """
         manifest = self._manifest(address)
         if manifest is None:
@@ -75,9 +75,9 @@ class Store(Objects):
         return manifest
 
     def has(self, address: str) -> bool:
-        """Whether the stage is published, measured what its kind measures, and every file of it lies there whole.
+        """Whether the stage is published, with the facts and files of its kind, all at their full size.
 
-        Small files are compared byte by byte; of large ones the size is, and the bytes when they are read.
+        Small files are compared byte by byte, large ones only when they are read.
         """
         return self._lies_whole(address, compared=_SMALL)
 
@@ -98,7 +98,7 @@ class Store(Objects):
         return None if content is None else read_manifest(content, address, self.path("stages", address, MANIFEST))
 
     def _complete(self, address: str) -> Manifest | None:
-        """The manifest, unless it lacks a fact or a file of its kind: then the stage counts as not made."""
+        """The manifest; None without one, and after a warning where it lacks a fact or a file of its kind."""
         manifest = self.manifest(address)
         try:
             if manifest is not None:
@@ -108,11 +108,11 @@ class Store(Objects):
             self._warn(f"{error}; the command that made the stage makes it again")
             return None
 
-    def _warn(self, words: str) -> None:
-        """Log a warning, each once."""
-        if words not in self._warned:
-            self._warned.add(words)
-            log.warning("%s", words)
+    def _warn(self, message: str) -> None:
+        """Log a warning, the same one only once."""
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning("%s", message)
 
     def _matches(self, manifest: Manifest, name: str) -> bool:
         try:
@@ -126,7 +126,7 @@ class Store(Objects):
         return (name for name in self.names("stages") if self.fs.exists(self.path("stages", name, MANIFEST)))
 
     def attempt(self, address: str) -> Attempt:
-        """Begin to make a stage: a folder to write into, then `publish`."""
+        """A new attempt at a stage: a folder to write into, then `publish`."""
         return Attempt(self, address)
 
     def discard(self, address: str) -> None:
@@ -209,14 +209,14 @@ class Attempt:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def publish(self, stage: Stage, **facts: Any) -> Manifest:
-        """Upload the files, then write the manifest that makes them the stage's result.
+        """The manifest of the stage, written once the files are uploaded; it makes them the stage's result.
 
         Args:
             stage: what was made.
             facts: the manifest's metrics, curve, details, seconds and so on.
 
         Returns:
-            The manifest of the stage: this attempt's, or the one of another that was published first.
+            This attempt's manifest, or that of another attempt that was published first.
         """
         files = {
             str(path.relative_to(self.folder)): FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
@@ -235,6 +235,6 @@ class Attempt:
         content = manifest.model_dump_json(indent=1).encode()
         parts = ("stages", self._address, MANIFEST)
         if not self._store.create(content, *parts) and self._store.manifest(self._address) is None:
-            self._store.write(content, *parts)  # in the place of one that is not to be believed
+            self._store.write(content, *parts)  # in place of a broken one
         self._store.remove("stages", self._address, "checkpoint")
         return self._store.published(self._address)

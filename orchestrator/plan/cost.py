@@ -35,14 +35,14 @@ class Cost:
 
 
 def estimate(stages: Iterable[Stage]) -> Cost | None:
-    """The cost of making some stages; None when the backbone's size is not known."""
+    """The cost of making some stages; None when the size of the backbone is unknown."""
     total, flops = 0.0, dict.fromkeys(SUSTAINED_TFLOPS, 0.0)
     for stage in stages:
-        shown = shown_as(stage.kind)
-        size = shown.size(stage)
-        if size is None and shown.bytes is not None:
+        kind = shown_as(stage.kind)
+        size = kind.size(stage)
+        if size is None and kind.bytes is not None:
             return None
-        total += shown.bytes(stage, size) if shown.bytes and size else 0.0
+        total += kind.bytes(stage, size) if kind.bytes and size else 0.0
         if (training := stage.training) is not None and size is not None:
             flops[training.precision] += _flops(stage, training, size)
     return Cost(total, flops)
@@ -60,7 +60,7 @@ def _flops(stage: Stage, training: Training, size: Size) -> float:
 
 
 def _examples(data: Reading) -> int:
-    """Examples of a data set that has not been read: by its files' sizes, else as many as reach max_steps."""
+    """How many examples a data set has, by the sizes of its files; where one is unknown 10^9: max_steps decides."""
     sizes = [file_size(source) if isinstance(source, FileSource) else None for source in data.sources]
     noted = [size for size in sizes if size is not None]
     if not sizes or len(noted) < len(sizes):

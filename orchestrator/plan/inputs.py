@@ -1,4 +1,4 @@
-"""Everything outside that a space needs, resolved once to content or commit; all that is missing is told at once.
+"""Resolves the files, data sets and models that a space names; everything that is missing is reported at once.
 
 Resolving touches files and the hub; what is made of it (`rows`) is pure.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from deftx.config import EVALUATION_SPLITS, EvaluationSplit
 from deftx.data.corpora import corpus_source
@@ -24,7 +25,7 @@ from orchestrator.space.schema import Space
 
 @dataclass(frozen=True)
 class ResolvedInputs:
-    """Everything outside that a space needs, resolved to content or commit."""
+    """The text, tables, models and SFTs that a space names, each by content or commit."""
 
     backbone: Published | Stage
     lm_head: LMHead
@@ -36,34 +37,34 @@ class ResolvedInputs:
 
 
 def resolve(space: Space, data_root: str | None) -> ResolvedInputs:
-    """Resolve every file, data set, model and vector that a space names.
+    """The inputs of a space: every file, data set, model and vector that it names, resolved.
 
     Args:
         data_root: folder or URL of the original files; None: the hub.
 
     Raises:
-        DataError: naming every file, model and data set that could not be had.
+        DataError: naming every file, model and data set that is missing or cannot be reached.
     """
-    known, look = space.benchmark_spec, Problems()
-    languages = [*space.targets] + ([known.source_language] if space.source.learn else [])
-    corpora = {lang: look.get(lambda lang=lang: corpus_source(known, lang, data_root)) for lang in languages}  # type: ignore[misc]
-    task = look.get(lambda: task_inputs(known, space.leaks, data_root))
+    benchmark, problems = space.benchmark_spec, Problems()
+    languages = [*space.targets] + ([benchmark.source_language] if space.source.learn else [])
+    corpora = {lang: problems.get(partial(corpus_source, benchmark, lang, data_root)) for lang in languages}
+    task = problems.get(lambda: task_inputs(benchmark, space.leaks, data_root))
     evaluation = {
-        (lang, split): look.get(lambda lang=lang, split=split: evaluation_source(known, lang, split, data_root))  # type: ignore[misc]
+        (lang, split): problems.get(partial(evaluation_source, benchmark, lang, split, data_root))
         for lang in space.targets
         for split in EVALUATION_SPLITS
     }
-    backbone = look.get(lambda: _backbone(space, data_root, corpora))
-    lm_head = look.get(lambda: resolve_lm_head(space.lm_head))
+    backbone = problems.get(lambda: _backbone(space, data_root, corpora))
+    lm_head = problems.get(lambda: resolve_lm_head(space.lm_head))
     published = space.source.sft
-    sft = look.get(lambda: resolve_folder(published)) if published else None
+    sft = problems.get(lambda: resolve_folder(published)) if published else None
     if data_root is not None:
-        read_tables(known, {}, {at: table for at, table in evaluation.items() if table is not None}, look)
+        read_tables(benchmark, {}, {at: table for at, table in evaluation.items() if table is not None}, problems)
     if backbone is not None:
-        look.get(lambda: check_k(backbone, space.language, "language.k"))
-        look.get(lambda: check_k(backbone, space.task, "task.k"))
-    if look.lines:
-        raise DataError("\n".join(look.lines))
+        problems.get(lambda: check_k(backbone, space.language, "language.k"))
+        problems.get(lambda: check_k(backbone, space.task, "task.k"))
+    if problems.lines:
+        raise DataError("\n".join(problems.lines))
     return ResolvedInputs(backbone, lm_head, sft, corpora, task, evaluation)  # type: ignore[arg-type]
 
 

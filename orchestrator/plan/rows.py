@@ -37,8 +37,8 @@ class PlannedRow:
     @property
     def languages(self) -> dict[str, Stage]:
         """The language vector graded on each target, where it is a stage."""
-        found = {target: grade.input("language") for target, grade in self.grades.items()}
-        return {target: stage for target, stage in found.items() if stage is not None}
+        stages = {target: grade.input("language") for target, grade in self.grades.items()}
+        return {target: stage for target, stage in stages.items() if stage is not None}
 
     @property
     def stages(self) -> list[Stage]:
@@ -47,7 +47,7 @@ class PlannedRow:
 
     @property
     def parts(self) -> list[Stage]:
-        """What models of the row are composed of: its vectors, and before them the backbone where it is made here."""
+        """What models of the row are composed of: the backbone, where it is pre-trained here, and the vectors."""
         backbones = [stage.input("backbone") for stage in self.stages]
         vectors = [stage for stage in with_vectors(self.grades.values()) if not kind_of(stage.kind).seals]
         return list({stage.address: stage for stage in [*backbones, *vectors] if stage is not None}.values())
@@ -63,7 +63,7 @@ class PlannedRow:
 
 
 def with_vectors(grades: Iterable[Stage]) -> Iterator[Stage]:
-    """Grades, each after the vectors it composes: all that has to be there of a row, once it was made."""
+    """Grades, each preceded by the vectors it composes: what the store must hold of a finished row."""
     for grade in grades:
         yield from (needed for _, needed in grade.inputs if kind_of(needed.kind).makes_sft)
         yield grade
@@ -73,13 +73,13 @@ class Planner:
     """The stages of a space's combinations and baselines. Pure: the same space and inputs give the same stages."""
 
     def __init__(self, space: Space, resolved: ResolvedInputs) -> None:
-        self._space, self._given = space, resolved
+        self._space, self._resolved = space, resolved
 
-    def combination(self, number: int, asked: Combination) -> PlannedRow:
-        """What combination `number` of the search needs."""
-        task = self._task(asked.task)
-        grades = {t: self._grade(t, task, self._language(t, asked.language)) for t in self._space.targets}
-        return PlannedRow("combination", grades, number, asked)
+    def combination(self, number: int, combination: Combination) -> PlannedRow:
+        """The row of combination `number` of the search."""
+        task = self._task(combination.task)
+        grades = {t: self._grade(t, task, self._language(t, combination.language)) for t in self._space.targets}
+        return PlannedRow("combination", grades, number, combination)
 
     def baselines(self) -> list[PlannedRow]:
         """The rows that no combination changes. LT-SFT shares the dense stages, the training settings and k."""
@@ -98,12 +98,12 @@ class Planner:
     def controls(self, chosen: Combination) -> list[PlannedRow]:
         """The rows without the right language vector, with the vectors of the combination that was chosen.
 
-        What they lack is then the language vector alone, and not another setting of the task vector.
+        They differ from it in the language vector alone, and not in the setting of the task vector.
         """
         task = self._task(chosen.task)
         rows: dict[RowKind, Callable[[str], Stage]] = {"task": lambda target: self._grade(target, task, None)}
         if self._space.source.given:
-            rows["task+source"] = lambda target: self._grade(target, task, self._source_vector)
+            rows["task+source"] = lambda target: self._grade(target, task, self._source_sft)
         rows["other-language"] = lambda target: self._grade(
             target, task, self._language(self._next(target), chosen.language)
         )
@@ -117,37 +117,37 @@ class Planner:
         targets = self._space.targets
         return targets[(targets.index(target) + 1) % len(targets)]
 
-    def _grade(self, target: str, task: Stage, vector: Stage | Published | None) -> Stage:
-        evaluation = {split: self._given.evaluation[target, split] for split in EVALUATION_SPLITS}
-        return grade_stage(task, vector, target, self._space.benchmark, evaluation, self._space.task.max_length)
+    def _grade(self, target: str, task: Stage, language_sft: Stage | Published | None) -> Stage:
+        evaluation = {split: self._resolved.evaluation[target, split] for split in EVALUATION_SPLITS}
+        return grade_stage(task, language_sft, target, self._space.benchmark, evaluation, self._space.task.max_length)
 
     def _task(self, denoise: Denoise | None) -> Stage:
         return sparse_stage(self._dense_task, self._space.task, denoise)
 
     def _language(self, language: str, denoise: Denoise | None) -> Stage:
         recipe = self._space.language
-        dense = dense_language(self._text(language), recipe.training, self._given.lm_head)
+        dense = dense_language(self._text(language), recipe.training, self._resolved.lm_head)
         return sparse_stage(dense, recipe, denoise)
 
     @cached_property
-    def _source_vector(self) -> Stage | Published | None:
-        """phi_source: published, or learnt here at one setting of its own."""
+    def _source_sft(self) -> Stage | Published | None:
+        """phi_source: published, or learnt here at its own fixed setting; None without a source vector."""
         if self._space.source.learn is not None:
             return self._language(self._space.benchmark_spec.source_language, self._space.source.learn)
-        return self._given.source_sft
+        return self._resolved.source_sft
 
     @cached_property
     def _dense_task(self) -> Stage:
-        space, given = self._space, self._given
-        start = self._source_vector if space.source.start else None
-        return dense_task(space.benchmark, given.task, space.task, given.backbone, start, space.seed)
+        space, resolved = self._space, self._resolved
+        start = self._source_sft if space.source.start else None
+        return dense_task(space.benchmark, resolved.task, space.task, resolved.backbone, start, space.seed)
 
     def _text(self, language: str) -> Stage:
-        space, given = self._space, self._given
-        return text_stage(language, given.corpora[language], space.language.text, given.backbone, space.seed)
+        space, resolved = self._space, self._resolved
+        return text_stage(language, resolved.corpora[language], space.language.text, resolved.backbone, space.seed)
 
     def _check(self, language: str) -> Stage:
-        source = self._given.task.evaluation if language == self._space.benchmark_spec.source_language else {}
-        targets = {split: table for (lang, split), table in self._given.evaluation.items() if lang == language}
+        source = self._resolved.task.evaluation if language == self._space.benchmark_spec.source_language else {}
+        targets = {split: table for (lang, split), table in self._resolved.evaluation.items() if lang == language}
         training = self._space.language.training
         return check_stage(self._text(language), training, self._space.benchmark, {**source, **targets})

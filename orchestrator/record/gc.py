@@ -8,13 +8,13 @@ from deftx.errors import StoreError
 from deftx.stages.files import DELTA, SINGULAR_VECTORS
 from deftx.stages.manifest import MANIFEST
 from deftx.stages.store import Store
-from orchestrator.record.lease import living_driver
+from orchestrator.record.lease import running_driver
 from orchestrator.record.sweep import SweepFolder
 
 
 @dataclass
 class Removed:
-    """How much went, or would go."""
+    """How much was removed, or would be."""
 
     stages: int = 0
     attempts: int = 0
@@ -23,17 +23,17 @@ class Removed:
 
 
 def collect(store: Store, *, remove: bool) -> Removed:
-    """Find what is not needed, and remove it if asked.
+    """How much is not needed any more; with `remove` it is removed.
 
-    A dense delta goes when every sweep that has its stage has ended; the stage is made again should a widened space
-    need it.
+    A dense delta is not needed when every sweep that has its stage has ended; the stage is made again if a widened
+    space needs it.
 
     Raises:
-        StoreError: while a driver lives: its stages look like losing attempts.
+        StoreError: while a driver runs, whose running stages look like losing attempts.
     """
     sweeps = [SweepFolder(store, name) for name in store.names("sweeps")]
     for sweep in sweeps:
-        if living_driver(sweep):
+        if running_driver(sweep):
             raise StoreError(f"sweep {sweep.name!r} is running; collect when it has ended")
     states = [sweep.state() for sweep in sweeps]
     used = {address for state in states for address in state.stages}
@@ -44,21 +44,21 @@ def collect(store: Store, *, remove: bool) -> Removed:
             removed.stages += 1
             _drop(store, removed, remove, address)
         else:
-            _within(store, removed, remove, address, keep_delta=address in needed)
+            _drop_within(store, removed, remove, address, keep_delta=address in needed)
     return removed
 
 
-def _within(store: Store, removed: Removed, remove: bool, address: str, *, keep_delta: bool) -> None:
+def _drop_within(store: Store, removed: Removed, remove: bool, address: str, *, keep_delta: bool) -> None:
     manifest = store.manifest(address)
     kept = {MANIFEST, manifest.attempt} if manifest else set()
     for name in store.names("stages", address):
         if name not in kept and name != "checkpoint":
-            removed.attempts += name != MANIFEST  # one that is not to be believed goes with its attempts
+            removed.attempts += name != MANIFEST  # a manifest that is not believed goes with its attempts
             _drop(store, removed, remove, address, name)
     if manifest and not keep_delta:
-        there = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))
-        removed.deltas += DELTA in there
-        for name in there:
+        deltas = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))
+        removed.deltas += DELTA in deltas
+        for name in deltas:
             _drop(store, removed, remove, address, manifest.attempt, name)
 
 

@@ -1,7 +1,7 @@
 """The grades of a sweep: what was predicted on validation and, sealed until the search has ended, on test.
 
-The one place that opens sealed test scores: report, choice and tracker get them here, and nobody else does. No words
-and no intervals: what is made of the predictions is in the report.
+The one place that opens sealed test scores: report, choice and tracker get them here, and nobody else does. Intervals
+and texts are made of them in the report.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Grade(BaseModel):
 
 
 class Grades:
-    """The grades of a sweep on one split. For the test split there is no such object before the search has ended."""
+    """The grades of a sweep on one split. Those of the test split cannot be opened before the search has ended."""
 
     def __init__(self, folder: SweepFolder, split: EvaluationSplit) -> None:
-        """Look how far the sweep is, and open its grades.
+        """Read the sweep's state, and open its grades.
 
         Raises:
             StoreError: for the test split before the search has ended.
@@ -81,5 +81,8 @@ class Grades:
     def _of_row(self, row: GradeRow, targets: Sequence[str]) -> dict[str, Grade]:
         addresses = {name: row.grades[name] for name in targets if name in row.grades}
         complete = row.status == "complete"
-        there = {name: a for name, a in addresses.items() if complete or self._store.manifest(a) is not None}
-        return {name: self.read(address) for name, address in there.items()}
+        return {
+            name: self.read(address)
+            for name, address in addresses.items()
+            if complete or self._store.manifest(address) is not None
+        }

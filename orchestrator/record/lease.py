@@ -1,4 +1,4 @@
-"""One driver for a sweep: `sweeps/<name>/lease.json` names the living one; a dead one's lease is taken over.
+"""One driver for a sweep: `sweeps/<name>/lease.json` names the running one; the lease of a dead one is taken over.
 
 On the same host a driver lives as long as its process; elsewhere as long as its heartbeat is younger than a minute.
 """
@@ -23,7 +23,7 @@ _DEAD_AFTER_SECONDS = 60.0
 
 
 class Holder(BaseModel):
-    """Who drives a sweep. `born` is the process's start in clock ticks since boot: a process id is used again."""
+    """The driver of a sweep. `born` is the process's start in clock ticks since boot, as process ids are used again."""
 
     token: str
     host: str
@@ -33,7 +33,7 @@ class Holder(BaseModel):
 
 
 class Lease:
-    """Held for the duration of a `with` block."""
+    """The right to drive a sweep, held for the duration of a `with` block."""
 
     def __init__(self, folder: SweepFolder) -> None:
         self._folder = folder
@@ -53,7 +53,7 @@ class Lease:
         """
         store = self._folder.store
         if not store.create(self._content(), *self._parts):
-            if (holder := living_driver(self._folder)) is not None:
+            if (holder := running_driver(self._folder)) is not None:
                 raise StoreError(
                     f"sweep {self._folder.name!r} is being driven by process {holder.pid} on {holder.host}; "
                     f"wait for it, stop it, or give this one another --name"
@@ -92,8 +92,8 @@ class Lease:
         return _holder(self._folder)
 
 
-def living_driver(folder: SweepFolder) -> Holder | None:
-    """Who drives a sweep now, if anybody does."""
+def running_driver(folder: SweepFolder) -> Holder | None:
+    """The running driver of a sweep, or None."""
     holder = _holder(folder)
     return holder if holder is not None and _lives(holder) else None
 
@@ -113,7 +113,7 @@ def _lives(holder: Holder) -> bool:
 
 
 def _born(pid: int) -> str:
-    """When a process started, or nothing when there is no such process (or it is a zombie)."""
+    """When a process started; empty when there is no such process, or it is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -3,8 +3,8 @@
     sweep.json       what was asked for: the resolved space, revisions, command, packages; of the latest start
     state.json       the rows (combinations and baselines) with their stages, and which row was chosen
     failures/        why a stage failed permanently, by address
-    logs/            what each stage said, by address; driver.log: what Tune, Optuna and MLflow said
-    lease.json       the living driver (see `lease`)
+    logs/            the log of each stage, by address; driver.log has those of Tune, Optuna and MLflow
+    lease.json       the running driver (see `lease`)
     chosen.json      what was chosen, for `deftx export`; once the search has ended
     report.md, results.csv, vectors.csv, plots/, optuna.log (an export)
 
@@ -35,7 +35,7 @@ class _Record(BaseModel):
 
 
 class SweepInfo(_Record):
-    """What a sweep is: recorded at each start; benchmark, backbone and seed must stay what they were."""
+    """What a sweep is, recorded at each start. Benchmark, backbone and seed must stay the same."""
 
     name: str
     benchmark: str
@@ -52,7 +52,7 @@ class SweepInfo(_Record):
     @field_validator("command")
     @classmethod
     def _without_passwords(cls, command: list[str]) -> list[str]:
-        return [without_password(word) for word in command]
+        return [without_password(argument) for argument in command]
 
 
 class StageEntry(_Record):
@@ -87,13 +87,13 @@ class GradeRow(_Record):
 
     @property
     def title(self) -> str:
-        """How tables call the row."""
+        """The name of the row in tables."""
         if self.kind != "combination":
             return BASELINE_TITLES[self.kind]
-        p = self.parameters
-        share_l, share_t = (f"{float(p[key]) * 100:g} %" for key in ("retention_l", "retention_t"))
-        words = f"retention {share_l}" if share_l == share_t else f"retention_l {share_l}, retention_t {share_t}"
-        return f"DEFT-X r_l {p['rank_l']}, r_t {p['rank_t']}, {words}"
+        rank_l, rank_t = self.parameters["rank_l"], self.parameters["rank_t"]
+        share_l, share_t = (f"{float(self.parameters[key]) * 100:g} %" for key in ("retention_l", "retention_t"))
+        retention = f"retention {share_l}" if share_l == share_t else f"retention_l {share_l}, retention_t {share_t}"
+        return f"DEFT-X r_l {rank_l}, r_t {rank_t}, {retention}"
 
 
 BASELINE_TITLES: dict[RowKind, str] = {
@@ -179,7 +179,7 @@ class SweepFolder:
         self._write(info, "sweep.json")
 
     def state(self) -> State:
-        """How far the sweep is; an empty state when it was never started.
+        """The state of the sweep; an empty one when it was never started.
 
         Raises:
             StoreError: when that is broken (never taken for empty: `gc` would remove all that the sweep has), or
@@ -218,12 +218,12 @@ class SweepFolder:
         self.store.remove("sweeps", self.name, "failures", f"{address}.json")
 
     def append_log(self, name: str, text: str) -> None:
-        """Keep what a stage (by its address) or the driver said, after what was said before."""
+        """Append to the log of a stage (named by its address) or of the driver."""
         before = self.store.read("sweeps", self.name, "logs", f"{name}.log") or b""
         self.store.write(before + text.encode(), "sweeps", self.name, "logs", f"{name}.log")
 
     def log_path(self, address: str) -> str:
-        """Where the log of a stage lies."""
+        """The URL (a path, on a file system) of the log of a stage."""
         return self.url("logs", f"{address}.log")
 
     def has_log(self, address: str) -> bool:
@@ -246,7 +246,7 @@ class SweepFolder:
 
 
 def known_sweep(store: Store, name: str) -> tuple[SweepFolder, SweepInfo]:
-    """A sweep that was started before.
+    """The folder of a sweep that was started before, and what the sweep is.
 
     Raises:
         StoreError: for an unknown name, listing the known ones.
@@ -254,6 +254,6 @@ def known_sweep(store: Store, name: str) -> tuple[SweepFolder, SweepInfo]:
     folder = SweepFolder(store, name)
     info = folder.info()
     if info is None:
-        known = ", ".join(store.names("sweeps")) or "none yet"
-        raise StoreError(f"{store.url}: no sweep {name!r} there (sweeps: {known})")
+        names = ", ".join(store.names("sweeps")) or "none yet"
+        raise StoreError(f"{store.url}: no sweep {name!r} there (sweeps: {names})")
     return folder, info

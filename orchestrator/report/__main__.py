@@ -17,8 +17,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_setting
 
 def _locate(directory: str) -> tuple[Store, str]:
     """The store and the sweep's name in `STORAGE/sweeps/NAME`, a folder or an fsspec URL."""
-    whole = directory.rstrip("/") if "://" in directory else str(Path(directory).resolve())
-    storage, _, name = whole.rpartition("/sweeps/")
+    location = directory.rstrip("/") if "://" in directory else str(Path(directory).resolve())
+    storage, _, name = location.rpartition("/sweeps/")
     if not storage or not name or "/" in name:
         raise ConfigError(f"{directory}: not the folder of a sweep, which is STORAGE/sweeps/NAME")
     return Store(storage), name

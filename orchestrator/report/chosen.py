@@ -1,6 +1,6 @@
 """What a sweep chose, as compositions that `deftx export` makes into models: `sweeps/<name>/chosen.json`, by language.
 
-Written once the search has ended and gone as soon as it goes on; test scores are read then and not before.
+Written when the search has ended, with the test scores, and removed when a widened space lets it go on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SPLITS: tuple[EvaluationSplit, ...] = ("valid", "test")
 
 
 def forget_choice(folder: SweepFolder) -> None:
-    """The search goes on: nothing is chosen."""
+    """Remove the choice, since the search goes on."""
     folder.store.remove("sweeps", folder.name, CHOSEN)
 
 
@@ -36,30 +36,30 @@ def write_choice(folder: SweepFolder, space: Space, backbone: Published | Stage,
     Raises:
         StoreError: when a grade is gone, altered or unreadable.
     """
-    found = _compositions(folder, space, backbone, row) if row else {}
-    content = {language: composition.model_dump(mode="json") for language, composition in found.items()}
+    compositions = _compositions(folder, space, backbone, row) if row else {}
+    content = {language: composition.model_dump(mode="json") for language, composition in compositions.items()}
     folder.write_file(json.dumps(content, indent=1, ensure_ascii=False).encode(), CHOSEN)
 
 
 def export_command(folder: SweepFolder, space: Space) -> str:
-    """What to type next: the model of the first target language."""
-    words = ["deftx", "export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
+    """The command that exports the model of the first target language."""
+    arguments = ["deftx", "export", folder.url(), space.targets[0], f"{folder.name}-{space.targets[0]}"]
     local = isinstance(space.backbone, str) and Path(space.backbone).expanduser().is_dir()
-    return shlex.join([*words, *(["--backbone", str(space.backbone)] if local else [])])
+    return shlex.join([*arguments, *(["--backbone", str(space.backbone)] if local else [])])
 
 
 def _compositions(
     folder: SweepFolder, space: Space, backbone: Published | Stage, row: PlannedRow
 ) -> dict[str, Composition]:
     origin, scores = _origin(folder, space), _scores(folder, [*row.grades])
-    found = {}
+    compositions = {}
     for target, grade in row.grades.items():
         settings = settings_of(grade, GradeSettings)
-        vector = grade.input("language")
-        found[target] = Composition(
+        language_sft = grade.input("language")
+        compositions[target] = Composition(
             backbone=_part(backbone),
             task=_part(row.task),
-            language=_part(vector) if vector else None,
+            language=_part(language_sft) if language_sft else None,
             weights=settings.weights,
             labels=space.benchmark_spec.labels,
             max_length=settings.max_length,
@@ -69,11 +69,11 @@ def _compositions(
             origin=origin,
             scores=scores[target],
         )
-    return found
+    return compositions
 
 
-def _part(given: Published | Stage) -> Part:
-    return Stored(address=given.address) if isinstance(given, Stage) else given
+def _part(model_or_sft: Published | Stage) -> Part:
+    return Stored(address=model_or_sft.address) if isinstance(model_or_sft, Stage) else model_or_sft
 
 
 def _origin(folder: SweepFolder, space: Space) -> str:
@@ -92,8 +92,8 @@ def _scores(folder: SweepFolder, targets: Sequence[str]) -> dict[str, tuple[Spli
 
 def _score(results: Results, target: str) -> SplitScore:
     assert results.chosen is not None
-    one = results.chosen.scores[target]
+    score = results.chosen.scores[target]
     return SplitScore(
-        split=results.split, metric=results.metric, value=one.value, low=one.low, high=one.high,
+        split=results.split, metric=results.metric, value=score.value, low=score.low, high=score.high,
         items=results.items(target),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The grades of a sweep as numbers: every row on every target, with joint intervals and differences to LT-SFT.
 
-The predictions are read in `record.grades`; words and pictures are made from these numbers in `tables`, `summary` and
+The predictions are read in `record.grades`; texts and pictures are made from these numbers in `tables`, `summary` and
 `plots`.
 """
 
@@ -26,7 +26,7 @@ RESULT_COLUMNS = [
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row with what it scored. The average is there only when every target is."""
+    """A row and its scores by target. The average is among them only when every target was graded."""
 
     row: GradeRow
     system: System
@@ -36,7 +36,7 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All rows on one split."""
+    """The scores of all rows on one split."""
 
     split: EvaluationSplit
     targets: tuple[str, ...]
@@ -47,40 +47,40 @@ class Results:
     bootstrap: Bootstrap
 
     def baseline(self, kind: RowKind) -> RowResult | None:
-        """The row of a baseline, if it was graded at all."""
-        return next((one for one in self.rows if one.row.kind == kind and one.scores), None)
+        """The result of a baseline, or None if it was not graded at all."""
+        return next((result for result in self.rows if result.row.kind == kind and result.scores), None)
 
     def difference(self, a: RowResult, b: RowResult) -> dict[str, Score]:
-        """`a` minus `b` on the targets that both have; on average only when that is all of them."""
+        """Scores of `a` minus those of `b` on the targets that both have; the average only when that is all of them."""
         return _difference(self.bootstrap, a.system, b.system, self.targets)
 
     def items(self, language: str = AVERAGE) -> int:
-        """How many items are resampled for a language, or for all of them together."""
+        """The number of items that are resampled for a language, or for all of them together."""
         return len({item for data in self._data(language) for item in data.ids})
 
     def examples(self, language: str = AVERAGE) -> int:
-        """How many rows of data a language has, or all together: more than items where one item has several."""
+        """The number of rows of data of a language, or of all: more than the items where an item has several."""
         return sum(len(data.ids) for data in self._data(language))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One line for each row and target or average, in percentage points; columns `RESULT_COLUMNS`."""
+        """A line for each row and target or average, in percentage points; the columns are `RESULT_COLUMNS`."""
         sizes = {name: {"n": self.items(name), "examples": self.examples(name)} for name in [*self.targets, AVERAGE]}
-        lines = [self._line(one, name) | size for one in self.rows for name, size in sizes.items()]
+        lines = [self._line(result, name) | size for result in self.rows for name, size in sizes.items()]
         return pd.DataFrame(lines, columns=RESULT_COLUMNS).astype({"number": "Int64"})
 
     def _data(self, language: str) -> list[Predictions]:
-        by_language = {name: data for one in self.rows for name, data in one.system.items()}
+        by_language = {name: data for result in self.rows for name, data in result.system.items()}
         return [data for name, data in by_language.items() if language in (name, AVERAGE)]
 
-    def _line(self, one: RowResult, name: str) -> dict[str, Any]:
-        row = one.row
+    def _line(self, result: RowResult, name: str) -> dict[str, Any]:
+        row = result.row
         return {
-            "row": row.title, "kind": row.kind, "number": row.number, "chosen": one is self.chosen,
+            "row": row.title, "kind": row.kind, "number": row.number, "chosen": result is self.chosen,
             **row.parameters, "status": row.status, "language": name,
             "split": SPLIT_NAMES[self.split], "metric": self.metric,
-            **_points(one.scores.get(name), "value", "low", "high"),
-            **_points(one.to_lt_sft.get(name), "difference", "difference_low", "difference_high"),
+            **_points(result.scores.get(name), "value", "low", "high"),
+            **_points(result.to_lt_sft.get(name), "difference", "difference_low", "difference_high"),
         }  # fmt: skip
 
 
@@ -93,21 +93,21 @@ def read_results(
         StoreError: for the test split before the search has ended, or a grade that is gone, altered or unreadable.
         DataError: when rows were graded on different items.
     """
-    opened = Grades(folder, split)
-    grades = sorted(opened.rows(targets, chosen_only=chosen_only), key=lambda read: _place(read[0]))
-    first = next((grade for _, found in grades for grade in found.values()), None)
+    grades = Grades(folder, split)
+    graded = sorted(grades.rows(targets, chosen_only=chosen_only), key=lambda pair: _place(pair[0]))
+    first = next((grade for _, by_target in graded for grade in by_target.values()), None)
     if first is None:
         return None
     bootstrap = Bootstrap(first.labels, first.metric)
-    systems = [(row, {name: grade.predictions for name, grade in found.items()}) for row, found in grades]
+    systems = [(row, {name: grade.predictions for name, grade in by_target.items()}) for row, by_target in graded]
     lt_sft = next((system for row, system in systems if row.kind == "lt-sft"), {})
     rows = tuple(_row_result(bootstrap, row, system, lt_sft, targets) for row, system in systems)
-    chosen = next((one for one in rows if one.row is opened.state.chosen_row), None)
+    chosen = next((result for result in rows if result.row is grades.state.chosen_row), None)
     return Results(split, tuple(targets), first.labels, first.metric, rows, chosen, bootstrap)
 
 
 def _place(row: GradeRow) -> tuple[int, int]:
-    """Where a row stands in tables: combinations as they were asked, then baselines in the order of their titles."""
+    """The sort key of a row: combinations as they were asked, then baselines in the order of their titles."""
     if row.kind == "combination":
         return (-1, row.number or 0)
     return ([*BASELINE_TITLES].index(row.kind), 0)
@@ -130,13 +130,13 @@ def _difference(bootstrap: Bootstrap, a: System, b: System, targets: Sequence[st
 
 
 def _complete(scores: Mapping[str, Score], targets: Sequence[str]) -> dict[str, Score]:
-    """Without the average, unless it is over all targets: another average is another quantity."""
+    """The scores, without the average unless it is over all targets: any other average is a different quantity."""
     whole = all(name in scores for name in targets)
-    return {name: one for name, one in scores.items() if whole or name != AVERAGE}
+    return {name: score for name, score in scores.items() if whole or name != AVERAGE}
 
 
 def _points(score: Score | None, *names: str) -> dict[str, float]:
-    """An estimate in percentage points under three column names; nothing for None."""
+    """A score in percentage points under three column names; empty for None."""
     if score is None:
         return {}
     numbers = (score.value, score.low, score.high)

@@ -18,7 +18,7 @@ from orchestrator.wording import by_few_labels, counted, format_selection, point
 
 
 def summary(info: SweepInfo, state: State, validation: Results | None, test: Results | None) -> str:
-    """What a newcomer should know before the tables, in a paragraph each for the choice, belief and doubt.
+    """The paragraphs before the tables: what was chosen, what is believable and what is doubtful.
 
     Args:
         info: what was asked for.
@@ -80,7 +80,7 @@ def _level(test: Results | None) -> str:
 
 
 def _losses(state: State, validation: Results | None) -> str:
-    """Combinations that failed, and languages on which none was graded."""
+    """The sentence on combinations that failed, and on languages where no combination was graded."""
     failed = sum(row.status == "failed" for row in state.combinations)
     if not failed:
         return ""
@@ -92,7 +92,7 @@ def _losses(state: State, validation: Results | None) -> str:
 
 
 def _never_graded(results: Results) -> list[str]:
-    graded = {name for one in results.rows if one.row.kind == "combination" for name in one.system}
+    graded = {name for result in results.rows if result.row.kind == "combination" for name in result.system}
     return [name for name in results.targets if name not in graded]
 
 
@@ -103,10 +103,10 @@ def _believable(test: Results | None) -> str:
     lead = "**What is believable.**"
     if test is None:
         return f"{lead} Nothing yet: the test sets are sealed until the search has ended."
-    found = list(_comparisons(test))
-    if not found:
+    comparisons = list(_comparisons(test))
+    if not comparisons:
         return f"{lead} No difference can be stated: there are no two complete rows to compare."
-    sure = [_sure(other, difference) for other, difference in found if difference.excludes_zero]
+    sure = [_sure(other, difference) for other, difference in comparisons if difference.excludes_zero]
     if not sure:
         return f"{lead} No difference: every paired 95 % interval includes 0 ({_items(test)})."
     believed = f"In this one training the chosen combination is {natural_list(sure)}"
@@ -119,30 +119,30 @@ def _sure(other: str, difference: Score) -> str:
 
 
 def _turned(difference: Score) -> Score:
-    """The size of a difference whose side is told in words."""
+    """The difference with a positive sign, for a sentence that says better or worse."""
     if difference.value > 0:
         return difference
     return Score(-difference.value, -difference.high, -difference.low)
 
 
 def _comparisons(results: Results) -> Iterator[tuple[str, Score]]:
-    """The chosen row less LT-SFT, less the better row without a language vector, and less the wrong language's."""
+    """(name, difference) of the comparisons of the chosen row: with LT-SFT, without a vector, with another's."""
     without = better_without(results)
     others = (
         ("LT-SFT", results.baseline("lt-sft")),
         (f'the stronger row without a language vector ("{without.row.title}")' if without else "", without),
         ("the same with another language's vector", results.baseline("other-language")),
     )
-    for words, other in others:
-        if results.chosen and other and (found := results.difference(results.chosen, other).get(AVERAGE)):
-            yield words, found
+    for title, other in others:
+        if results.chosen and other and (difference := results.difference(results.chosen, other).get(AVERAGE)):
+            yield title, difference
 
 
 def better_without(results: Results) -> RowResult | None:
     """The better of the rows without a language vector, by the average on the same data: the harder one to beat."""
-    found = [results.baseline("task"), results.baseline("task+source")]
-    complete = [one for one in found if one is not None and AVERAGE in one.scores]
-    return max(complete, key=lambda one: one.scores[AVERAGE].value, default=None)
+    baselines = filter(None, (results.baseline("task"), results.baseline("task+source")))
+    complete = [baseline for baseline in baselines if AVERAGE in baseline.scores]
+    return max(complete, key=lambda baseline: baseline.scores[AVERAGE].value, default=None)
 
 
 # -- what cannot ------------------------------------------------------------------------------------------------------
@@ -154,16 +154,16 @@ def _doubtful(info: SweepInfo, state: State, validation: Results, test: Results 
 
 
 def _noise(test: Results) -> str:
-    found = [(other, one) for other, one in _comparisons(test) if not one.excludes_zero]
-    if not found:
+    unclear = [(other, difference) for other, difference in _comparisons(test) if not difference.excludes_zero]
+    if not unclear:
         return ""
-    others = natural_list([f"{other} ({signed_points(one)})" for other, one in found])
-    interval = "the interval includes 0" if len(found) == 1 else "the intervals include 0"
+    others = natural_list([f"{other} ({signed_points(difference)})" for other, difference in unclear])
+    interval = "the interval includes 0" if len(unclear) == 1 else "the intervals include 0"
     return f"The chosen combination is **not distinguishable** from {others} on these data: {interval}."
 
 
 def _any_language(test: Results) -> str:
-    """The control: a gain that another language's vector gives as well is not the language's."""
+    """The sentence on the control: a gain that another language's vector gives too is not due to the language."""
     other, without = test.baseline("other-language"), better_without(test)
     if test.chosen is None or other is None or without is None:
         return ""
@@ -183,11 +183,11 @@ def _no_lt_sft(test: Results) -> str:
 
 
 def _optimism(info: SweepInfo, state: State, validation: Results) -> str:
-    """The highest of several noisy scores is too high; and how many of the others may be as good."""
+    """The sentence saying that the highest of several noisy scores is too high, and how many others may be as good."""
     completed = _completed(state)
     if validation.chosen is None or completed < 2 or not by_few_labels(info):
         return ""
-    near = [not one.excludes_zero for one in _rivals(validation, validation.chosen)]
+    near = [not difference.excludes_zero for difference in _rivals(validation, validation.chosen)]
     return (
         f"The chosen combination's validation score is the highest of {completed} and so an optimistic one; "
         f"{_tell_apart(sum(near), len(near))} be told apart from it there ({_items(validation)})."
@@ -195,7 +195,7 @@ def _optimism(info: SweepInfo, state: State, validation: Results) -> str:
 
 
 def _tell_apart(near: int, others: int) -> str:
-    """Up to and including `can` or `cannot`."""
+    """The beginning of a sentence, up to and including `can` or `cannot`."""
     if others == 1:
         return "the other one cannot" if near else "the other one can"
     if near == others:
@@ -204,10 +204,10 @@ def _tell_apart(near: int, others: int) -> str:
 
 
 def _rivals(validation: Results, chosen: RowResult) -> Iterator[Score]:
-    """The chosen row less each other complete combination, on average."""
-    for one in validation.rows:
-        if one is not chosen and one.row.kind == "combination" and AVERAGE in one.scores:
-            yield validation.difference(chosen, one)[AVERAGE]
+    """The average score of the chosen row minus that of each other complete combination."""
+    for rival in validation.rows:
+        if rival is not chosen and rival.row.kind == "combination" and AVERAGE in rival.scores:
+            yield validation.difference(chosen, rival)[AVERAGE]
 
 
 def _one_seed(info: SweepInfo) -> str:

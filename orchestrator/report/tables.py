@@ -11,7 +11,7 @@ from humanize import natural_list
 from deftx.config import METRIC_NAMES, SPLIT_NAMES
 from deftx.data.text_report import TextReport
 from deftx.evaluate.bootstrap import AVERAGE
-from orchestrator.record.sweep import Failure, State, SweepInfo
+from orchestrator.record.sweep import Failure, GradeRow, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
 from orchestrator.wording import NEAR_LT_SFT, NOTHING, by_few_labels, counted, points, signed_points
 
@@ -26,13 +26,13 @@ def warnings(
     info: SweepInfo, state: State, validation: Results | None, failures: Mapping[str, Failure],
     stage_warnings: Mapping[str, Sequence[str]],
 ) -> list[str]:  # fmt: skip
-    """What to be careful about: the selection, what failed, and those of each stage.
+    """The section of warnings: about the selection, about failures, and those of each stage.
 
     Args:
         stage_warnings: of each published stage, by address.
     """
-    found = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, stage_warnings)]
-    return ["## Warnings", "\n".join(f"- {_cell(one)}" for one in found)] if found else []
+    lines = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, stage_warnings)]
+    return ["## Warnings", "\n".join(f"- {_cell(line)}" for line in lines)] if lines else []
 
 
 def _few_labels(info: SweepInfo, state: State, validation: Results | None) -> list[str]:
@@ -48,20 +48,21 @@ def _few_labels(info: SweepInfo, state: State, validation: Results | None) -> li
 
 
 def _lost(state: State, failures: Mapping[str, Failure]) -> list[str]:
-    """Who failed, each once."""
+    """A warning that names the subjects with failed stages."""
     subjects = dict.fromkeys(entry.subject for address, entry in state.stages.items() if address in failures)
     return [f"Failed: {natural_list(list(subjects))} (see Failures)."] if subjects else []
 
 
 def _stage_warnings(state: State, stage_warnings: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each warning once for each setting of the stages it is about, with their subjects."""
-    about: dict[tuple[str, str], list[str]] = {}
-    for address, found in stage_warnings.items():
+    """The warnings about stages; one line where several subjects have the same one with the same setting."""
+    subjects_by: dict[tuple[str, str], list[str]] = {}
+    for address, of_stage in stage_warnings.items():
         entry = state.stages[address]
         setting = entry.label.removeprefix(f"{entry.subject} · ")
-        for words in found:
-            about.setdefault((words.removeprefix(f"{entry.subject}: "), setting), []).append(entry.subject)
-    return [f"{_some(subjects)} ({setting}): {words}" for (words, setting), subjects in about.items()]
+        for warning in of_stage:
+            text = warning.removeprefix(f"{entry.subject}: ")
+            subjects_by.setdefault((text, setting), []).append(entry.subject)
+    return [f"{_some(subjects)} ({setting}): {text}" for (text, setting), subjects in subjects_by.items()]
 
 
 def _some(subjects: Sequence[str]) -> str:
@@ -70,12 +71,12 @@ def _some(subjects: Sequence[str]) -> str:
 
 
 def picture(drawn: Iterable[str], name: str, text: str) -> list[str]:
-    """A picture, if it was drawn."""
+    """A picture in Markdown, empty if it was not drawn."""
     return [f"![{text}](plots/{name})"] if name in drawn else []
 
 
 def scores(results: Results | None, note: str) -> list[str]:
-    """The table of all rows on one split."""
+    """The section with the table of all rows on one split; empty when nothing was graded on it."""
     if results is None:
         return []
     metric = METRIC_NAMES[results.metric]
@@ -85,26 +86,27 @@ def scores(results: Results | None, note: str) -> list[str]:
         f"## {title}",
         f"{metric[0].upper()}{metric[1:]} in percentage points [95 % interval]; items are drawn once for all languages "
         f"together, differences are paired. {note}",
-        table(header, [_score_line(one, results) for one in results.rows]),
+        table(header, [_score_line(row_result, results) for row_result in results.rows]),
     ]
 
 
-def _score_line(one: RowResult, results: Results) -> list[str]:
-    numbers = [points(one.scores.get(name)) for name in [*results.targets, AVERAGE]]
-    number = "" if one.row.number is None else str(one.row.number)
-    return [number, _format_row(one, results), *numbers, signed_points(one.to_lt_sft.get(AVERAGE))]
+def _score_line(row_result: RowResult, results: Results) -> list[str]:
+    cells = [points(row_result.scores.get(name)) for name in [*results.targets, AVERAGE]]
+    number = "" if row_result.row.number is None else str(row_result.row.number)
+    title = _format_row(row_result.row, is_chosen=row_result is results.chosen)
+    return [number, title, *cells, signed_points(row_result.to_lt_sft.get(AVERAGE))]
 
 
-def _format_row(one: RowResult, results: Results) -> str:
-    if one is results.chosen:
-        return f"**{one.row.title}** (chosen)"
-    if one.row.status == "failed":
-        return f"{one.row.title} (failed: {one.row.reason or 'no reason on record'})"
-    return one.row.title + (" (waiting)" if one.row.status == "waiting" else "")
+def _format_row(row: GradeRow, *, is_chosen: bool) -> str:
+    if is_chosen:
+        return f"**{row.title}** (chosen)"
+    if row.status == "failed":
+        return f"{row.title} (failed: {row.reason or 'no reason on record'})"
+    return row.title + (" (waiting)" if row.status == "waiting" else "")
 
 
-def vectors(frame: pd.DataFrame) -> list[str]:
-    """How far denoising went in the chosen vectors."""
+def sfts(frame: pd.DataFrame) -> list[str]:
+    """The section on the chosen vectors: how far denoising went."""
     chosen = frame[frame["chosen"]] if len(frame) else frame
     if chosen.empty:
         return []
@@ -117,12 +119,12 @@ def vectors(frame: pd.DataFrame) -> list[str]:
         "## Vectors of the chosen combination",
         "How far denoising went, over all matrices of a vector; the other vectors are in `vectors.csv`. Seconds are "
         "those of the sparse phase.",
-        table(header, [_vector_line(line) for line in chosen.to_dict("records")]),
+        table(header, [_sft_line(line) for line in chosen.to_dict("records")]),
         _format_overlap(chosen),
     ]
 
 
-def _vector_line(line: dict[str, float | str]) -> list[str]:
+def _sft_line(line: dict[str, float | str]) -> list[str]:
     forms = {
         "mean_rank": ".1f", "nonzero_retention": ".1%", "energy_retention": ".1%", "jaccard_lt_sft": ".2f", "k": ",.0f",
         "seconds": ",.1f",
@@ -145,7 +147,7 @@ def _format_overlap(chosen: pd.DataFrame) -> str:
 
 
 def texts(text_reports: Sequence[TextReport]) -> list[str]:
-    """What the plain text of each language is good for; sweeps from before there were text checks have none."""
+    """The section on the plain text of each language; empty for a sweep that has no text check."""
     if not text_reports:
         return []
     header = [
@@ -155,21 +157,21 @@ def texts(text_reports: Sequence[TextReport]) -> list[str]:
     return [
         "## Text",
         "Plain text that language vectors were learnt from; what is doubtful about it stands in Warnings.",
-        table(header, [_text_line(one) for one in text_reports]),
+        table(header, [_text_line(report) for report in text_reports]),
     ]
 
 
-def _text_line(one: TextReport) -> list[str]:
-    shared = NOTHING if one.sentences is None else f"{one.shared:,}"
+def _text_line(report: TextReport) -> list[str]:
+    shared = NOTHING if report.sentences is None else f"{report.shared:,}"
     return [
-        one.language, f"{one.passages:,}", f"{one.bytes / 1e6:,.2f}", f"{one.repeated.count:,}", shared,
-        f"{one.tokens_per_word:.2f}", f"{one.unknown_share:.2%}", f"{one.train_blocks:,} of {one.block}",
-        f"{one.valid_blocks:,}", f"{one.planned_steps:,} of {one.batch_size}", f"{one.passes:,.1f}",
+        report.language, f"{report.passages:,}", f"{report.bytes / 1e6:,.2f}", f"{report.repeated.count:,}", shared,
+        f"{report.tokens_per_word:.2f}", f"{report.unknown_share:.2%}", f"{report.train_blocks:,} of {report.block}",
+        f"{report.valid_blocks:,}", f"{report.planned_steps:,} of {report.batch_size}", f"{report.passes:,.1f}",
     ]  # fmt: skip
 
 
 def failed(failures: Mapping[str, Failure]) -> list[str]:
-    """Why stages failed, and where their logs lie."""
+    """The section of failures: why stages failed, and where their logs are."""
     if not failures:
         return []
     ordered = sorted(failures.values(), key=lambda failure: (failure.label, failure.address))
@@ -178,15 +180,18 @@ def failed(failures: Mapping[str, Failure]) -> list[str]:
 
 
 def sizes(splits: Sequence[Results]) -> list[str]:
-    """How many items and rows each language has on each split."""
+    """The section on the data: how many items and rows each language has on each split."""
     if not splits:
         return []
-    header = ["language", *(f"{SPLIT_NAMES[one.split]} {what}" for one in splits for what in ("items", "rows"))]
+    header = ["language", *(f"{SPLIT_NAMES[results.split]} {noun}" for results in splits for noun in ("items", "rows"))]
     lines = [
-        [name, *(f"{size:,}" for one in splits for size in (one.items(name), one.examples(name)))]
+        [name, *(f"{size:,}" for results in splits for size in (results.items(name), results.examples(name)))]
         for name in splits[0].targets
     ]
-    all_together = ["all together", *(f"{size:,}" for one in splits for size in (one.items(), one.examples()))]
+    all_together = [
+        "all together",
+        *(f"{size:,}" for results in splits for size in (results.items(), results.examples())),
+    ]
     return [
         "## Data",
         f"Labels: {', '.join(splits[0].labels)}. An item is what the bootstrap draws, with all its rows in every "
@@ -196,7 +201,7 @@ def sizes(splits: Sequence[Results]) -> list[str]:
 
 
 def provenance(info: SweepInfo) -> list[str]:
-    """The command, seed, commit, revisions and packages."""
+    """The section on how the sweep was made: command, seed, commit, revisions and packages."""
     facts = {
         "started": info.created,
         "seed": str(info.seed),
@@ -215,5 +220,5 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line, and without a bar that would end the cell."""
+    """Text as a table cell: on one line, with bars escaped."""
     return " ".join(text.replace("|", r"\|").split())

@@ -1,7 +1,7 @@
-"""The vectors of a sweep: how far denoising went, which entries each mask holds, and the spectra they were cut from.
+"""The vectors of a sweep: how far denoising went, which entries the masks hold, and the spectra of their dense changes.
 
-Read from manifests, from the masks of the chosen vectors, and from the singular values that dense phases keep. What was
-never published, or is gone or damaged, is left out: a picture is not worth that a dense phase is trained again.
+Read from manifests, from the masks of the chosen vectors, and from the singular values that dense phases keep. What is
+missing or damaged is left out: no dense phase is trained again for a picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.record.sweep import GradeRow, State
 
 log = logging.getLogger("deftx")
 
-VECTOR_COLUMNS = [
+SFT_COLUMNS = [
     "subject", "setting", "chosen", "k", "mean_rank", "nonzero_retention", "energy_retention", "jaccard_lt_sft",
     "seconds", "address",
 ]  # fmt: skip
@@ -37,7 +37,7 @@ MATRICES = {
     "attention query": r"(query|q_proj)\.weight$",
     "FFN": r"(intermediate\.dense|fc1)\.weight$",
 }
-"""The matrices whose spectra stand for the others; of those with one in each layer, that of the middle layer."""
+"""The matrices whose spectra are drawn; where every layer has one, that of the middle layer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Spectrum:
 
     Attributes:
         values: descending, as many as the smaller side of the matrix.
-        rank: what the chosen vector kept of it; None when that is not on record.
+        rank: the rank at which the chosen SFT was denoised; None when that is not on record.
     """
 
     subject: str
@@ -63,7 +63,12 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Mask:
-    """The entries a vector changes: for each parameter its number of entries and one bit for each, packed."""
+    """The entries that an SFT changes.
+
+    Attributes:
+        sizes: the number of entries of each parameter.
+        bits: of each parameter, one bit for each entry, packed into bytes; set where the entry changes.
+    """
 
     subject: str
     sizes: dict[str, int]
@@ -71,7 +76,7 @@ class Mask:
 
     @property
     def k(self) -> int:
-        """How many entries are chosen."""
+        """The number of entries that change."""
         return _ones(self.bits)
 
 
@@ -83,34 +88,37 @@ class Overlap:
     chance: float
 
 
-def read_vectors(store: Store, state: State) -> pd.DataFrame:
-    """One line for each published sparse stage of any row, those of the chosen row first; columns `VECTOR_COLUMNS`.
+def read_sfts(store: Store, state: State) -> pd.DataFrame:
+    """A table with a line for each published SFT of any row, those of the chosen row first; columns are `SFT_COLUMNS`.
 
-    Shares lie between 0 and 1. What a manifest does not tell is NaN: an LT-SFT vector has no rank. `seconds` are
-    those of the sparse stage alone.
+    Shares lie between 0 and 1. What a manifest does not tell is NaN, such as the rank of an LT-SFT vector, which has
+    no rank. `seconds` are those of the sparse stage alone.
     """
     chosen = _addresses(state.chosen_row) if state.chosen_row else []
     addresses = dict.fromkeys([*chosen, *(address for row in state.rows for address in _addresses(row))])
-    manifests = [found for address in addresses if (found := store.manifest(address)) and _is_vector(found)]
-    lines = [_line(found, state, found.address in chosen) for found in manifests]
-    return pd.DataFrame(lines, columns=VECTOR_COLUMNS).astype({"k": "Int64"})
+    manifests = [manifest for manifest in map(store.manifest, addresses) if manifest and _is_sft(manifest)]
+    lines = [_line(manifest, state, manifest.address in chosen) for manifest in manifests]
+    return pd.DataFrame(lines, columns=SFT_COLUMNS).astype({"k": "Int64"})
 
 
 def chosen_spectra(store: Store, state: State) -> list[Spectrum]:
-    """The spectra that stand for the task's and for the first language's vector of the chosen combination."""
+    """The spectra behind the task SFT and the first language SFT of the chosen combination."""
     sparse = list(_chosen(store, state))
-    shown = [*[one for one in sparse if one[0] == TASK][:1], *[one for one in sparse if one[0] != TASK][:1]]
-    return [spectrum for subject, manifest in shown for spectrum in _spectra(store, subject, manifest)]
+    task = [(subject, manifest) for subject, manifest in sparse if subject == TASK]
+    languages = [(subject, manifest) for subject, manifest in sparse if subject != TASK]
+    return [
+        spectrum for subject, manifest in [*task[:1], *languages[:1]] for spectrum in _spectra(store, subject, manifest)
+    ]
 
 
 def chosen_masks(store: Store, state: State) -> list[Mask]:
-    """The masks of the chosen combination: of its languages in their order, then of the task."""
-    there = [(subject, found) for subject, found in _chosen(store, state) if _MASK in found.files]
-    return [mask for subject, found in there for mask in _masks(store, subject, found.address)]
+    """The masks of the chosen combination: its languages' in their order, then the task's."""
+    with_mask = [(subject, sparse) for subject, sparse in _chosen(store, state) if _MASK in sparse.files]
+    return [mask for subject, sparse in with_mask for mask in _masks(store, subject, sparse.address)]
 
 
 def overlap(a: Mask, b: Mask) -> Overlap:
-    """How far two masks hold the same entries, beside chance.
+    """The Jaccard overlap of two masks, and what chance would give.
 
     Of two masks of k1 and k2 entries drawn at random from the same N, the intersection is expected to have
     E = k1 * k2 / N entries, hence a Jaccard overlap of about E / (k1 + k2 - E). Where the two could choose from other
@@ -136,13 +144,13 @@ def _addresses(row: GradeRow) -> list[str]:
 def _chosen(store: Store, state: State) -> Iterator[tuple[str, Manifest]]:
     """(subject, manifest) of each published sparse stage of the chosen row, languages first."""
     row = state.chosen_row
-    vectors = {**row.language_sfts, **({TASK: row.task_sft} if row.task_sft else {})} if row else {}
-    for subject, address in vectors.items():
-        if (found := store.manifest(address)) is not None and _is_vector(found):
-            yield subject, found
+    sfts = {**row.language_sfts, **({TASK: row.task_sft} if row.task_sft else {})} if row else {}
+    for subject, address in sfts.items():
+        if (manifest := store.manifest(address)) is not None and _is_sft(manifest):
+            yield subject, manifest
 
 
-def _is_vector(manifest: Manifest) -> bool:
+def _is_sft(manifest: Manifest) -> bool:
     return kind_of(manifest.kind).makes_sft
 
 
@@ -158,10 +166,10 @@ def _spectra(store: Store, subject: str, sparse: Manifest) -> Iterator[Spectrum]
         log.warning("no spectra of %s in the report: %s", subject, error)
         return
     ranks = {matrix["name"]: matrix["rank"] for matrix in sparse.details.get("matrices", [])}
-    for words, pattern in MATRICES.items():
+    for title, pattern in MATRICES.items():
         if names := sorted((name for name in values if re.search(pattern, name)), key=_by_layer):
             name = names[len(names) // 2]
-            yield Spectrum(subject, words, values[name], ranks.get(name))
+            yield Spectrum(subject, title, values[name], ranks.get(name))
 
 
 def _by_layer(name: str) -> list[int]:

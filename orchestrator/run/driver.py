@@ -1,6 +1,6 @@
-"""The driver of a sweep: hands out the schedule's jobs, takes their outcomes, and keeps state, tracker and screen true.
+"""The driver of a sweep: hands out jobs, records how they ended, and calls the callbacks (tracker and screen).
 
-It knows neither Ray nor how jobs are run: `tune` and `serial` call the same four methods.
+It does not know how jobs run: `tune` (on Ray) and `serial` call `next_job`, `progress`, `settle` and `finished`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from orchestrator.search.schedule import Job, Schedule
 from orchestrator.space.combination import Combination
 from orchestrator.space.schema import Space
 
+NO_MESSAGE = "its worker died without a message"
+"""The reason of a failure that nothing else is recorded of."""
+
 
 class Callback(Protocol):
-    """Whoever follows a sweep: the tracker's mirror and the screen."""
+    """What the driver calls as stages start, progress and end: the tracker's mirror and the screen."""
 
     def stage_started(self, stage: Stage) -> None:
-        """A trial was handed the stage."""
+        """The stage was handed to a trial."""
 
     def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
-        """A point of a running stage's curve."""
+        """A running stage reported a point of its curve."""
 
     def stage_done(self, stage: Stage, reused: bool) -> None:
         """The stage is in the store; `reused` when it was there before this run."""
@@ -47,9 +50,9 @@ class Driver:
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
         self.jobs: list[Job] = []
-        """Handed out and not settled yet."""
+        """Jobs that were handed out and have not ended."""
         self.interrupted = False
-        """Set by Ctrl-C: no further job is handed out."""
+        """Whether Ctrl-C was pressed: then no further job is handed out."""
         self._asks = Replay(space)
         reasons = {address: failure.reason for address, failure in folder.final_failures().items()}
         store, choice = folder.store, Choice(space, self.facts)
@@ -58,7 +61,7 @@ class Driver:
 
     @property
     def asked(self) -> list[Combination]:
-        """The combinations so far, in ask order."""
+        """The combinations asked so far, in order."""
         return self._asks.asked
 
     def next_job(self) -> Job | None:
@@ -72,16 +75,16 @@ class Driver:
         return job
 
     def progress(self, address: str, point: dict[str, float]) -> None:
-        """A point of a running stage's curve."""
+        """Pass a point of a running stage's curve on to the callbacks."""
         metrics = {name: value for name, value in point.items() if name not in ("step", "steps")}
         for callback in self._callbacks:
             callback.progress(address, int(point["step"]), metrics)
 
-    def settle(self, job: Job, error: str = "its worker died and left no word") -> None:
-        """A job has ended: the store and the failures on record say how.
+    def settle(self, job: Job, error: str = NO_MESSAGE) -> None:
+        """Record the end of a job: each of its stages is done if the store has it, else failed.
 
         Args:
-            error: why, when a stage is neither in the store nor on record as failed.
+            error: the reason for a stage that is neither in the store nor recorded as failed.
         """
         failures = self.folder.failures()
         self.jobs = [other for other in self.jobs if other is not job]
@@ -98,7 +101,7 @@ class Driver:
         return self.schedule.finished()
 
     def write_state(self, *, ended: bool = False) -> State:
-        """Record how far the sweep is; the chosen combination once it has ended."""
+        """The state of the sweep, after writing it to its folder; with the chosen combination once it has ended."""
         chosen = self.schedule.chosen if ended else None
         state = State(
             stages={stage.address: self._entry(stage) for stage in self.schedule.stages.values()},
@@ -112,15 +115,15 @@ class Driver:
     def _done(self, stage: Stage, failed_before: bool) -> None:
         if failed_before:
             self.folder.forget_failure(stage.address)
-        self._manifests.pop(stage.address, None)  # of an earlier start, where the stage was made again
+        self._manifests.pop(stage.address, None)  # a stage that is made again has a new one
         self.schedule.done(stage.address)
         for callback in self._callbacks:
             callback.stage_done(stage, False)
 
     def _failed(self, stage: Stage, failure: Failure | None, error: str) -> None:
         log = self.folder.log_path(stage.address)
-        found = failure or Failure(address=stage.address, label=stage.label, reason=error, final=True, log=log)
-        failure = found.model_copy(update={"final": True})
+        failure = failure or Failure(address=stage.address, label=stage.label, reason=error, final=True, log=log)
+        failure = failure.model_copy(update={"final": True})
         self.folder.write_failure(failure)
         self.schedule.failed(stage.address, failure.reason)
         for callback in self._callbacks:
@@ -152,14 +155,14 @@ class Driver:
         )
 
     def seconds(self, stage: Stage) -> float:
-        """How long a published stage took."""
+        """How many seconds a published stage took."""
         return self.manifest(stage).seconds
 
     def facts(self, stage: Stage, kind: type[F]) -> F:
         """What a published stage measured.
 
         Args:
-            kind: of facts, which its kind has.
+            kind: the class of facts that stages of its kind have.
         """
         return facts_of(self.manifest(stage), kind)
 

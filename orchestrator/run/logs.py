@@ -1,7 +1,7 @@
-"""Everything that is logged, warned of or printed goes to a log file while a sweep runs: the screen is its own.
+"""The log files of a sweep: what is logged, warned or printed while it runs goes there, and not over the screen.
 
-Of this process, whatever libraries do with loggers and handlers of their own; not what C code writes to descriptor 2.
-Passwords in URLs do not get into a log.
+This covers loggers, warnings and standard streams of this process, also where a library has handlers of its own; not
+what C code writes to file descriptor 2. Passwords in URLs are left out of a log.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from orchestrator.record.sweep import SweepFolder
 
 FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 DRIVER = "driver"
-"""The log of what is no stage's: Tune, Optuna, MLflow. Beside the stages' logs."""
+"""The log, beside those of the stages, for everything else: Tune, Optuna, MLflow."""
 
 
 class _Diversion(io.TextIOBase):
-    """Stands in for the standard streams. Handlers made meanwhile keep it, so it outlives the log it writes to."""
+    """A stream in place of stdout and stderr. Handlers made meanwhile keep it: its target changes when the log ends."""
 
     def __init__(self, target: TextIO) -> None:
         self.target = target
@@ -44,8 +44,12 @@ class _Diversion(io.TextIOBase):
 
 
 @contextmanager
-def kept(folder: SweepFolder, name: str) -> Iterator[None]:
-    """Divert into the log `name` of a sweep (a stage's address, or `DRIVER`), after what it holds already."""
+def logging_to(folder: SweepFolder, name: str) -> Iterator[None]:
+    """A context in which output is appended to a log of a sweep.
+
+    Args:
+        name: of the log: a stage's address, or `DRIVER`.
+    """
     path = Path(folder.log_path(name))
     if folder.store.local:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,32 +67,33 @@ def kept(folder: SweepFolder, name: str) -> Iterator[None]:
 
 @contextmanager
 def diverted(log: TextIO) -> Iterator[None]:
-    """Divert loggers, warnings and the standard streams into a file; they are as before afterwards."""
-    stream, ours, outer = _Diversion(log), logging.getLogger("deftx"), sys.stderr
-    root, level = logging.getLogger(), ours.level
-    handlers, handler = root.handlers, logging.StreamHandler(cast(TextIO, stream))
-    handler.setFormatter(logging.Formatter(FORM))
-    moved = [(found, found.stream) for found in _handlers()]
-    for found, _ in moved:
-        found.setStream(cast(TextIO, stream))
-    root.handlers = [handler]
-    ours.setLevel(logging.INFO)
+    """A context in which loggers, warnings and the standard streams write to a file; afterwards they are as before."""
+    stream, outer = _Diversion(log), sys.stderr
+    root, package = logging.getLogger(), logging.getLogger("deftx")
+    root_handlers, level = root.handlers, package.level
+    log_handler = logging.StreamHandler(cast(TextIO, stream))
+    log_handler.setFormatter(logging.Formatter(FORM))
+    original_streams = [(handler, handler.stream) for handler in _handlers()]
+    for handler, _ in original_streams:
+        handler.setStream(cast(TextIO, stream))
+    root.handlers = [log_handler]
+    package.setLevel(logging.INFO)
     try:
         # warnings are written to sys.stderr, whichever it is at the time
         with redirect_stdout(stream), redirect_stderr(stream):
             yield
     finally:
         stream.target = outer
-        root.handlers = handlers
-        ours.setLevel(level)
-        for found, before in moved:
-            found.setStream(before)
+        root.handlers = root_handlers
+        package.setLevel(level)
+        for handler, original in original_streams:
+            handler.setStream(original)
 
 
 def _handlers() -> Iterator[logging.StreamHandler[TextIO]]:
-    """The handlers that libraries gave their loggers, of those that write to a standard stream."""
+    """The handlers that libraries gave their own loggers and that write to a standard stream."""
     for logger in logging.Logger.manager.loggerDict.values():
         for handler in logger.handlers if isinstance(logger, logging.Logger) else []:
-            stream = vars(handler).get("stream")  # of some it is a property: whatever sys.stderr is at the time
+            stream = vars(handler).get("stream")  # where it is a property it follows sys.stderr by itself
             if isinstance(handler, logging.StreamHandler) and (stream is sys.stdout or stream is sys.stderr):
                 yield handler

@@ -22,7 +22,7 @@ class Workplace:
 
     @classmethod
     def of(cls, space: Space, folder: SweepFolder, machine: Machine | None = None) -> Workplace:
-        """What each stage kind takes: as the space says, on one machine no more than there is."""
+        """The workplace of a space's trials; on one machine no kind takes more than the machine has."""
         needs = {kind: space.resources_of(kind) for kind in KINDS}
         return cls(folder.store.url, folder.name, {kind: machine.fit(n) if machine else n for kind, n in needs.items()})
 
@@ -44,13 +44,13 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This one."""
+        """The machine that this process runs on."""
         import torch
 
         return cls(len(os.sched_getaffinity(0)), torch.cuda.device_count())
 
     def fit(self, need: Resources) -> Resources:
-        """No more than there is, so that a cluster's space runs on a laptop too: without a GPU on the CPU."""
+        """Resources cut to what the machine has, so that the space of a cluster runs on a laptop without a GPU too."""
         return need.model_copy(update={"cpu": min(need.cpu, self.cpus), "gpu": min(need.gpu, float(self.gpus))})
 
     def lacks_gpu_for(self, space: Space) -> list[str]:
@@ -58,6 +58,6 @@ class Machine:
         return [] if self.gpus else [kind for kind in KINDS if space.resources_of(kind).gpu]
 
     def slots(self, resources: Mapping[str, Resources]) -> int:
-        """How many trials of the hungriest stage kind run here at once."""
+        """How many trials run here at once, each with the most that any stage kind takes."""
         cpu, gpu = (max(getattr(need, name) for need in resources.values()) for name in ("cpu", "gpu"))
         return max(int(min(self.cpus // cpu, self.gpus / gpu if gpu else self.cpus)), 1)

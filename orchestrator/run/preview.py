@@ -1,4 +1,4 @@
-"""`--plan`: the stages that would run and those found in the store; nothing runs.
+"""`--plan`: the stages that would run and those already in the store; nothing runs.
 
 Exact for a grid. For TPE the first `search_parallelism` combinations, and the worst case, in which no later one shares
 a setting.
@@ -33,7 +33,7 @@ class Preview:
         search: stages to make for the combinations, inputs first.
         baselines: stages to make that only baselines need.
         checks: checks of texts to make, which train nothing.
-        found: stages in the store already.
+        stored: stages in the store already.
         combinations: how many combinations are planned exactly.
         unresolved: hub revisions that could not be resolved.
     """
@@ -42,13 +42,13 @@ class Preview:
     search: list[Stage]
     baselines: list[Stage]
     checks: list[Stage]
-    found: list[Stage]
+    stored: list[Stage]
     combinations: int
     unresolved: list[str]
 
     @classmethod
     def of(cls, prepared: Prepared) -> Preview:
-        """Plan a prepared sweep."""
+        """The preview of a prepared sweep."""
         space, rows, planner = prepared.space, _rows(prepared), prepared.planner
         chosen = _chosen_before(prepared, rows)
         controlled = (chosen.combination if chosen else None) or space.cells()[0]
@@ -59,19 +59,19 @@ class Preview:
         search = {stage.address: stage for stage in unmade([*parts, *_wanted(rows)], has)}
         baselines = {stage.address: stage for stage in unmade(_wanted(others), has)}
         checks = planner.checks()
-        found = [stage for stage in walk([*checks, *grades]) if has(stage.address)]
+        stored = [stage for stage in walk([*checks, *grades]) if has(stage.address)]
         unresolved = sorted(key for key, answer in prepared.revisions.resolved.items() if answer == UNRESOLVED)
         return cls(
             space, list(search.values()), [stage for address, stage in baselines.items() if address not in search],
-            [check for check in checks if not has(check.address)], found, len(rows), unresolved,
+            [check for check in checks if not has(check.address)], stored, len(rows), unresolved,
         )  # fmt: skip
 
     def counts(self, kind: str) -> tuple[int, int]:
         """(to make, in the store) of a kind, baselines and checks included."""
-        return _count(self.search + self.baselines + self.checks, kind), _count(self.found, kind)
+        return _count(self.search + self.baselines + self.checks, kind), _count(self.stored, kind)
 
     def sentence(self) -> str:
-        """The plan in words, the baselines counted apart."""
+        """The plan in words; baselines are counted apart."""
         words = (
             f"{_phases(self.search)} for {self.combinations} combinations; baselines: {_phases(self.baselines)} more"
         )
@@ -83,7 +83,7 @@ class Preview:
 
 
 def _has(store: Store, exact: Iterable[Stage]) -> Callable[[str], bool]:
-    """Whether a run would find a stage in the store: by every byte of what is read at its end, else by `Store.has`."""
+    """Whether a run would find a stage in the store: `exact` ones by every byte, the others by `Store.has`."""
     by_bytes = {stage.address for stage in exact}
     return cache(lambda address: store.intact(address) if address in by_bytes else store.has(address))
 
@@ -93,7 +93,7 @@ def _wanted(rows: Iterable[PlannedRow]) -> Iterator[Stage]:
 
 
 def _chosen_before(prepared: Prepared, rows: Iterable[PlannedRow]) -> PlannedRow | None:
-    """The row that an earlier start chose."""
+    """The row that an earlier run chose, or None."""
     chosen = prepared.folder.state().chosen_row
     return next((row for row in rows if chosen and row.record().grades == chosen.grades), None)
 

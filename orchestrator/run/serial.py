@@ -1,4 +1,4 @@
-"""The same jobs in one process, one after the other (`--serial`): for debugging, and for most tests."""
+"""Runs the jobs of a driver in this process, one after the other (`--serial`): for debugging, and for most tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_serial(driver: Driver) -> None:
             try:
                 carry_out(job, driver.workplace, driver.progress)
                 break
-            except Exception:  # every kind of error is tried again; it is on record with its trace
+            except Exception:  # every kind of error is tried again; its trace is recorded
                 if attempt == driver.space.max_failures:
                     break
         driver.settle(job)

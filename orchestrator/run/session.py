@@ -47,14 +47,16 @@ class Prepared:
     @property
     def backbone(self) -> str:
         """The identity of the backbone: hub id and commit, content of a folder, or address of the stage."""
-        given = self.resolved.backbone
-        if isinstance(given, Stage):
-            return f"stage {given.address}"
-        return f"folder {given.sha256}" if isinstance(given, LocalFolder) else f"{given.repo}@{given.commit}"
+        backbone = self.resolved.backbone
+        if isinstance(backbone, Stage):
+            return f"stage {backbone.address}"
+        if isinstance(backbone, LocalFolder):
+            return f"folder {backbone.sha256}"
+        return f"{backbone.repo}@{backbone.commit}"
 
 
 def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None, *, lenient: bool = False) -> Prepared:
-    """Resolve what the space reads, with the revisions that an earlier start of the sweep recorded.
+    """A space with what it reads resolved, at the revisions that an earlier start of the sweep recorded.
 
     Args:
         title: the space's name.
@@ -77,11 +79,7 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
 
 
 def run(driver: Driver, work: Run) -> int:
-    """Run a sweep to its end, its state on record as not ended.
-
-    Returns:
-        The exit code: 0, 3 or 130.
-    """
+    """The exit code (0, 3 or 130) of a sweep that is run to its end; its state was recorded as not ended before."""
     with suppress(KeyboardInterrupt), _interruptible(driver):
         work(driver)
     finished = driver.finished() and not driver.interrupted
@@ -94,7 +92,7 @@ def run(driver: Driver, work: Run) -> int:
 
 @contextmanager
 def _interruptible(driver: Driver) -> Iterator[None]:
-    """Ctrl-C raises as ever, and is noted: an exception that comes during a destructor is swallowed by Python."""
+    """A context in which Ctrl-C raises as usual and is also noted: Python swallows what is raised in a destructor."""
 
     def interrupt(*_: object) -> None:
         driver.interrupted = True
@@ -103,16 +101,16 @@ def _interruptible(driver: Driver) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, interrupt)
+    previous = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
 def held(prepared: Prepared) -> Iterator[SweepInfo]:
-    """Hold the sweep's lease, with what the sweep is on record.
+    """A context that holds the sweep's lease, with the sweep's record.
 
     Raises:
         StoreError: while another driver lives.
@@ -124,7 +122,7 @@ def held(prepared: Prepared) -> Iterator[SweepInfo]:
 
 
 def forget_failures(folder: SweepFolder) -> int:
-    """Take all failures off the record, so that their stages are tried again; how many there were."""
+    """How many recorded failures were deleted, so that their stages are tried again."""
     failures = folder.failures()
     for address in failures:
         folder.forget_failure(address)
@@ -138,7 +136,7 @@ def summary(state: State) -> str:
 
 
 def _export_search(driver: Driver) -> None:
-    """The search as an Optuna journal beside the report, for dashboards."""
+    """Write the search as an Optuna journal beside the report, for dashboards."""
     scores = [driver.schedule.scores.get(number) for number in range(len(driver.asked))]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optuna.log"
@@ -147,8 +145,8 @@ def _export_search(driver: Driver) -> None:
 
 
 def _info(prepared: Prepared) -> SweepInfo:
-    before = prepared.folder.info()
-    # the store must be importable without torch, and this is read from a manifest's point of view
+    recorded, now = prepared.folder.info(), datetime.now(UTC).isoformat(timespec="seconds")
+    # imports torch, which a plan does without
     from deftx.method.environment import git_commit
 
     space = prepared.space
@@ -159,27 +157,27 @@ def _info(prepared: Prepared) -> SweepInfo:
         space={"name": prepared.title, **space.model_dump(mode="json")},
         revisions=prepared.revisions.resolved, command=["python", "-m", "orchestrator.sweep", *sys.argv[1:]],
         packages={d.metadata["Name"]: d.version for d in sorted(distributions(), key=lambda d: d.metadata["Name"])},
-        git_commit=git_commit(), created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"),
+        git_commit=git_commit(), created=recorded.created if recorded else now,
     )  # fmt: skip
 
 
 def _check_same(info: SweepInfo | None, space: Space) -> None:
     if info is None:
         return
-    before = info.space["benchmark"]  # its fields then, which may lack one that it has by now
-    same = OwnBenchmark.model_validate(before) if isinstance(before, dict) else before
+    recorded = info.space["benchmark"]  # a field that was added since may be missing
+    same = OwnBenchmark.model_validate(recorded) if isinstance(recorded, dict) else recorded
     if same != space.benchmark:
-        raise ConfigError(_another(info, "benchmark", before, space.model_dump(mode="json")["benchmark"]))
+        raise ConfigError(_another(info, "benchmark", recorded, space.model_dump(mode="json")["benchmark"]))
     if info.seed != space.seed:
         raise ConfigError(_another(info, "seed", info.seed, space.seed))
 
 
-def _another(info: SweepInfo, what: str, old: object, new: object) -> str:
-    return f"sweep {info.name!r} has {what} {old}, not {new}: give this one another --name"
+def _another(info: SweepInfo, setting: str, old: object, new: object) -> str:
+    return f"sweep {info.name!r} has {setting} {old}, not {new}: give this one another --name"
 
 
 def _demo_data(space: Space, store: Store, *, keep: bool) -> str:
-    """Write the demo's family into the storage; for a plan, into memory."""
+    """The root of the demo's data, which is written into the storage; for a plan, into memory."""
     from deftx.data.archipelago import write_family
 
     folder = store.path("data", f"archipelago-{space.seed}")

@@ -1,7 +1,7 @@
-"""A job as a trial, wherever it runs: stages are made in order, each with its own log; failures go on record.
+"""A job as a trial, wherever it runs: stages are made in order, each with its own log; failures are recorded.
 
-A `DeftxError` ends a stage permanently and the trial as completed; anything else is put on record and raised, so that
-the trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
+A `DeftxError` ends a stage permanently and the trial as completed; any other error is recorded and raised, so that the
+trial is tried again. Nothing of Ray here: the same function is called in one process (`serial`) and on a worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deftx.errors import DeftxError, HubError
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, SweepFolder
-from orchestrator.run.logs import kept
+from orchestrator.run.logs import logging_to
 from orchestrator.run.machine import Workplace
 from orchestrator.search.schedule import Job
 
@@ -27,13 +27,13 @@ ReportPoint = Callable[[str, dict[str, float]], None]
 
 
 def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
-    """Make the stages of a job.
+    """How a job ended whose stages are made here.
 
     Returns:
-        `failed` when a stage met a DeftxError; the others were made all the same.
+        `failed` when a stage raised a DeftxError; the others were made nevertheless.
 
     Raises:
-        Exception: whatever a stage raised that is not a DeftxError; it is on record then.
+        Exception: whatever a stage raised that is not a DeftxError, after recording it.
     """
     store = Store(workplace.storage)
     folder = SweepFolder(store, workplace.sweep)
@@ -41,7 +41,7 @@ def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
         raise RuntimeError(f"this node does not see the storage {store.url}: it must be one that all nodes share")
     outcomes = []
     for stage in job.stages:
-        with kept(folder, stage.address):
+        with logging_to(folder, stage.address):
             outcomes.append(_make(stage, folder, workplace.execution(stage.kind), progress))
     # an error in one language must not keep the others of its row from being graded
     for error in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
@@ -50,7 +50,7 @@ def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
 
 
 def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: ReportPoint) -> Status | Exception:
-    """Make a stage, or put on record why not; an exception is returned, to be raised when the job's others are made."""
+    """`done` or `failed`; an error worth another try is returned, to be raised once the job's other stages are made."""
     # torch and transformers take seconds to import; a driver that only plans needs neither
     from deftx.method.make import make
 
@@ -70,9 +70,9 @@ def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Rep
 
 
 def _record(stage: Stage, folder: SweepFolder, error: Exception, *, final: bool) -> None:
-    known = isinstance(error, DeftxError)
-    logging.getLogger("deftx").error("%s", error if known else traceback.format_exc())
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    expected = isinstance(error, DeftxError)
+    logging.getLogger("deftx").error("%s", error if expected else traceback.format_exc())
+    reason = str(error) if expected else f"{type(error).__name__}: {error}"
     failure = Failure(
         address=stage.address, label=stage.label, reason=reason, final=final,
         trace=traceback.format_exc(), log=folder.log_path(stage.address),

@@ -1,7 +1,7 @@
 """The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. The only importer of ray.
 
-Every run is a fresh experiment in a throw-away folder: what was done is answered by the store, not by Tune. The driver
-decides everything; here its jobs become trials with the resources of their stage kind.
+Every run is a fresh experiment in a throw-away folder: the store says what is done, not Tune. The driver decides
+everything; here its jobs become trials with the resources of their stage kind.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from deftx.errors import ConfigError
-from orchestrator.run.driver import Driver
+from orchestrator.run.driver import NO_MESSAGE, Driver
 from orchestrator.run.machine import Machine, Workplace
 from orchestrator.run.trial import carry_out
 from orchestrator.search.schedule import Job
 
 
 class _Unsaved:
-    """Tune snapshots what it is given; nothing of the driver belongs there, for the store is the truth."""
+    """Pickles as nothing: Tune snapshots what it is given, and the state of a sweep is in the store alone."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -45,7 +45,7 @@ class ScheduleSearcher(_Unsaved, Searcher):
         self._driver = driver
         self._jobs: dict[str, Job] = {}
         self.errors: dict[str, str] = {}
-        """By trial: why Tune gave it up, told before the trial is completed here."""
+        """Why Tune gave up a trial, by trial id; set before `on_trial_complete` is called."""
 
     def suggest(self, trial_id: str) -> Any:
         """A job as a trial's configuration, None while nothing is ready, FINISHED at the end."""
@@ -56,7 +56,7 @@ class ScheduleSearcher(_Unsaved, Searcher):
         return {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """What the trial made or why it failed is in the store and on record."""
+        """Settle the trial's job; what it made is in the store, and why it failed is recorded."""
         job = self._jobs.pop(trial_id)
         if trial_id in self.errors:
             self._driver.settle(job, self.errors.pop(trial_id))
@@ -64,14 +64,14 @@ class ScheduleSearcher(_Unsaved, Searcher):
             self._driver.settle(job)
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Tune's own limit holds (`max_concurrent_trials`); no limiter is wrapped around this searcher."""
+        """True: Tune's own limit (`max_concurrent_trials`) holds, so no limiter is wrapped around this searcher."""
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store is the truth."""
+        """Do nothing: the state of a sweep is in the store."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: every run is a fresh experiment."""
+        """Do nothing: every run is a fresh experiment."""
 
 
 class _ProgressCallback(_Unsaved, TrialProgressCallback):
@@ -83,16 +83,16 @@ class _ProgressCallback(_Unsaved, TrialProgressCallback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        """A point of a stage's curve."""
+        """Pass a point of a stage's curve on to the driver."""
         if "address" in result:
             self._driver.progress(result["address"], result["point"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Keep what Tune knows; the driver tells of it."""
+        """Keep the error that Tune has, for the driver to record."""
         self._searcher.errors[trial.trial_id] = _last_line(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """The driver tells of what is done."""
+        """Do nothing: the searcher settles the job."""
 
 
 def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> None:
@@ -147,14 +147,14 @@ def _last_line(trial: Trial) -> str:
     """The last line of a failed trial's error."""
     error = trial.get_error()
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "its worker died and left no word"
+    return lines[-1] if lines else NO_MESSAGE
 
 
 def _connect(machine: Machine | None, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if machine is not None:
-        here: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
-        ray.init(address="local", include_dashboard=False, **here, **quiet)
+        capacity: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
+        ray.init(address="local", include_dashboard=False, **capacity, **quiet)
         return
     try:
         ray.init(address=address, **quiet)

@@ -17,14 +17,14 @@ from orchestrator.space.schema import Space
 
 
 class Measured(Protocol):
-    """What published stages measured."""
+    """Reads what published stages measured."""
 
     def __call__(self, stage: Stage, kind: type[F], /) -> F:
-        """The facts of a stage, which are of that class."""
+        """The facts of a stage, an instance of `kind`."""
 
 
 class Choice:
-    """The rule of selection of one space."""
+    """The rule by which a space selects one of its combinations."""
 
     def __init__(self, space: Space, measured: Measured) -> None:
         self._space, self._measured = space, measured
@@ -34,22 +34,21 @@ class Choice:
         if self._space.selection == "target-valid":
             metric = self._space.benchmark_spec.metric
             return statistics.fmean(self._measured(grade, GradeFacts).score(metric) for grade in row.grades.values())
-        # apart from the task's score, the mean held-out loss of theta0 + phi_L: each part has its own best setting
-        losses = [self._vector(stage).loss for stage in row.languages.values()]
-        return self._vector(row.task).score - statistics.fmean(losses)
+        # the task's score less the mean held-out loss of theta0 + phi_L: two terms, so each side gets its best setting
+        losses = [self._sft_facts(stage).loss for stage in row.languages.values()]
+        return self._sft_facts(row.task).score - statistics.fmean(losses)
 
     def chosen(self, rows: Sequence[PlannedRow], scores: Mapping[int, float | None]) -> int | None:
-        """The combination with the best score; ties go to the smaller ranks, then to the earlier one.
+        """The number of the combination with the best score, or None while none has a score.
 
-        Returns:
-            Its number, or None while no combination has a score.
+        Ties go to the smaller ranks, then to the earlier combination.
         """
-        known = {number: score for number, score in scores.items() if score is not None}
-        return min(known, key=lambda number: (-known[number], *self._mean_ranks(rows[number]), number), default=None)
+        scored = {number: score for number, score in scores.items() if score is not None}
+        return min(scored, key=lambda number: (-scored[number], *self._mean_ranks(rows[number]), number), default=None)
 
     def _mean_ranks(self, row: PlannedRow) -> tuple[float, float]:
-        languages = [self._vector(stage).mean_rank or 0.0 for stage in row.languages.values()]
-        return statistics.fmean(languages or [0.0]), self._vector(row.task).mean_rank or 0.0
+        languages = [self._sft_facts(stage).mean_rank or 0.0 for stage in row.languages.values()]
+        return statistics.fmean(languages or [0.0]), self._sft_facts(row.task).mean_rank or 0.0
 
-    def _vector(self, stage: Stage) -> SparseFacts:
+    def _sft_facts(self, stage: Stage) -> SparseFacts:
         return self._measured(stage, SparseFacts)

@@ -2,8 +2,8 @@
 
 p is the space's `search_parallelism`, the batch size of the constant liar. Ask n sees asks 0..n-p as finished, told in
 ask order, and asks n-p+1..n-1 as RUNNING; its sampler is seeded from (seed, n). No study is kept: every ask builds one
-from the results, so the combinations are the same for any number of workers, after a resume, and after a driver's
-death. A journal for dashboards is an export.
+from the results, so the combinations are the same for any number of workers, after a resume, and after a crash
+of the driver. A journal for dashboards is an export.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REPEATS_IN_A_ROW = 20
 
 
 class Replay:
-    """Asks of one search. Holds the asks made so far; scores are given with each ask."""
+    """The search of one space: holds what was asked so far; scores are passed in with each ask."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
@@ -41,7 +41,7 @@ class Replay:
 
     @property
     def asked(self) -> list[Combination]:
-        """The combinations so far, in ask order."""
+        """The combinations asked so far, in order."""
         return list(self._asked)
 
     def may_ask(self, finished: Sequence[bool]) -> bool:
@@ -54,7 +54,7 @@ class Replay:
         return n < self._total and all(finished[: max(n - self._space.search_parallelism + 1, 0)])
 
     def ended(self) -> bool:
-        """Whether there is nothing left to ask."""
+        """Whether the search has ended."""
         return len(self._asked) >= self._total
 
     def ask(self, scores: Sequence[CombinationScore]) -> Combination | None:
@@ -106,7 +106,7 @@ class Replay:
 
 
 def export_journal(path: Path, space: Space, asked: Sequence[Combination], scores: Sequence[CombinationScore]) -> None:
-    """Write the search as an Optuna journal for dashboards. Nothing ever reads it back."""
+    """Write the search as an Optuna journal for dashboards; it is never read back."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -122,9 +122,9 @@ def export_journal(path: Path, space: Space, asked: Sequence[Combination], score
 def _trial(
     cell: Combination, distributions: dict[str, BaseDistribution], score: CombinationScore, state: TrialState
 ) -> optuna.trial.FrozenTrial:
-    """A combination as Optuna has it: by the names that the space searches, its ranks as text."""
-    known = {**cell.record(), "retention": cell.language.retention}
-    params = {name: known[name] for name in distributions}
+    """A combination as a trial of Optuna: the parameters that the space searches by name, ranks as text."""
+    values = {**cell.record(), "retention": cell.language.retention}
+    params = {name: values[name] for name in distributions}
     return create_trial(params=params, distributions=distributions, value=score, state=state)
 
 

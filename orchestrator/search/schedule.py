@@ -1,11 +1,11 @@
-"""Which job may run next. Pure: no Ray, no Optuna's names, no files; what is done is asked of others.
+"""Which job may run next. Pure: no Ray, no Optuna, no files; callables tell what the store has.
 
-A job is one stage, or the missing grades of one row (the compose-evaluate trial). Stages come from the rows: the
-combinations, asked one by one as their results allow, then the baselines; the checks of the texts go before all. A
-stage that failed permanently fails what needs it, with the reason, while the rest goes on; no row needs a check.
+A job is one stage, or the missing grades of one row (the compose-evaluate trial). The checks of the texts come first,
+then the combinations, which the search proposes as results come in, then the baselines. A stage that failed permanently
+also fails every stage that needs it, with the reason, and the rest goes on; no row needs a check.
 
-Of a row its grades and its vectors have to be there, and of the chosen one byte by byte; what these were made of is
-needed only where one of them has to be made again.
+A row is finished when the store has its grades and its vectors; those of the chosen row are compared byte by byte. The
+stages that they were made from are needed only to make one of them again.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from orchestrator.space.combination import Combination
 
 
 class Asks(Protocol):
-    """The search, as the schedule needs it (see `replay.Replay`)."""
+    """What the schedule needs of the search; `replay.Replay` has it."""
 
     def may_ask(self, finished: Sequence[bool]) -> bool:
-        """Whether the next ask can be made now."""
+        """Whether the next combination can be asked for now."""
 
     def ended(self) -> bool:
-        """Whether there is nothing left to ask."""
+        """Whether the search has ended."""
 
     def ask(self, scores: Sequence[float | None]) -> Combination | None:
-        """The next combination, or None at the end."""
+        """The next combination; None at the end of the search."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """The kind of its stages, by which it gets its resources."""
+        """The kind of its stages, which decides its resources."""
         return self.stages[0].kind
 
 
 class Schedule:
-    """Hands out jobs and takes their outcomes."""
+    """The jobs of a sweep: which may run next, given what is done, running and failed."""
 
     def __init__(
         self,
@@ -59,23 +59,24 @@ class Schedule:
         intact: Callable[[str], bool],
         failed_before: Mapping[str, str] | None = None,
     ) -> None:
-        """Bind what the schedule asks and is answered by; `begin` asks what can be asked.
+        """Create a schedule without stages; `begin` adds them.
 
         Args:
-            planner: of the rows: the combinations asked, the baselines, and the controls once a combination is chosen.
+            asks: the search.
+            planner: makes the rows: combinations, baselines, and the controls once a combination is chosen.
             choice: scores a combination whose stages are all published, and chooses one.
-            published: whether an address is in the store already; asked once for each stage.
-            intact: whether every byte of it is right; asked of what is read at the end: grades, and the chosen parts.
-            failed_before: reasons of failures on record, by address; these stages are not run again.
+            published: whether the store has the stage of an address; called once for each stage.
+            intact: the same with every byte compared; called for what is read at the end: grades and the chosen parts.
+            failed_before: reasons of recorded failures, by address; these stages are not run again.
         """
         self._asks, self._planner, self._choice = asks, planner, choice
         self._published, self._intact, self._failed_before = published, intact, dict(failed_before or {})
         self.combinations: list[PlannedRow] = []
         self.baselines = planner.baselines()
         self.checks = planner.checks()
-        """Stages that no row needs, and that a reader wants to see before anything is trained."""
+        """Checks of the texts: no row needs them, but a user wants to read them before anything is trained."""
         self.complete = False
-        """Whether every row is known: the search has ended and the controls are enlisted."""
+        """Whether all rows are planned: the search has ended and the controls were added."""
         self.stages: dict[str, Stage] = {}
         self.done_before: set[str] = set()
         self.failures: dict[str, str] = {}
@@ -85,7 +86,7 @@ class Schedule:
         self._running: set[str] = set()
 
     def begin(self) -> None:
-        """Enlist checks and baselines, and ask what can be asked."""
+        """Add the checks and the baselines, and ask the search for its first combinations."""
         self._enlist(walk(self.checks))
         for row in self.baselines:
             self._enlist(row.stages)
@@ -114,13 +115,13 @@ class Schedule:
         return None
 
     def done(self, address: str) -> None:
-        """A stage was published."""
+        """Record that a stage was published."""
         self._running.discard(address)
         self._done.add(address)
         self._advance()
 
     def failed(self, address: str, reason: str) -> None:
-        """A stage failed permanently; whatever needs it fails with it."""
+        """Record that a stage failed permanently, and with it every stage that needs it."""
         self._running.discard(address)
         self._fail(address, reason)
         self._advance()
@@ -132,13 +133,13 @@ class Schedule:
 
     @property
     def chosen(self) -> PlannedRow | None:
-        """The combination that is chosen so far; None while no combination has a score."""
+        """The best combination so far; None while no combination has a score."""
         number = self._choice.chosen(self.combinations, self.scores)
         return None if number is None else self.combinations[number]
 
     @property
     def best(self) -> tuple[PlannedRow, float] | None:
-        """The chosen combination with its score."""
+        """The best combination so far and its score; None while no combination has a score."""
         row = self.chosen
         score = None if row is None or row.number is None else self.scores[row.number]
         return None if row is None or score is None else (row, score)
@@ -148,11 +149,11 @@ class Schedule:
         return address in self._done
 
     def is_running(self, address: str) -> bool:
-        """Whether a job that makes the stage was handed out and has not ended."""
+        """Whether a job with the stage was handed out and has not ended."""
         return address in self._running
 
     def settled(self, row: PlannedRow) -> bool:
-        """Whether every grade of a row is published or failed, and every vector of those that are published."""
+        """Whether nothing of a row is left to run: every grade failed, or is settled with the vectors it composes."""
         return all(self._settled(stage) for stage in self._wanted(row))
 
     def reason(self, row: PlannedRow) -> str | None:
@@ -166,7 +167,7 @@ class Schedule:
         return "; ".join(f"{target}: {reason}" for target, reason in reasons.items()) or None
 
     def _advance(self) -> None:
-        """Score what has finished and ask what may be asked, until neither changes anything."""
+        """Score finished combinations and ask for new ones until neither changes anything."""
         while True:
             for number, row in enumerate(self.combinations):
                 if number not in self.scores and self.settled(row):
@@ -186,10 +187,10 @@ class Schedule:
                 self.baselines.append(row)
                 self._enlist(row.stages)
             self._chosen_parts = self.chosen.parts if self.chosen else []
-            self._look_over(self._chosen_parts)
+            self._recheck(self._chosen_parts)
 
-    def _look_over(self, stages: Iterable[Stage]) -> None:
-        """Take back that stages of an earlier start are done, where a byte of one is not right."""
+    def _recheck(self, stages: Iterable[Stage]) -> None:
+        """Mark stages of an earlier run as not done where a byte of one is wrong."""
         for stage in stages:
             if stage.address in self.done_before and not self._intact(stage.address):
                 self.done_before.discard(stage.address)
@@ -201,8 +202,8 @@ class Schedule:
             if stage.address in self.stages:
                 continue
             self.stages[stage.address] = stage
-            there = self._intact if kind_of(stage.kind).seals else self._published
-            if there(stage.address):
+            in_store = self._intact if kind_of(stage.kind).seals else self._published
+            if in_store(stage.address):
                 self._done.add(stage.address)
                 self.done_before.add(stage.address)
             elif stage.address in self._failed_before:
@@ -227,7 +228,7 @@ class Schedule:
         return list({stage.address: stage for stage in self._missing(wanted)}.values())
 
     def _wanted(self, row: PlannedRow) -> Iterator[Stage]:
-        """The grades of a row that did not fail, each after its vectors."""
+        """The grades of a row that did not fail, each preceded by its vectors."""
         return with_vectors(grade for grade in row.grades.values() if grade.address not in self.failures)
 
     def _missing(self, stages: Iterable[Stage]) -> Iterator[Stage]:
@@ -251,7 +252,7 @@ class Schedule:
 
 
 def unmade(stages: Iterable[Stage], settled: Callable[[str], bool]) -> Iterator[Stage]:
-    """What has to be made for some stages, inputs first: a settled stage needs none of its inputs."""
+    """The stages to run so that some stages are made, inputs first; a settled stage needs none of its inputs."""
     for stage in stages:
         if not settled(stage.address):
             yield from unmade((needed for _, needed in stage.inputs), settled)

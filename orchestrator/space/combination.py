@@ -1,4 +1,4 @@
-"""A combination of the search as one value, and its form by name, in which it is searched and recorded."""
+"""A combination of ranks and retentions, as one value and as parameters by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Combination:
         )
 
     def record(self) -> dict[str, str | float]:
-        """Its parameters by name, as a sweep's state, its tables and MLflow have them."""
+        """The parameters by name, as they stand in a sweep's state, in its tables and in MLflow."""
         return {
             "rank_l": str(self.language.rank), "rank_t": str(self.task.rank),
             "retention_l": self.language.retention, "retention_t": self.task.retention,
@@ -42,5 +42,5 @@ class Combination:
 
 @cache  # a grid of thousands of combinations has some hundred settings, and is made at every start
 def _denoise(rank: str, retention: float, retention_of: RetentionOf) -> Denoise:
-    """One object for equal settings."""
+    """The denoising of a rank and a retention; the same object for equal ones."""
     return Denoise(rank=rank, retention=retention, retention_of=retention_of)

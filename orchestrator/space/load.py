@@ -1,4 +1,4 @@
-"""From a name, a file and `--set` to a validated space; every problem is told at once, with its path.
+"""Loads a space from a name or a file and `--set`; every problem is reported at once, with its path.
 
 The schema itself is in `schema`. A preset is overridden by the file, the file by `--set`.
 """
@@ -22,7 +22,7 @@ from orchestrator.space.schema import Space
 _NAME_OR_MAPPING = ("benchmark", "backbone")
 
 RENAMED = {"lag": "search_parallelism"}
-"""Settings of earlier releases, and what they are called now."""
+"""Names of settings in earlier releases, and their names now."""
 
 
 def shipped_spaces() -> list[str]:
@@ -32,12 +32,12 @@ def shipped_spaces() -> list[str]:
 
 
 def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> tuple[str, Space]:
-    """Load a space by shipped name or path.
+    """A validated space, by shipped name or by path.
 
     Args:
         name: a name in search_spaces/, or the path of a YAML file.
         overrides: `key=value`, key dotted, value YAML: `language.training.max_steps=5`.
-        options: top-level keys that have an option of their own; None is left alone.
+        options: top-level keys that the command has options for; None leaves the space's own value.
 
     Returns:
         (the space's name, the space).
@@ -73,9 +73,9 @@ def _read(name: str) -> tuple[str, str]:
             raise ConfigError(f"{name}: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
-    known = shipped_spaces()
-    if name not in known:
-        raise ConfigError(f"unknown space {name!r}{hint(name, known)}; there are {', '.join(known)}, or give a path")
+    names = shipped_spaces()
+    if name not in names:
+        raise ConfigError(f"unknown space {name!r}{hint(name, names)}; there are {', '.join(names)}, or give a path")
     return name, (files("search_spaces") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -84,13 +84,13 @@ def _override(raw: dict[str, Any], text: str) -> str | None:
     if not equals or not key.strip():
         return f"--set {text}: write key=value, such as language.training.max_steps=5"
     *parents, last = key.strip().split(".")
-    here = raw
+    group = raw
     for parent in parents:
-        here = here.setdefault(parent, {})
-        if not isinstance(here, dict):
+        group = group.setdefault(parent, {})
+        if not isinstance(group, dict):
             return f"--set {text}: {parent} is not a group of settings"
     try:
-        here[last] = yaml.safe_load(value)
+        group[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         return f"--set {text}: the value is not YAML"
     return None
@@ -109,12 +109,12 @@ def _task_kind(benchmark: Any) -> TaskKind:
     """The kind of task of a benchmark as written, right or wrong."""
     if isinstance(benchmark, Mapping):
         return "nli" if benchmark.get("kind") == "nli" else "sentiment"
-    known = BENCHMARKS.get(str(benchmark))
-    return known.kind if known else "sentiment"
+    builtin = BENCHMARKS.get(str(benchmark))
+    return builtin.kind if builtin else "sentiment"
 
 
 def _other_branch(problem: Any, raw: Mapping[str, Any]) -> bool:
-    """Whether a problem is of the form (a name, or a mapping) that was not written."""
+    """Whether a problem is about the form (a name, or a mapping) that the user did not write."""
     key, *form = problem["loc"] or [None]
     if key not in _NAME_OR_MAPPING or not form:
         return False
@@ -131,8 +131,8 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden" and path in RENAMED:
         return f"{path} is called {RENAMED[path]} now"
     if problem["type"] == "extra_forbidden":
-        known = _fields(location[:-1])
-        return f"{path}: unknown key{hint(str(location[-1]), known)}"
+        fields = _fields(location[:-1])
+        return f"{path}: unknown key{hint(str(location[-1]), fields)}"
     if problem["type"] == "missing":
         return f"{path}: missing"
     return f"{path}: {explain(problem)}"
@@ -140,10 +140,10 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
 
 def _fields(location: Iterable[object]) -> list[str]:
     """The field names of the settings at a location of the schema."""
-    here: Any = Space
+    schema: Any = Space
     for part in location:
-        if isinstance(here, type) and issubclass(here, BaseModel) and str(part) in here.model_fields:
-            here = here.model_fields[str(part)].annotation
-        args = [arg for arg in get_args(here) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-        here = args[0] if args else here
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+        if isinstance(schema, type) and issubclass(schema, BaseModel) and str(part) in schema.model_fields:
+            schema = schema.model_fields[str(part)].annotation
+        args = [arg for arg in get_args(schema) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        schema = args[0] if args else schema
+    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []

@@ -41,14 +41,16 @@ Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-tas
 
 
 class Resources(Settings):
-    """What one trial of a stage kind takes, and how it keeps to it; a stage runs with as many threads as it has CPUs.
+    """What one trial of a stage kind may use; a stage runs with as many threads as it has CPUs.
 
-    Outside every address: but for rounding no result depends on it.
+    Not part of any address: results depend on it by rounding alone.
     """
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
     gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
-    micro_batch: int | None = Field(None, ge=1, description="examples a training computes at once; None: all")
+    micro_batch: int | None = Field(
+        None, ge=1, description="examples that training computes at once; null: the whole batch"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory in training, for a third more time")
 
     @field_validator("gpu")
@@ -66,15 +68,15 @@ class Pretraining(BackboneShape):
     tokenizer_languages: tuple[str, ...] = Field((), description="languages that only the tokenizer sees")
 
 
-class SourceVector(Settings):
+class SourceSFT(Settings):
     """The language vector of the source language: published, learnt here at one fixed setting, or left out."""
 
-    sft: str | None = Field(None, description="hub id or folder of a published one")
+    sft: str | None = Field(None, description="hub id or folder of a published vector")
     learn: Denoise | None = Field(None, description="the one setting at which it is learnt here")
     start: bool = Field(True, description="whether the task is learnt from theta0 + phi_source")
 
     @model_validator(mode="after")
-    def _one_origin(self) -> SourceVector:
+    def _one_origin(self) -> SourceSFT:
         if self.sft is not None and self.learn is not None:
             raise ValueError("give either `sft` (a published vector) or `learn` (its rank and retention), not both")
         return self
@@ -106,7 +108,7 @@ Retentions = Annotated[tuple[Retention, ...], BeforeValidator(_as_list), Field(m
 
 
 def _registered(kind: str) -> str:
-    """A kind of stage that there is."""
+    """The name of a stage kind, checked to be registered."""
     try:
         return kind_of(kind).name
     except ConfigError as error:
@@ -124,14 +126,14 @@ class Space(Settings):
     backbone_revision: str = Field("main", description="branch, tag or commit of a backbone from the hub")
     lm_head: str = Field("own", description="own, random, or the hub id or folder of a donor")
     targets: tuple[str, ...] = Field((), validate_default=True, description="left out: the benchmark's own")
-    source: Annotated[SourceVector, BeforeValidator(lambda value: value or {})] = Field(
-        SourceVector(), description="the source language's own vector; left out: no source vector"
+    source: Annotated[SourceSFT, BeforeValidator(lambda value: value or {})] = Field(
+        SourceSFT(), description="the source language's own vector; left out: no source vector"
     )
-    preset: PresetName = Field("paper", description="what `language` and `task` are unless given")
-    language: LanguageRecipe = Field(description="how language vectors are learnt, over the preset")
-    task: TaskRecipe = Field(description="how the task vector is learnt, over the preset")
+    preset: PresetName = Field("paper", description="defaults of `language` and `task`")
+    language: LanguageRecipe = Field(description="how language vectors are learnt; overrides the preset")
+    task: TaskRecipe = Field(description="how the task vector is learnt; overrides the preset")
     leaks: LeakRule = Field(
-        "strict", description="which training rows go for being in the evaluation; only `nusax` has any"
+        "strict", description="which training rows are dropped because they are in the evaluation; only `nusax` has any"
     )
 
     rank_l: Ranks = Field(description="rank of the language vectors")
@@ -144,9 +146,9 @@ class Space(Settings):
     retention_of: RetentionOf = Field(
         "numel", description="a share of all entries of a matrix, or of its non-zero residual entries"
     )
-    search: Literal["grid", "tpe"] = Field("grid", description="every cell, or Optuna's TPE, which repeats none")
-    combinations: int | None = Field(None, ge=1, description="how many combinations; None: every cell of a grid")
-    first: tuple[dict[str, Any], ...] = Field((), description="combinations asked before all others")
+    search: Literal["grid", "tpe"] = Field("grid", description="every cell, or Optuna's TPE without repeats")
+    combinations: int | None = Field(None, ge=1, description="how many combinations; null: every cell of a grid")
+    first: tuple[dict[str, Any], ...] = Field((), description="combinations to try first")
     search_parallelism: int = Field(
         4, ge=1, description="combinations in flight at most: the batch size of the constant liar, whatever the machine"
     )
@@ -157,10 +159,10 @@ class Space(Settings):
         ("lt-sft", "task", "task+source", "dense-task"), description="rows to compare with"
     )
     note: str = Field("", description="what a reader of the report should know first")
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything that is drawn")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")
 
     resources: dict[StageKind, Resources] = Field(
-        {}, description="what a trial takes, by kind of stage; left out: one CPU"
+        {}, description="what a trial may use, by kind of stage; left out: one CPU"
     )
     parallel: int = Field(1, ge=1, description="trials at once (Tune's max_concurrent_trials)")
     max_failures: int = Field(3, ge=0, description="how often a trial is tried again after an unexpected failure")
@@ -179,18 +181,18 @@ class Space(Settings):
     def _known_targets(cls, targets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if "benchmark" not in info.data:
             return targets
-        known = benchmark(info.data["benchmark"])
-        codes = targets if known.languages is None else known.languages
+        spec = benchmark(info.data["benchmark"])
+        codes = targets if spec.languages is None else spec.languages
         wrong = [f"unknown language {t!r}{hint(t, codes)}" for t in targets if t not in codes]
         wrong += [f"{target!r} is named twice" for target in dict.fromkeys(targets) if targets.count(target) > 1]
-        if known.source_language in targets:
-            wrong.append(f"{known.source_language!r} is the source language and cannot be a target")
-        if not (targets or known.targets):
+        if spec.source_language in targets:
+            wrong.append(f"{spec.source_language!r} is the source language and cannot be a target")
+        if not (targets or spec.targets):
             wrong.append("name the target languages, such as [ban]: a benchmark of your own does not say them")
         if wrong:
-            has = "" if known.languages is None else f"; {known.name} has {', '.join(known.languages)}"
+            has = "" if spec.languages is None else f"; {spec.name} has {', '.join(spec.languages)}"
             raise ValueError("; ".join(wrong) + has)
-        return targets or known.targets
+        return targets or spec.targets
 
     @field_validator("selection", mode="before")
     @classmethod
@@ -206,7 +208,7 @@ class Space(Settings):
         for number, cell in enumerate(self.first):
             self.cell(cell, f"first[{number}]")
         if self.selection == "unlabelled" and not (self.language.retrain and self.task.retrain):
-            raise ValueError("selection: unlabelled grades what the sparse phase found; it needs `retrain: true`")
+            raise ValueError("selection: unlabelled reads what the sparse phase measured; it needs `retrain: true`")
         if isinstance(self.backbone, Pretraining):
             lengths = {"language.text.block": self.language.text.block, "task.max_length": self.task.max_length}
             for key, tokens in lengths.items():
@@ -219,7 +221,7 @@ class Space(Settings):
 
     @property
     def benchmark_spec(self) -> Benchmark:
-        """The benchmark."""
+        """The definition of the benchmark."""
         return benchmark(self.benchmark)
 
     @property
@@ -256,5 +258,5 @@ class Space(Settings):
         return Combination.read(cell, self.retention_of)
 
     def resources_of(self, kind: str) -> Resources:
-        """What a trial of a stage kind takes."""
+        """What a trial of a stage kind may use."""
         return self.resources.get(kind, Resources())

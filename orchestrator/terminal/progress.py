@@ -2,7 +2,7 @@
 
 A number is "about" only where every stage that is left, those of later combinations included, is known and has a
 measured time; else it is "at least". The measured times are of finished stages, reused ones included, and of the pace
-of running ones; a sparse stage that is like no measured one takes as long as its dense stage, which trains as long.
+of running ones; a sparse stage unlike all measured ones is expected to take as long as its dense stage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ class Left:
 
 @dataclass(frozen=True)
 class Running:
-    """A running stage: its optimiser step of how many, as far as known, and when it began by `Progress.clock`."""
+    """A running stage.
+
+    Attributes:
+        began: when, by `Progress.clock`.
+        step: its latest optimiser step; 0 before the first report.
+        steps: the number of all its steps; None while that is unknown.
+    """
 
     stage: Stage
     began: float
@@ -47,7 +53,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a sweep is at a moment `at` of `Progress.clock`. Immutable: another thread may draw it."""
+    """The progress of a sweep at a moment `at` of `Progress.clock`. Immutable: another thread may draw it."""
 
     name: str
     at: float
@@ -70,15 +76,15 @@ class _Pace:
     last: tuple[int, float]
 
     @property
-    def seconds_a_step(self) -> float | None:
-        """None until there are two reports; the first alone says nothing of a run that continues a checkpoint."""
+    def seconds_per_step(self) -> float | None:
+        """None until there are two reports: a run that continues a checkpoint does not begin at step 0."""
         steps = self.last[0] - self.first[0]
         return (self.last[1] - self.first[1]) / steps if steps > 0 else None
 
 
 @dataclass
 class Progress:
-    """Follows a driver and says what is left.
+    """Follows a driver, and estimates what is left.
 
     Attributes:
         planner: plans the rows that are certain to come.
@@ -101,11 +107,11 @@ class Progress:
         self._controls = lru_cache(maxsize=8)(self.planner.controls)
 
     def started(self, stage: Stage) -> None:
-        """A trial was handed the stage."""
+        """Note that a trial has begun the stage."""
         self._began[stage.address] = self.clock()
 
     def stepped(self, address: str, step: int) -> None:
-        """A running stage has made so many steps."""
+        """Note that a running stage has made so many steps."""
         now = (step, self.clock())
         pace = self._paces.setdefault(address, _Pace(now, now))
         if step < pace.last[0]:  # tried again from an earlier checkpoint
@@ -113,14 +119,14 @@ class Progress:
         pace.last = now
 
     def done(self, stage: Stage) -> float:
-        """The stage is in the store; returns the seconds it took, now or when it was made."""
+        """The seconds that a stage now in the store took when it was made, which are noted."""
         seconds = self.driver.seconds(stage)
         for key in _similarity(stage):
             self._durations.setdefault(key, []).append(seconds)
         return seconds
 
     def snapshot(self) -> Snapshot:
-        """How far the sweep is now."""
+        """The progress of the sweep now."""
         schedule = self.driver.schedule
         left = {stage.address: stage for stage in self._left()}
         stages, tallies = {**schedule.stages, **left}, Tallies()
@@ -135,7 +141,7 @@ class Progress:
         )  # fmt: skip
 
     def _status(self, address: str, is_left: bool) -> str | None:
-        """None for a stage that is not published and that nothing needs any more."""
+        """The status of a stage; None for one that is not published and that nothing needs any more."""
         schedule = self.driver.schedule
         if schedule.is_done(address):
             return "done"
@@ -163,14 +169,14 @@ class Progress:
     def _left(self) -> list[Stage]:
         """Every stage still to be made, of the rows that are certain to come too; inputs first."""
         schedule = self.driver.schedule
-        found = {stage.address: stage for stage in schedule.missing()}
+        stages = {stage.address: stage for stage in schedule.missing()}
         for row in self._rows_to_come():
             grades = [grade for grade in row.grades.values() if not self._doomed(grade)]
-            found |= {stage.address: stage for stage in unmade(with_vectors(grades), self._settled)}
-        return list(found.values())
+            stages |= {stage.address: stage for stage in unmade(with_vectors(grades), self._settled)}
+        return list(stages.values())
 
     def _rows_to_come(self) -> Iterator[PlannedRow]:
-        """Of a grid the cells not asked yet; and the controls, whichever combination they will belong to."""
+        """The rows that are certain to come: of a grid the cells not asked yet, and the controls of any choice."""
         driver, space = self.driver, self.driver.space
         asked = driver.asked
         if space.search == "grid":
@@ -185,7 +191,7 @@ class Progress:
         return min(self.driver.space.combinations or cells, cells) - len(self.driver.asked)
 
     def _unasked(self) -> int:
-        """Combinations that the search has not asked yet: a grid's are known."""
+        """The number of combinations that are not known yet: 0 for a grid."""
         complete = self.driver.schedule.complete or self.driver.space.search == "grid"
         return 0 if complete else self._not_asked()
 
@@ -194,7 +200,7 @@ class Progress:
         return schedule.is_done(address) or address in schedule.failures
 
     def _doomed(self, stage: Stage) -> bool:
-        """Whether a stage not enlisted yet will fail with what it needs."""
+        """Whether a stage that is not scheduled yet cannot be made, since a stage it needs has failed."""
         schedule = self.driver.schedule
         return not schedule.is_done(stage.address) and any(
             needed.address in schedule.failures or self._doomed(needed) for _, needed in stage.inputs
@@ -203,7 +209,7 @@ class Progress:
     # -- how long it takes --------------------------------------------------------------------------------------------
 
     def _time_left(self, left: list[Stage]) -> Left | None:
-        """The larger of all work over the slots and the longest chain; None while nothing is measured."""
+        """The larger of all work divided by the slots and the longest chain; None while nothing is measured."""
         if not left:
             return None
         exact, need, ends = self._unasked() == 0, dict[str, float](), dict[str, float]()
@@ -222,11 +228,11 @@ class Progress:
         return Left(seconds, exact) if seconds else None
 
     def _remaining(self, job: Job) -> tuple[float, bool]:
-        """Seconds until a running job ends, and whether that is more than a lower bound."""
+        """Seconds until a running job ends, and whether that is an estimate and not only a lower bound."""
         first, now = job.stages[0], self.clock()
         pace, steps = self._paces.get(first.address), self._steps(first)
-        if pace and steps and pace.seconds_a_step is not None:
-            left = (steps - pace.last[0]) * pace.seconds_a_step - (now - pace.last[1])
+        if pace and steps and pace.seconds_per_step is not None:
+            left = (steps - pace.last[0]) * pace.seconds_per_step - (now - pace.last[1])
             return max(left, 0.0), left > 0
         expected = [self.expected(stage) for stage in job.stages]
         left = sum(seconds or 0.0 for seconds in expected) - (now - self._began.get(first.address, now))
@@ -244,13 +250,13 @@ class Progress:
         return None if trained is None or trained is stage else self.expected(trained)
 
     def _by_pace(self, running: Stage, stage: Stage) -> Iterator[float]:
-        """The whole time of a running stage that is like another, from its pace."""
+        """The seconds that a running stage takes in all, from its pace, if it is similar to `stage`."""
         pace, steps = self._paces.get(running.address), self._steps(running)
-        if pace and steps and pace.seconds_a_step is not None and _similarity(running)[1] == _similarity(stage)[1]:
-            yield pace.seconds_a_step * steps
+        if pace and steps and pace.seconds_per_step is not None and _similarity(running)[1] == _similarity(stage)[1]:
+            yield pace.seconds_per_step * steps
 
     def _steps(self, stage: Stage) -> int | None:
-        """The optimiser steps of a stage, where they can be told before it has ended."""
+        """The number of optimiser steps of a stage; None where it cannot be told before the stage has ended."""
         trained, training, text = stage.trained, stage.training, stage.input("text")
         if trained is None or training is None:
             return None
@@ -272,7 +278,7 @@ def _similarity(stage: Stage) -> list[tuple[object, ...]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    """Seconds in readable units: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,7 +1,7 @@
-"""What a running sweep shows: a live table on a terminal, plain lines elsewhere, with `--quiet` failures alone.
+"""What a running sweep shows: a live table on a terminal, plain lines elsewhere; only failures with `--quiet`.
 
-The live table is drawn by another thread, so that its clock goes on, from what `progress` saw at the latest event; what
-is drawn is in `table`. Lines of finished stages stay above it.
+The live table is drawn by another thread, so that its clock goes on, from the snapshot of the latest event; how
+it looks is in `table`. Lines of finished stages stay above it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from orchestrator.terminal.table import board, format_counts, format_left, forma
 from orchestrator.wording import stage_warnings
 
 PROGRESS_SECONDS = 30.0
-"""Between two progress lines where there is no terminal, at the least."""
+"""The least time between two progress lines where there is no terminal."""
 
 
 class Screen:
-    """A callback of the driver that shows how far it is."""
+    """A callback of the driver that shows the progress of a sweep."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
-        self._given: Progress | None = None
+        self._progress_or_none: Progress | None = None
         self._live: Live | None = None
         self._snapshot: Snapshot | None = None
         self._warnings: list[str] = []
-        self._spoken = 0.0
+        self._last_line_at = 0.0
 
     def start(self, progress: Progress) -> None:
-        """Begin to show a sweep; nothing was told before."""
-        self._given, self._spoken = progress, progress.clock()
+        """Begin to show a sweep; called before all other methods."""
+        self._progress_or_none, self._last_line_at = progress, progress.clock()
         if self._quiet or not self._console.is_interactive:
             return
         self._snapshot = progress.snapshot()
@@ -50,40 +50,40 @@ class Screen:
             self._live = None
 
     def stage_started(self, stage: Stage) -> None:
-        """A trial was handed the stage."""
+        """Show that a trial has begun the stage."""
         self._progress.started(stage)
         self._refresh()
 
     def progress(self, address: str, step: int, metrics: dict[str, float]) -> None:
-        """A point of a running stage's curve."""
+        """Show how far a running stage is."""
         self._progress.stepped(address, step)
         self._refresh()
 
     def stage_done(self, stage: Stage, reused: bool) -> None:
-        """The stage is in the store."""
+        """Show that the stage is in the store, with its warnings."""
         seconds = self._progress.done(stage)
         manifest = self._progress.driver.manifest(stage)
-        named = f"{stage.subject}: "  # as a text's check begins every line
-        found = [words if words.startswith(named) else f"{stage.label}: {words}" for words in stage_warnings(manifest)]
-        self._warnings += found
+        subject = f"{stage.subject}: "  # a text's check begins every line with it
+        warnings = [text if text.startswith(subject) else f"{stage.label}: {text}" for text in stage_warnings(manifest)]
+        self._warnings += warnings
         if not reused:
             self._say(f"done    {escape(stage.label)}  [dim]{seconds:.0f} s[/dim]")
             if summary := manifest.details.get("summary"):
                 self._say(f"        {escape(summary)}")
-            for words in found:
-                self._say(f"[yellow]warning {escape(words)}[/yellow]")
+            for warning in warnings:
+                self._say(f"[yellow]warning {escape(warning)}[/yellow]")
         self._refresh()
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
-        """The stage failed permanently: which, why, and where its log lies."""
-        words = escape(f"{stage.label}: {failure.reason}\n        log: {failure.log}")
-        self._print(f"[red]FAILED[/red]  {words}")
+        """Show that the stage failed permanently, why, and where its log is."""
+        message = escape(f"{stage.label}: {failure.reason}\n        log: {failure.log}")
+        self._print(f"[red]FAILED[/red]  {message}")
         self._refresh()
 
     @property
     def _progress(self) -> Progress:
-        assert self._given is not None, "the screen was started"
-        return self._given
+        assert self._progress_or_none is not None, "the screen was started"
+        return self._progress_or_none
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -96,8 +96,8 @@ class Screen:
     def _refresh(self) -> None:
         if self._live is not None:
             self._snapshot = self._progress.snapshot()
-        elif not self._quiet and self._progress.clock() - self._spoken >= PROGRESS_SECONDS:
-            self._spoken = self._progress.clock()
+        elif not self._quiet and self._progress.clock() - self._last_line_at >= PROGRESS_SECONDS:
+            self._last_line_at = self._progress.clock()
             self._say(escape(_progress_line(self._progress.snapshot())))
 
     def _draw(self) -> RenderableType:
@@ -107,8 +107,8 @@ class Screen:
 
 def _progress_line(snapshot: Snapshot) -> str:
     """`...     12/41 stages, 2 running, 3 min so far, about 4 min left; now: ila · dense, step 100/300`."""
-    words = [format_counts(snapshot), f"{duration(snapshot.at - snapshot.began)} so far", format_left(snapshot.left)]
-    now = [", ".join(word for word in (one.stage.label, format_step(one)) if word) for one in snapshot.running]
-    parts = [", ".join(word for word in words if word), *(f"now: {word}" for word in now[:1])]
+    counts = [format_counts(snapshot), f"{duration(snapshot.at - snapshot.began)} so far", format_left(snapshot.left)]
+    running = [", ".join(filter(None, (run.stage.label, format_step(run)))) for run in snapshot.running[:1]]
+    parts = [", ".join(filter(None, counts)), *(f"now: {run}" for run in running)]
     parts.append(f"best so far: {snapshot.best}" if snapshot.best else "")
-    return "...     " + "; ".join(part for part in parts if part)
+    return "...     " + "; ".join(filter(None, parts))

@@ -1,7 +1,7 @@
 """The live table of a sweep, drawn from a `Snapshot`: stages by subject and kind, what runs, time left, warnings.
 
-Wide, a column for each kind; narrow, one column and the kinds in a line. Rows that say the same are drawn as one where
-the terminal is too low. What a sweep is doing is told by `progress`; nothing is counted here.
+Wide, a column for each kind; narrow, one column and the kinds in a line. Rows that are all done or all waiting are
+merged where the terminal has too few lines. What a sweep is doing is counted in `progress`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHOWN = 2
 
 
 def board(snapshot: Snapshot, warnings: Sequence[str], width: int, height: int, now: float) -> RenderableType:
-    """The table and what stands around it.
+    """The live display: the table, its title, and below it running stages, the best combination and warnings.
 
     Args:
         warnings: the warnings so far, in order.
@@ -45,44 +45,42 @@ def board(snapshot: Snapshot, warnings: Sequence[str], width: int, height: int, 
 
 
 def format_left(left: Left | None, passed: float = 0.0) -> str:
-    """The time left after `passed` seconds more; an estimate that has run out says nothing."""
+    """The time left, `passed` seconds after it was estimated; empty once the estimate has run out."""
     if left is None or (seconds := left.seconds - passed) < 0:
         return ""
     return f"{'about' if left.exact else 'at least'} {duration(max(seconds, 1))} left"
 
 
 def format_counts(snapshot: Snapshot) -> str:
-    """How many stages are done, failed and running, in all."""
-    all_ = _total(snapshot.tallies.values())
-    words = f"{all_['done']}/{all_.total()} stages"
-    words += f" ({snapshot.reused} reused)" if snapshot.reused else ""
-    return words + "".join(f", {all_[status]} {status}" for status in ("failed", "running") if all_[status])
+    """The number of stages that are done, of all, reused, failed and running."""
+    total = _total(snapshot.tallies.values())
+    done = f"{total['done']}/{total.total()} stages" + (f" ({snapshot.reused} reused)" if snapshot.reused else "")
+    return done + "".join(f", {total[status]} {status}" for status in ("failed", "running") if total[status])
 
 
-def format_step(one: Running) -> str:
-    """How far a running stage is: `step 250/2,000`; nothing before its first report."""
-    if one.step:
-        return f"step {one.step:,}" + (f"/{one.steps:,}" if one.steps else "")
-    return f"{one.steps:,} steps" if one.steps else ""
+def format_step(running: Running) -> str:
+    """The step of a running stage: `step 250/2,000`; before its first report `2,000 steps`, or empty."""
+    if running.step:
+        return f"step {running.step:,}" + (f"/{running.steps:,}" if running.steps else "")
+    return f"{running.steps:,} steps" if running.steps else ""
 
 
 def _title(snapshot: Snapshot, now: float, width: int) -> Text:
-    words = [f"sweep {snapshot.name}", format_counts(snapshot), f"{duration(now - snapshot.began)} so far"]
-    words.append(format_left(snapshot.left, now - snapshot.at))
-    words.append(f"{counted(snapshot.unasked, 'combination')} not asked yet" if snapshot.unasked else "")
-    return _flowing([word for word in words if word], width, "bold")
+    parts = [f"sweep {snapshot.name}", format_counts(snapshot), f"{duration(now - snapshot.began)} so far"]
+    parts.append(format_left(snapshot.left, now - snapshot.at))
+    parts.append(f"{counted(snapshot.unasked, 'combination')} not asked yet" if snapshot.unasked else "")
+    return _flowing([*filter(None, parts)], width, "bold")
 
 
 def _kinds(snapshot: Snapshot, width: int) -> Text:
-    """The kinds in a line, for want of columns."""
+    """The counts of all kinds in a line, where there is no room for columns."""
     return _flowing([f"{kind} {_fraction(tally)}" for kind, tally in _by_kind(snapshot.tallies).items()], width)
 
 
-def _flowing(words: Sequence[str], width: int, style: str = "") -> Text:
-    """Parts divided by commas, broken between and not within where they fit."""
+def _flowing(parts: Sequence[str], width: int, style: str = "") -> Text:
+    """Parts separated by commas; lines are broken between parts, not within one that fits."""
     lines = [""]
-    for number, word in enumerate(words):
-        part = word + ("," if number + 1 < len(words) else "")
+    for part in [*(f"{part}," for part in parts[:-1]), *parts[-1:]]:
         if lines[-1] and len(f"{lines[-1]} {part}") > width:
             lines.append(part)
         else:
@@ -118,7 +116,7 @@ def _narrow(rows: dict[str, dict[str, Counter[str]]]) -> Table:
 
 
 def _cell(tally: Counter[str] | None) -> Text:
-    """`3/5`; `>3/5` while one of them runs, `2>3/5` while two do; `1 failed 3/5`."""
+    """A count such as `3/5`; `>3/5` while one of them runs, `2>3/5` while two do; `1 failed 3/5`."""
     if not tally:
         return Text("")
     running = tally["running"]
@@ -132,13 +130,13 @@ def _fraction(tally: Counter[str]) -> str:
 
 
 def _running(snapshot: Snapshot, now: float, width: int) -> Text:
-    """What runs, its step and for how long; in short where the whole label leaves no room for these."""
+    """The running stages with their steps and times; a short label where the whole one leaves no room."""
     lines: list[str] = []
-    for one in snapshot.running:
-        after = "".join(f", {word}" for word in (format_step(one), duration(now - one.began)) if word)
-        label = one.stage.label
-        fits = len(f"> {label}{after}") <= width
-        lines.append((label if fits else f"{one.stage.subject} · {one.stage.kind}") + after)
+    for running in snapshot.running:
+        stage = running.stage
+        after = "".join(f", {part}" for part in (format_step(running), duration(now - running.began)) if part)
+        fits = len(f"> {stage.label}{after}") <= width
+        lines.append((stage.label if fits else f"{stage.subject} · {stage.kind}") + after)
     if not lines and not snapshot.reused and not any(tally["done"] for tally in snapshot.tallies.values()):
         lines = ["workers start"]
     more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
@@ -160,8 +158,8 @@ def _lines(lines: Sequence[str], style: str) -> Text:
 
 
 def _by_kind(tallies: Tallies) -> dict[str, Counter[str]]:
-    found = {kind: _total(t for (_, of), t in tallies.items() if of == kind) for kind in KINDS}
-    return {kind: tally for kind, tally in found.items() if tally}
+    totals = {kind: _total(tallies[key] for key in tallies if key[1] == kind) for kind in KINDS}
+    return {kind: total for kind, total in totals.items() if total}
 
 
 def _by_subject(tallies: Tallies) -> dict[str, dict[str, Counter[str]]]:
@@ -171,7 +169,7 @@ def _by_subject(tallies: Tallies) -> dict[str, dict[str, Counter[str]]]:
 
 
 def _folded(rows: dict[str, dict[str, Counter[str]]], most: int) -> dict[str, dict[str, Counter[str]]]:
-    """The rows, those that are all done or all waiting as one each when there are more than `most`."""
+    """The rows; if there are more than `most`, those all done are merged into one, and those all waiting into one."""
     if len(rows) <= most:
         return rows
     groups: dict[str, list[str]] = {}
@@ -188,5 +186,5 @@ def _folded(rows: dict[str, dict[str, Counter[str]]], most: int) -> dict[str, di
 
 
 def _total(tallies: Iterable[Counter[str]]) -> Counter[str]:
-    """The sum; of nothing an empty one."""
+    """The sum of tallies; an empty one for no tallies."""
     return sum(tallies, Counter[str]())

@@ -1,4 +1,4 @@
-"""The command `python -m orchestrator.tracking DIR`: mirrors into MLflow what no driver is working on.
+"""The command `python -m orchestrator.tracking DIR`: mirrors into MLflow the sweeps that no driver runs.
 
 Only arguments, messages and exit codes here: 0 all is there    1 MLflow did not take all    2 the user's mistake
 """
@@ -32,17 +32,17 @@ def main(
 ) -> None:
     """Mirror finished or interrupted sweeps of a storage into MLflow. Doing so again changes nothing."""
     try:
-        whole = [_mirror_and_tell(folder, tracking_uri) for folder in _sweeps(directory)]
+        complete = [_mirror_and_tell(folder, tracking_uri) for folder in _sweeps(directory)]
     except mlflow_error() as error:
         typer.echo(f"error: {without_password(str(error))}", err=True)
         raise typer.Exit(1) from None
-    raise typer.Exit(0 if all(whole) else 1)
+    raise typer.Exit(0 if all(complete) else 1)
 
 
 def _sweeps(directory: str) -> list[SweepFolder]:
-    whole = directory if "://" in directory else str(Path(directory).resolve())
-    root, _, name = whole.rstrip("/").rpartition("/sweeps/")
-    store = Store(root or whole)
+    location = directory if "://" in directory else str(Path(directory).resolve())
+    root, _, name = location.rstrip("/").rpartition("/sweeps/")
+    store = Store(root or location)
     names = [name] if root else store.names("sweeps")
     if not names:
         raise ConfigError(f"{directory}: no sweeps there; give a sweep's storage, or STORAGE/sweeps/NAME")
@@ -50,7 +50,7 @@ def _sweeps(directory: str) -> list[SweepFolder]:
 
 
 def _mirror_and_tell(folder: SweepFolder, tracking_uri: str | None) -> bool:
-    """Mirror one sweep; whether all of it."""
+    """Whether a sweep could be mirrored whole; prints what was done."""
     uri = tracking_uri or default_tracking_uri(folder.store)
     try:
         typer.echo(f"{folder.name}: {mirror_sweep(folder.store, folder, uri)} runs in {without_password(uri)}")

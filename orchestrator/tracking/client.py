@@ -6,7 +6,7 @@ Artifacts go where a server keeps its own, else into the storage, `<storage>/mla
 s3:// and gs://; with any other storage they go into `mlartifacts` beside the SQLite file.
 
 MLflow shows no scores in its list of runs by default and has no call to change that; a view saved by hand is a tag of
-the experiment, and so are two here for each sweep, under Views. An MLflow that knows no such views passes them over.
+the experiment, and so are two here for each sweep, under Views. Versions of MLflow that have no such views ignore them.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class MlflowRuns:
         self.forget()
 
     def forget(self) -> None:
-        """Look everything up anew: a call failed, and what it has done is unknown."""
-        self._found: dict[str, Run] | None = None
+        """Look everything up again: a call failed, and what it has done is unknown."""
+        self._runs_by_address: dict[str, Run] | None = None
         self._points: dict[str, set[tuple[str, int]]] = {}
 
     def addresses(self) -> list[str]:
@@ -75,7 +75,7 @@ class MlflowRuns:
         return list(self._runs)
 
     def write(self, address: str, content: RunContent) -> None:
-        """Make the run hold `content`, but for its files, and end it; nothing is sent when it does already."""
+        """Make the run hold `content` except its files, and end it; nothing is sent when it does already."""
         run = self._runs.get(address) or self._create(address, content)
         if _holds(run, content):
             return
@@ -118,16 +118,16 @@ class MlflowRuns:
 
     @property
     def _runs(self) -> dict[str, Run]:
-        if self._found is None:
+        if self._runs_by_address is None:
             self._experiment = self._open_experiment()
-            self._found = {run.data.tags["address"]: run for run in self._search()}
-        return self._found
+            self._runs_by_address = {run.data.tags["address"]: run for run in self._search()}
+        return self._runs_by_address
 
     def _open_experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
-            made = self._client.create_experiment(self._experiment_name, artifact_location=self._artifacts)
-            experiment = self._client.get_experiment(made)
+            experiment_id = self._client.create_experiment(self._experiment_name, artifact_location=self._artifacts)
+            experiment = self._client.get_experiment(experiment_id)
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
         for key, value in _experiment_tags(self._info).items():
@@ -137,17 +137,17 @@ class MlflowRuns:
 
     def _search(self) -> Iterator[Run]:
         # A server may be shared, and two people's sweeps may have one name: when it was created tells them apart.
-        ours = f"tags.sweep = '{self._info.name}' and tags.sweep_created = '{self._info.created}'"
+        filter_string = f"tags.sweep = '{self._info.name}' and tags.sweep_created = '{self._info.created}'"
         token = ""
         while token is not None:
-            page = self._client.search_runs([self._experiment], ours, max_results=1000, page_token=token)
+            page = self._client.search_runs([self._experiment], filter_string, max_results=1000, page_token=token)
             yield from page
             token = page.token
 
     def _create(self, address: str, content: RunContent) -> Run:
         parent = {} if address == PARENT else {"mlflow.parentRunId": self._runs[PARENT].info.run_id}
-        begun = content.span[0] if content.span else None
-        run = self._client.create_run(self._experiment, begun, content.tags | parent, content.name)
+        start = content.span[0] if content.span else None
+        run = self._client.create_run(self._experiment, start, content.tags | parent, content.name)
         self._points[run.info.run_id] = set()
         self._runs[address] = run
         return run
@@ -159,12 +159,12 @@ class MlflowRuns:
         from mlflow.entities import Metric, Param, RunTag
 
         data, now = run.data, int(time.time() * 1000)
-        made = content.span[1] if content.span else now
+        ended = content.span[1] if content.span else now
         tags = [RunTag(key, value) for key, value in content.tags.items() if data.tags.get(key) != value]
         params = [Param(key, value) for key, value in content.params.items() if key not in data.params]
         changed = {key: value for key, value in content.metrics.items() if data.metrics.get(key) != value}
         # of two points of one step MLflow shows the later one
-        metrics = [Metric(key, v, now if key in data.metrics else made, 0) for key, v in changed.items()]
+        metrics = [Metric(key, v, now if key in data.metrics else ended, 0) for key, v in changed.items()]
         self._client.log_batch(run.info.run_id, metrics, params, tags)
         self._log_points(run, content.curve)
         for tag in data.tags.keys() - content.tags.keys():
@@ -174,14 +174,14 @@ class MlflowRuns:
     def _log_points(self, run: Run, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric
 
-        known = self._known_points(run)
-        fresh = {(point.key, point.step): point for point in points if (point.key, point.step) not in known}
+        logged = self._logged_points(run)
+        fresh = {(point.key, point.step): point for point in points if (point.key, point.step) not in logged}
         metrics = [Metric(point.key, point.value, point.time, point.step) for point in fresh.values()]
         for first in range(0, len(metrics), _BATCH):
             self._client.log_batch(run.info.run_id, metrics[first : first + _BATCH])
-        known.update(fresh)
+        logged.update(fresh)
 
-    def _known_points(self, run: Run) -> set[tuple[str, int]]:
+    def _logged_points(self, run: Run) -> set[tuple[str, int]]:
         run_id = run.info.run_id
         if run_id not in self._points:
             history = (point for key in run.data.metrics for point in self._client.get_metric_history(run_id, key))
@@ -203,7 +203,7 @@ class MlflowRuns:
 
 
 def default_tracking_uri(store: Store) -> str:
-    """Where a local store's runs are tracked when nothing else is asked for: `<storage>/mlflow.db`.
+    """The tracking URI of a local store when none is given: `<storage>/mlflow.db`.
 
     Raises:
         ConfigError: for a remote store, which no SQLite file can lie in.
@@ -231,7 +231,7 @@ def check_tracking_uri(uri: str) -> str:
 
 
 def artifact_place(store: Store, tracking_uri: str) -> str | None:
-    """Where a new experiment keeps its artifacts; None leaves it to the server.
+    """The URI under which a new experiment keeps its artifacts; None leaves it to the server.
 
     Raises:
         ConfigError: for a database that is no SQLite file with a storage that MLflow cannot write to.
@@ -254,7 +254,7 @@ def artifact_place(store: Store, tracking_uri: str) -> str | None:
 
 
 def mlflow_error() -> type[Exception]:
-    """What MLflow raises for a server that does not answer, or that refuses something."""
+    """The exception that MLflow raises for a server that does not answer, or that refuses something."""
     from mlflow.exceptions import MlflowException
 
     return MlflowException
@@ -276,17 +276,17 @@ def _holds(run: Run, content: RunContent) -> bool:
 
 
 def _experiment_tags(info: SweepInfo) -> dict[str, str]:
-    """The tags of a sweep's experiment. What a user has changed since is theirs: they are for an experiment without."""
-    views = sorted((shown.view.name, kind, shown.view) for kind, shown in SHOWN.items() if shown.view)
+    """The tags of a sweep's experiment. Only those it does not have are set, so that a user's changes stay."""
+    views = sorted((kind.view.name, name, kind.view) for name, kind in SHOWN.items() if kind.view)
     return {
         "mlflow.note.content": _NOTE.format(benchmark=info.benchmark),
         "mlflow.experimentKind": "custom_model_development",
-        **dict(_view(info, kind, view) for _, kind, view in views),
+        **dict(_view(info, name, view) for _, name, view in views),
     }
 
 
 def _view(info: SweepInfo, kind: str, view: View) -> tuple[str, str]:
-    """The tag that is a view, and what it holds."""
+    """The key and the value of the tag that MLflow reads a view from."""
     columns = list(view.columns)
     state = {
         "searchFilter": f"tags.sweep = '{info.name}' and tags.kind = '{kind}'",

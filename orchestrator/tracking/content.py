@@ -1,8 +1,9 @@
 """What MLflow shows of a sweep, as plain data: one run for the sweep, one for each of its stages. No mlflow here.
 
 Everything is read from the store, so that a mirror grown while the sweep ran and one made afterwards hold the same.
-Test scores are those of `Grades`, which opens them only once the search has ended. Numbers are called by words with
-their unit, scores in percentage points as in the report; what is before the slash is a section of MLflow's charts.
+Test scores are those of `Grades`, which opens them only once the search has ended. Metrics are named
+in words with their unit, scores in percentage points as in the report; MLflow makes a section of its charts from what
+is before the slash.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from orchestrator.wording import by_few_labels, format_selection
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 PARENT = "sweep"
-"""Stands where a stage has its address."""
+"""The address of the sweep's own run."""
 
 _PARAM_LENGTH = 1000
 _CURVES: dict[str, tuple[str, float]] = {
@@ -49,7 +50,7 @@ class MetricPoint:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file that a stage published. Named and not read: a run that is complete already never fetches it."""
+    """A file that a stage published. It is fetched only when it is uploaded."""
 
     address: str
     name: str
@@ -61,7 +62,7 @@ Files = dict[str, bytes | PublishedFile]
 
 @dataclass(frozen=True)
 class RunContent:
-    """All that one run should hold."""
+    """Everything that one run should hold."""
 
     name: str
     status: RunStatus
@@ -74,7 +75,7 @@ class RunContent:
 
     @property
     def digest(self) -> str:
-        """What is the same for the same content, whenever it is written."""
+        """A hash of the content, the same whenever it is written."""
         points = [(point.key, point.step, point.value) for point in self.curve]
         files = {
             name: file.sha256 if isinstance(file, PublishedFile) else hashlib.sha256(file).hexdigest()
@@ -85,7 +86,7 @@ class RunContent:
 
 
 class SweepContent:
-    """Reads the runs of one sweep out of the store."""
+    """The content of a sweep's runs, read from the store."""
 
     def __init__(self, folder: SweepFolder, info: SweepInfo) -> None:
         self.folder, self.info = folder, info
@@ -101,25 +102,25 @@ class SweepContent:
             status=status,
             tags=self._tags(PARENT, "sweep", self.info.git_commit) | self._description(state),
             params={"benchmark": self.info.benchmark, "backbone": self.info.backbone, "seed": str(self.info.seed)},
-            # a count of a living sweep would stay as one more point of the metric
+            # a count of a running sweep would stay as one more point of the metric
             metrics={} if status == "RUNNING" else rounded(self._sweep_metrics(state, test)),
             files=self._sweep_files(state),
             span=self._sweep_span(state),
         )
 
     def running(self, stage: Stage) -> RunContent:
-        """A stage that has just begun."""
+        """The run of a stage that has just begun."""
         entry, settings = StageEntry.of(stage), stage.settings.identity()
         return RunContent(entry.label, "RUNNING", self._stage_tags(stage.address, entry), params(settings))
 
     def ended(
         self, address: str, entry: StageEntry, state: State, failure: Failure | None, test: Grades | None = None
     ) -> RunContent | None:
-        """A stage that is published or failed permanently; None for one that waits or that the store does not have.
+        """The run of a stage that is published or failed permanently; None for one that waits or is not in the store.
 
         Args:
             address: the stage's.
-            entry: the stage in the sweep's plan; one that was `reused` points to its SFT and does not carry it.
+            entry: the stage in the sweep's plan; a `reused` one has the URL of its SFT instead of the files.
             state: tells which combinations a grade serves.
             failure: why it failed, where that is on record.
             test: where test scores are read.
@@ -148,8 +149,8 @@ class SweepContent:
 
     def _failed(self, address: str, entry: StageEntry, failure: Failure | None) -> RunContent:
         tags = self._stage_tags(address, entry) | {"reason": failure.reason if failure else "not on record"}
-        words = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n" if failure else ""
-        return RunContent(entry.label, "FAILED", tags, files={"failure.txt": words.encode()} if words else {})
+        text = f"{failure.reason}\n\n{failure.trace}\n{failure.log}\n" if failure else ""
+        return RunContent(entry.label, "FAILED", tags, files={"failure.txt": text.encode()} if text else {})
 
     def _tags(self, address: str, kind: str, commit: str | None) -> dict[str, str]:
         tags = {
@@ -201,19 +202,19 @@ class SweepContent:
         chosen = state.chosen_row
         if chosen is None or chosen.score is None:
             return metrics
-        graded = [self.folder.store.manifest(address) for address in chosen.grades.values()]
-        scores = [{k: v for k, v in _results(one).items() if k.startswith("score/")} for one in graded if one]
+        grades = filter(None, map(self.folder.store.manifest, chosen.grades.values()))
+        scores = [{k: v for k, v in _results(grade).items() if k.startswith("score/")} for grade in grades]
         sealed = _mean_test_scores({language: test.read(a) for language, a in chosen.grades.items()}) if test else {}
         return metrics | self._best_score([chosen]) | _means(scores) | sealed
 
     def _best_score(self, rows: list[GradeRow]) -> dict[str, float]:
-        """What the search made of the best of these combinations: the mean over all its languages."""
+        """The search's score of the best of these combinations: its mean over all languages."""
         scores = [row.score for row in rows if row.kind == "combination" and row.score is not None]
-        word, factor = ("points", 100) if by_few_labels(self.info) else ("score", 1)
-        return {f"search/combination {word}": factor * max(scores)} if scores else {}
+        unit, factor = ("points", 100) if by_few_labels(self.info) else ("score", 1)
+        return {f"search/combination {unit}": factor * max(scores)} if scores else {}
 
     def _sweep_span(self, state: State) -> tuple[int, int] | None:
-        """From the sweep's creation to the end of its last stage."""
+        """The time from the sweep's creation to the end of its last stage, in milliseconds since 1970."""
         begin = _timestamp(self.info.created)
         if begin is None:
             return None
@@ -224,8 +225,8 @@ class SweepContent:
     def _sweep_files(self, state: State) -> Files:
         store, name = self.folder.store, self.folder.name
         plan = {address: entry.model_dump() for address, entry in state.stages.items()}
-        made = ["report.md", "results.csv", *(f"plots/{plot}" for plot in store.names("sweeps", name, "plots"))]
-        contents = {path: store.read("sweeps", name, *path.split("/")) for path in made}
+        paths = ["report.md", "results.csv", *(f"plots/{plot}" for plot in store.names("sweeps", name, "plots"))]
+        contents = {path: store.read("sweeps", name, *path.split("/")) for path in paths}
         return {
             "sweep.json": self.info.model_dump_json(indent=1).encode(),
             "space.json": json.dumps(self.info.space, indent=1).encode(),
@@ -235,7 +236,7 @@ class SweepContent:
 
 
 def sweep_status(state: State) -> RunStatus:
-    """How the parent run ends: killed before the end, failed when a stage or a combination did, else finished."""
+    """The status of the parent run: killed before the end, failed when a stage or a combination did, else finished."""
     if not state.ended:
         return "KILLED"
     statuses = [entry.status for entry in state.stages.values()] + [row.status for row in state.rows]
@@ -252,8 +253,8 @@ def curve_points(step: float, numbers: Mapping[str, float], milliseconds: int) -
     """The points of a stage's curves at one step."""
     for key, value in numbers.items():
         if key != "step":
-            name, shown = point(key, value)
-            yield MetricPoint(name, int(step), shown, milliseconds)
+            name, converted = point(key, value)
+            yield MetricPoint(name, int(step), converted, milliseconds)
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -271,7 +272,7 @@ def params(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sentence(kind: str, language: str, subject: str) -> str:
-    """What a stage is, for MLflow's description."""
+    """The description of a stage in MLflow."""
     return shown_as(kind).sentence.format(language=language, subject=subject)
 
 
@@ -288,14 +289,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _is_source(value: Any) -> bool:
-    """Whether it is a file or a hub data set, or holds nothing else than such."""
+    """Whether a setting is a file or a hub data set, or a mapping or sequence of these."""
     if isinstance(value, Mapping):
         return value.get("kind") == "file" or "split" in value or (bool(value) and all(map(_is_source, value.values())))
     return isinstance(value, list | tuple) and any(map(_is_source, value))
 
 
 def _results(manifest: Manifest) -> dict[str, float]:
-    """All results of a published stage, and what it took."""
+    """All results of a published stage, with its time and memory."""
     named = dict(result(manifest.kind, key, value) for key, value in manifest.facts.metrics().items())
     memory = {"time and memory/peak GiB": manifest.peak_bytes / 2**30} if manifest.peak_bytes else {}
     return named | {"time and memory/seconds": manifest.seconds} | memory
@@ -320,7 +321,7 @@ def _curve(manifest: Manifest) -> tuple[MetricPoint, ...]:
     last = max((row["step"] for row in manifest.curve), default=0) or 1
     times = [int(begin + (end - begin) * row["step"] / last) for row in manifest.curve]
     return tuple(
-        one for row, when in zip(manifest.curve, times, strict=True) for one in curve_points(row["step"], row, when)
+        point for row, when in zip(manifest.curve, times, strict=True) for point in curve_points(row["step"], row, when)
     )
 
 
@@ -338,13 +339,13 @@ def _timestamp(written: str) -> float | None:
 
 
 def _details(manifest: Manifest) -> Files:
-    """What the stage is, in full, and what it found out."""
-    found = {"stage.json": manifest.identity, "details.json": manifest.details}
-    return {name: json.dumps(content, indent=1).encode() for name, content in found.items() if content}
+    """JSON files with the stage's identity and its details."""
+    contents = {"stage.json": manifest.identity, "details.json": manifest.details}
+    return {name: json.dumps(content, indent=1).encode() for name, content in contents.items() if content}
 
 
 def _published_files(manifest: Manifest) -> Files:
-    """What of its files is shown beside the run: an SFT, or what the check of a text counted."""
+    """The published files that MLflow gets: an SFT, or the counts of a text check."""
     begin = shown_as(manifest.kind).files
     return {
         name: PublishedFile(manifest.address, name, entry.sha256)
@@ -358,18 +359,18 @@ def _title(row: GradeRow) -> str:
 
 
 def _row_tags(rows: list[GradeRow], state: State) -> dict[str, str]:
-    """Which rows of the report a grade serves."""
+    """Tags that name the report's rows which a grade serves."""
     chosen = {"chosen": "yes"} if any(row.number == state.chosen is not None for row in rows) else {}
     return ({"rows": "; ".join(map(_title, rows))} if rows else {}) | chosen
 
 
 def _row_params(rows: list[GradeRow]) -> dict[str, str]:
-    """The searched settings, of which all combinations that share a grade have the same."""
+    """The searched settings; combinations that share a grade have the same ones."""
     combinations = [row for row in rows if row.kind == "combination"]
     return {key: str(value) for key, value in combinations[0].parameters.items()} if combinations else {}
 
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each score that all have."""
-    common = set.intersection(*(set(found) for found in scores)) if scores else set()
-    return {name: statistics.fmean(found[name] for found in scores) for name in sorted(common)}
+    """The mean of each score that all of them have."""
+    common = set.intersection(*map(set, scores)) if scores else set()
+    return {name: statistics.fmean(of_run[name] for of_run in scores) for name in sorted(common)}

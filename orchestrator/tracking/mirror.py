@@ -35,7 +35,7 @@ from orchestrator.tracking.content import (
 
 FLUSH_SECONDS = 5.0
 PAUSE_SECONDS = 10.0
-"""After a failure calls are dropped for so long: a dead tracker costs one timeout, and not one for each call."""
+"""How long calls are dropped after a failure: a dead tracker costs one timeout, and not one for each call."""
 
 _NAMED = 3
 
@@ -52,7 +52,7 @@ class MirrorError(DeftxError):
 
 
 class Mirror:
-    """Mirrors a living sweep. No call waits for the tracker but `finish`, and none raises what the tracker raises."""
+    """Mirrors a running sweep. Only `finish` waits for the tracker, and no call raises what the tracker raises."""
 
     def __init__(self, store: Store, folder: SweepFolder, info: SweepInfo, tracking_uri: str) -> None:
         """Bind a sweep; nothing is sent yet.
@@ -95,7 +95,7 @@ class Mirror:
     def finish(self, status: RunStatus) -> None:
         """Mirror whatever was missed, end all runs and wait for it; nothing may be called afterwards.
 
-        One that does not answer is given up at the first error; what it refuses for one run costs only that run.
+        A tracker that does not answer is given up at the first error; an update that it refuses costs only that run.
 
         Args:
             status: how the sweep ended; `sweep_status` tells it from the state.
@@ -169,7 +169,7 @@ class SweepWriter:
             self.runs.attach(stage.address, content)
 
     def everything(self, status: RunStatus) -> int:
-        """Mirror all that the store knows of the sweep, and end its runs. Returns how many it has.
+        """Mirror all that the store knows of the sweep, and end its runs; returns the number of runs.
 
         Every run is written and ended before the first file is sent: files are what goes wrong most easily.
 
@@ -192,7 +192,7 @@ class SweepWriter:
         return len(self.runs.addresses())
 
     def _write_stages(self, state: State, test: Grades | None, problems: list[str]) -> dict[str, RunContent]:
-        """Write every stage that is done or failed; what was written, by address."""
+        """Write every stage that is done or failed; returns what was written, by address."""
         failures = self._folder.failures()
         written: dict[str, RunContent] = {}
         for address, entry in state.stages.items():
@@ -204,7 +204,7 @@ class SweepWriter:
         return written
 
     def _write_parent(self, state: State, status: RunStatus, test: Grades | None, problems: list[str]) -> RunContent:
-        """End the sweep's own run, without test scores when a grade cannot be read."""
+        """End the sweep's own run, without test scores when a grade cannot be read; returns what was written."""
         content = self._content.sweep(state, status)
         if test is not None:
             with self._noting("test scores of the sweep", problems):
@@ -214,12 +214,12 @@ class SweepWriter:
         return content
 
     @contextmanager
-    def _noting(self, what: str, problems: list[str]) -> Iterator[None]:
+    def _noting(self, name: str, problems: list[str]) -> Iterator[None]:
         """Note an error and go on; but when the tracker does not answer any more, that is raised."""
         try:
             yield
         except Exception as error:  # of the store, the tracker or wherever it keeps files: the next may go well
-            problems.append(f"{what}: {_first_line(error)}")
+            problems.append(f"{name}: {_first_line(error)}")
             self.runs.forget()
             self.runs.addresses()
 
@@ -235,7 +235,7 @@ class SweepWriter:
 
 
 def mirror_sweep(store: Store, folder: SweepFolder, tracking_uri: str) -> int:
-    """Mirror all that the store knows of a sweep which no driver is working on. Returns the number of its runs.
+    """Mirror all that the store knows of a sweep that no driver runs; returns the number of its runs.
 
     Raises:
         StoreError: for an unknown sweep.
@@ -247,5 +247,5 @@ def mirror_sweep(store: Store, folder: SweepFolder, tracking_uri: str) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, short enough for a warning."""
+    """The message of an error, short enough for a warning."""
     return textwrap.shorten(reason(error), 160, placeholder=" ...")

@@ -25,7 +25,7 @@ from deftx.errors import ConfigError, DataError, DeftxError
 from deftx.models.load import load_classifier
 from deftx.notebook import classify as door
 from deftx.notebook import progress
-from deftx.notebook.learn import language_stage, task_stage
+from deftx.notebook.stages import language_stage, task_stage
 from deftx.sft.compose import composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.stages.settings import DenseSettings

@@ -12,7 +12,9 @@ from support.made_up import FILE, census_of, registered
 from typer.testing import CliRunner
 
 from deftx.errors import ConfigError
+from deftx.stages.kinds import KINDS
 from deftx.stages.stage import Stage
+from orchestrator.kinds import SHOWN
 from orchestrator.plan.rows import Planner
 from orchestrator.report.__main__ import app as report
 from orchestrator.report.plots import time as time_plot
@@ -82,7 +84,7 @@ def test_it_is_mirrored(swept: Path) -> None:
     state, info = folder.state(), folder.info()
     assert info is not None
     (address, _) = addresses(swept)
-    content = SweepContent(folder, info).ended(address, state.stages[address], state, None, sealed=False)
+    content = SweepContent(folder, info).ended(address, state.stages[address], state, None)
     assert content is not None
     assert (content.name, content.status, content.tags["kind"]) == ("ila · census", "FINISHED", "census")
     assert content.tags["mlflow.note.content"] == "The blocks of ila, counted.\n\nila: counted"
@@ -108,11 +110,14 @@ def test_resources_name_it_while_it_is_known(swept: Path, tmp_path: Path) -> Non
         load_space(str(space))
 
 
-def test_a_storage_with_a_kind_that_is_not_known_says_so(swept: Path, tmp_path: Path) -> None:
+def test_a_storage_with_a_kind_that_is_not_known_says_so(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(swept / "results", tmp_path / "results")
-    for path in [tmp_path / "results/sweeps/tiny/state.json", *(tmp_path / "results/stages").glob("*/manifest.json")]:
-        path.write_text(path.read_text().replace('"census"', '"senses"'))
-    assert counts(sweep("status", "tiny", "--storage", tmp_path / "results").output, "senses") == ["2", "0", "0", "0"]
+    monkeypatch.delitem(KINDS, "census")
+    monkeypatch.delitem(SHOWN, "census")
+    assert counts(sweep("status", "tiny", "--storage", tmp_path / "results").output, "census") == ["2", "0", "0", "0"]
     told = CliRunner().invoke(report, [str(tmp_path / "results/sweeps/tiny")])
     assert told.exit_code == 2
-    assert "unknown kind of stage 'senses' (did you mean 'dense'?); there are backbone, check" in told.output
+    assert "unknown kind of stage 'census'" in told.output
+    assert "there are backbone, check, text, dense, sparse, grade, and those that a module registers" in told.output

@@ -97,8 +97,8 @@ def test_the_test_split_is_in_no_address_but_those_of_grades() -> None:
     planner, other = make_planner(space), make_planner(space)
     changed = sources.FileSource(sha256="f" * 64, url="somewhere")
     for language in ("ace", "ban"):
-        other._given.evaluation[language, "test"] = changed
-    other._given.task.evaluation["test"] = changed  # type: ignore[index]
+        other._resolved.evaluation[language, "test"] = changed
+    other._resolved.task.evaluation["test"] = changed  # type: ignore[index]
     one, two = planner.combination(0, space.cells()[0]), other.combination(0, space.cells()[0])
     assert one.task.address == two.task.address
     assert {t: s.address for t, s in one.languages.items()} == {t: s.address for t, s in two.languages.items()}

@@ -14,7 +14,7 @@ from support.nusax_files import write_files
 
 import deftx
 from deftx.config import Denoise
-from deftx.notebook.learn import language_stage, task_stage
+from deftx.notebook.stages import language_stage, task_stage
 from deftx.sft.vector import SparseFineTuning
 from deftx.stages.stage import Stage
 from orchestrator.plan.inputs import resolve

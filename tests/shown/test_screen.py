@@ -28,7 +28,7 @@ from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, SweepFolder
-from orchestrator.run.logs import kept
+from orchestrator.run.logs import logging_to
 from orchestrator.search.schedule import Job
 from orchestrator.terminal.progress import Left, Progress, duration
 from orchestrator.terminal.screen import Screen
@@ -403,8 +403,8 @@ def test_whatever_libraries_say_goes_to_the_log(tmp_path: Path, capsys: pytest.C
     library.addHandler(own)
     library.propagate = False
     try:
-        with kept(folder, "driver"):
-            with kept(folder, "stage"):
+        with logging_to(folder, "driver"):
+            with logging_to(folder, "stage"):
                 library.warning("by its own handler")
                 logging.getLogger("another").warning("by the root")
                 print("printed")

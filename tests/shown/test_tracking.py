@@ -527,6 +527,7 @@ folder, info = known_sweep(Store(storage), name)
 mirror = Mirror(folder.store, folder, info, uri)
 mirror.start()
 if end == "finish":
+    print("waits", flush=True)
     mirror.finish("KILLED")
 sys.stdin.read()
 raise RuntimeError("before it could finish")
@@ -539,12 +540,15 @@ def test_a_driver_that_is_cut_short_waits_for_no_answer(sweep: Sweep, end: str) 
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         words = [sys.executable, "-c", DRIVER, str(sweep.store.root), sweep.name, uri, end]
-        driver = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        driver = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         try:
             deaf.settimeout(PATIENCE)
             with deaf.accept()[0] as asked:
                 assert asked.recv(4) == b"GET "
                 if end == "finish":
+                    assert driver.stdout is not None and driver.stdout.readline() == "waits\n"
                     driver.send_signal(signal.SIGINT)
                 _, err = driver.communicate(timeout=40)  # the thread gives up after three times 20 s
         finally:

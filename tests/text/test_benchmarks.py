@@ -201,8 +201,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     tables: dict[str, Any] = {}
 
-    def load_dataset(repo: str, config: str | None, *, split: str, revision: str) -> Any:
-        assert revision == COMMIT
+    def load_dataset(repo: str, config: str | None, *, split: str, revision: str, trust_remote_code: bool) -> Any:
+        assert (revision, trust_remote_code) == (COMMIT, False)
         if repo not in tables:
             raise datasets.exceptions.DatasetNotFoundError(f"{repo} is not there")
         columns, names = tables[repo]

@@ -1,8 +1,8 @@
 """What all pictures of a report share: the page they are drawn for, their colours, and how a picture becomes a file.
 
-Every picture is as wide as a page of a README (800 pixels show 8 inches), so that letters are of one size everywhere.
-Colours are one ramp of lightness that colour-blind readers and grey prints keep apart, with hatches where kinds meet.
-No pyplot, so nothing global and no display.
+Every picture is as wide as a page of a README (800 pixels show 8 inches), so that text has the same size in all of
+them. Fills differ in lightness, so that colour-blind readers and grey prints can tell them apart; some light ones
+are hatched. pyplot is not used: no global state, and no display is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 PAGE = 8.0
 """Width of every picture, inches."""
 TEXT, SMALL = 9.0, 8.0
-"""Letters in points; at 800 pixels a page a point is 1.4 pixels."""
+"""Font sizes, points; on a page of 800 pixels a point is 1.4 pixels."""
 GREY, EDGE = "#8a8a8a", "#333333"
 COLOURS = colormaps["cividis"]
 RAMP: tuple[dict[str, Any], ...] = (
@@ -37,7 +37,7 @@ _LETTERS = 98
 
 
 def page(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:
-    """A page with a grid of axes, row by row.
+    """An empty figure as wide as the page, and its axes row by row.
 
     Args:
         height: inches.
@@ -52,13 +52,13 @@ def page(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple
 
 
 def heading(figure: Figure, title: str, *lines: str) -> None:
-    """What the picture shows, and below it units, sample sizes and marks, broken at the width of the page."""
+    """Write the title of a figure, and below it units, sample sizes and marks, wrapped at the width of the page."""
     broken = [textwrap.fill(line, _LETTERS) for line in lines if line]
     figure.suptitle("\n".join([title, *broken]), fontsize=TEXT, linespacing=1.4)
 
 
 def heading_inches(*lines: str) -> float:
-    """How much of the page `heading` takes."""
+    """The height that `heading` takes for a title and these lines, inches."""
     return 0.19 * (1 + sum(-(-len(line) // (_LETTERS - 4)) for line in lines if line)) + 0.1
 
 
@@ -68,7 +68,7 @@ def ink(colour: Iterable[float]) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """Without a software tag, so that the same numbers give the same bytes."""
+    """The figure as a PNG file, without a software tag, so that the same numbers give the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""The scores of a sweep as pictures, from the same numbers as its tables: by rank and by language.
+"""The scores of a sweep as pictures: by rank and by language. The numbers are those of its tables.
 
-Vectors are drawn in `vectors`, times in `time`; what is common to all is in `page`.
+Vectors are drawn in `vectors`, times in `time`; what all pictures share is in `page`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RANKS = ("rank_l", "rank_t")
 _SIGNS = {"chosen": "★", "failed": "×", "waiting": "…"}
 _WIDEST_CELL, _NARROW_CELL = 1.2, 0.42
 """Inches."""
-_GROUPS_ABREAST = 6
+_GROUPS_PER_LINE = 6
 _KINDS: tuple[RowKind, ...] = ("combination", *BASELINE_TITLES)
 _STYLES = dict(zip(_KINDS, RAMP, strict=False))
 
@@ -51,9 +51,9 @@ _STYLES = dict(zip(_KINDS, RAMP, strict=False))
 
 
 def heatmap(results: Results) -> Figure | None:
-    """The mean score of every combination over the targets: r_l by r_t, one panel for each pair of retentions.
+    """A heat map of the mean score over the targets: r_l by r_t, one panel for each pair of retentions.
 
-    A panel has the ranks asked with its retentions only, in cells of one size, so that a sparse search is legible.
+    A panel has only the ranks that were asked with its retentions, in cells of equal size: a sparse search is legible.
 
     Returns:
         None when no combination was asked.
@@ -63,20 +63,20 @@ def heatmap(results: Results) -> Figure | None:
         return None
     panels = list(cells.groupby(["retention_l", "retention_t"]))
     columns = max(panel["rank_t"].nunique() for _, panel in panels)
-    abreast = max(1, min(len(panels), int(PAGE // (0.8 + _NARROW_CELL * columns))))
-    wide = min(_WIDEST_CELL, (PAGE / abreast - 0.9) / columns)
-    high = 0.42 if wide > 0.5 else 0.34
+    per_line = max(1, min(len(panels), int(PAGE // (0.8 + _NARROW_CELL * columns))))
+    cell_width = min(_WIDEST_CELL, (PAGE / per_line - 0.9) / columns)
+    cell_height = 0.42 if cell_width > 0.5 else 0.34
     lines = _heatmap_lines(results, cells)
     rows = [panel["rank_l"].nunique() for _, panel in panels]
-    rows = [max(rows[first : first + abreast]) for first in range(0, len(rows), abreast)]
-    height = heading_inches(*lines) + sum(0.75 + count * high for count in rows) + 0.75
-    figure, axes = page(height, len(rows), abreast, height_ratios=rows)
+    rows = [max(rows[first : first + per_line]) for first in range(0, len(rows), per_line)]
+    height = heading_inches(*lines) + sum(0.75 + count * cell_height for count in rows) + 0.75
+    figure, axes = page(height, len(rows), per_line, height_ratios=rows)
     norm = _norm(cells["value"])
-    for place, (axis, (kept, panel)) in enumerate(zip(axes, panels, strict=False)):
-        size = (rows[place // abreast], columns)
+    for place, (axis, (retentions, panel)) in enumerate(zip(axes, panels, strict=False)):
+        size = (rows[place // per_line], columns)
         _draw_panel(axis, panel, norm, size)
-        axis.set_box_aspect(size[0] * high / (size[1] * wide))
-        axis.set_title(_format_retention(*kept), fontsize=TEXT, loc="left")
+        axis.set_box_aspect(size[0] * cell_height / (size[1] * cell_width))
+        axis.set_title(_format_retention(*retentions), fontsize=TEXT, loc="left")
     for spare in axes[len(panels) :]:
         figure.delaxes(spare)
     bar = figure.colorbar(
@@ -89,17 +89,18 @@ def heatmap(results: Results) -> Figure | None:
 
 
 def _cells(results: Results) -> pd.DataFrame:
-    """One line for each combination: its parameters, its mean score, whether it was chosen."""
+    """The lines of the frame with the average of each combination."""
     frame = results.frame
     return frame[(frame["kind"] == "combination") & (frame["language"] == AVERAGE)]
 
 
 def _heatmap_lines(results: Results, cells: pd.DataFrame) -> list[str]:
-    """Sample size and noise, the baselines, and the signs that occur."""
+    """The lines below the title: sample size and noise, the baselines, and the signs that occur."""
     half = ((cells["high"] - cells["low"]) / 2).median()
     noise = "" if pd.isna(half) else f"; 95 % interval of a cell: about ±{half:.1f}"
-    rows = [one for kind in ("lt-sft", "task") if (one := results.baseline(kind)) and AVERAGE in one.scores]
-    baselines = ", ".join(f"{one.row.title} {100 * one.scores[AVERAGE].value:.1f}" for one in rows)
+    baselines = filter(None, (results.baseline("lt-sft"), results.baseline("task")))
+    averages = [(baseline.row.title, baseline.scores[AVERAGE]) for baseline in baselines if AVERAGE in baseline.scores]
+    comparison = ", ".join(f"{title} {100 * average.value:.1f}" for title, average in averages)
     seen = set(cells["status"]) | ({"chosen"} if cells["chosen"].any() else set())
     signs = [f"{sign} {word}" for word, sign in _SIGNS.items() if word in seen]
     asked = cells.groupby(["retention_l", "retention_t"])[["row", *_RANKS]].nunique()
@@ -107,23 +108,23 @@ def _heatmap_lines(results: Results, cells: pd.DataFrame) -> list[str]:
         signs.append("empty: not asked")
     return [
         f"{_sample(results)}{noise}",
-        f"For comparison: {baselines}" if baselines else "",
+        f"For comparison: {comparison}" if comparison else "",
         ", ".join(signs),
     ]
 
 
 def _norm(values: pd.Series) -> Normalize:
-    """From the lowest to the highest score, at least one point wide, so that noise does not look like contrast."""
-    known = values.dropna()
-    middle = (known.min() + known.max()) / 2 if len(known) else 50.0
-    half = max((known.max() - known.min()) / 2, 0.5) if len(known) else 50.0
+    """A scale from the lowest to the highest score, at least one point wide: noise must not look like contrast."""
+    graded = values.dropna()
+    middle = (graded.min() + graded.max()) / 2 if len(graded) else 50.0
+    half = max((graded.max() - graded.min()) / 2, 0.5) if len(graded) else 50.0
     return Normalize(middle - half, middle + half)
 
 
 def _draw_panel(axis: Axes, panel: pd.DataFrame, norm: Normalize, size: tuple[int, int]) -> None:
-    """The cells of one pair of retentions, low ranks at the bottom left; what was not asked stays empty."""
+    """Draw the cells of one pair of retentions, low ranks at the bottom left; what was not asked stays empty."""
     ranks_l, ranks_t = (sorted(panel[rank].unique(), key=Rank.parse) for rank in _RANKS)
-    axis.set_xticks(range(len(ranks_t)), ranks_t, rotation=90 if size[1] > 2 * _GROUPS_ABREAST else 0)
+    axis.set_xticks(range(len(ranks_t)), ranks_t, rotation=90 if size[1] > 2 * _GROUPS_PER_LINE else 0)
     axis.set_yticks(range(len(ranks_l)), ranks_l)
     axis.set_xlim(-0.5, size[1] - 0.5)
     axis.set_ylim(-0.5, size[0] - 0.5)
@@ -143,13 +144,13 @@ def _draw_cell(axis: Axes, x: int, y: int, cell: dict[str, Any], norm: Normalize
     colour = COLOURS(norm(cell["value"])) if graded else (1.0, 1.0, 1.0, 1.0)
     edge, hatch = ("white", None) if graded else (GREY, "////")
     axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=edge, hatch=hatch, clip_on=False))
-    words = f"{cell['value']:.1f}" if graded else _SIGNS[cell["status"]]
+    label = f"{cell['value']:.1f}" if graded else _SIGNS[cell["status"]]
     if cell["chosen"]:
-        words = f"{_SIGNS['chosen']}\n{words}"
+        label = f"{_SIGNS['chosen']}\n{label}"
         axis.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, edgecolor=ink(colour), linewidth=1.5))
     background = None if graded else {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     axis.text(
-        x, y, words, ha="center", va="center", fontsize=SMALL - 0.5, linespacing=0.95, color=ink(colour),
+        x, y, label, ha="center", va="center", fontsize=SMALL - 0.5, linespacing=0.95, color=ink(colour),
         bbox=background,
     )  # fmt: skip
 
@@ -164,23 +165,26 @@ def _format_retention(retention_l: float, retention_t: float) -> str:
 
 
 def language_bars(results: Results) -> Figure | None:
-    """The chosen combination and the baselines on each target and, of several, on average, with joint 95 % intervals.
+    """Bars of the chosen combination and the baselines on each target, with joint 95 % intervals.
+
+    The average is drawn too where there are several targets.
 
     Returns:
         None when none of them was graded.
     """
-    systems = [one for one in (results.chosen, *map(results.baseline, BASELINE_TITLES)) if one and one.scores]
-    if not systems:
+    candidates = filter(None, (results.chosen, *map(results.baseline, BASELINE_TITLES)))
+    row_results = [row_result for row_result in candidates if row_result.scores]
+    if not row_results:
         return None
     names = [*results.targets, AVERAGE] if len(results.targets) > 1 else [*results.targets]
-    deep = -(-len(names) // _GROUPS_ABREAST)
-    abreast = -(-len(names) // deep)
+    line_count = -(-len(names) // _GROUPS_PER_LINE)
+    per_line = -(-len(names) // line_count)
     lines = [_sample(results), "An item is redrawn in all its languages at once, for all rows."]
-    legend = 0.2 * -(-len(systems) // 2) + 0.25
-    figure, axes = page(heading_inches(*lines) + deep * 2.7 + legend, deep, 1, sharey=True)
+    legend = 0.2 * -(-len(row_results) // 2) + 0.25
+    figure, axes = page(heading_inches(*lines) + line_count * 2.7 + legend, line_count, 1, sharey=True)
     for line, axis in enumerate(axes):
-        _draw_groups(axis, results, systems, names[line * abreast : (line + 1) * abreast], abreast)
-    highest = max(score.high for one in systems for score in one.scores.values())
+        _draw_groups(axis, results, row_results, names[line * per_line : (line + 1) * per_line], per_line)
+    highest = max(score.high for row_result in row_results for score in row_result.scores.values())
     axes[0].set_ylim(0, min(118.0, 100 * highest + 16))
     axes[0].set_yticks(range(0, 101, 20))
     figure.legend(
@@ -191,31 +195,31 @@ def language_bars(results: Results) -> Figure | None:
 
 
 def _draw_groups(
-    axis: Axes, results: Results, systems: Sequence[RowResult], names: Sequence[str], abreast: int
+    axis: Axes, results: Results, row_results: Sequence[RowResult], names: Sequence[str], per_line: int
 ) -> None:
-    """One line of the page: a group of bars for each name."""
-    for place, one in enumerate(systems):
-        _draw_bars(axis, one, names, place, len(systems))
+    """Draw one line of the page: a group of bars for each name."""
+    for place, row_result in enumerate(row_results):
+        _draw_bars(axis, row_result, names, place, len(row_results))
     if AVERAGE in names[1:]:
         axis.axvline(names.index(AVERAGE) - 0.5, color=GREY, linewidth=0.8, linestyle=":")
-    axis.set_xlim(-0.6, abreast - 0.4)
+    axis.set_xlim(-0.6, per_line - 0.4)
     axis.set_xticks(range(len(names)), [_format_name(results, name) for name in names])
     axis.set_ylabel(_unit(results).replace(" (", "\n("), fontsize=TEXT)
 
 
 def _format_name(results: Results, name: str) -> str:
-    """The language with how many items are redrawn, and how many rows they have where these are more."""
+    """A language with the number of its items, and the number of its rows where that is larger."""
     items, rows = results.items(name), results.examples(name)
     return f"{name}\nn = {items:,}" + (f"\n({rows:,} rows)" if rows != items and name != AVERAGE else "")
 
 
-def _draw_bars(axis: Axes, one: RowResult, names: Sequence[str], place: int, count: int) -> None:
-    width = 0.84 / count
-    there = [(at, one.scores[name]) for at, name in enumerate(names) if name in one.scores]
-    left = [at + (place - (count - 1) / 2) * width for at, _ in there]
-    values = np.array([(score.value, score.low, score.high) for _, score in there]).reshape(-1, 3) * 100
-    label = f"{one.row.title} (chosen)" if one.row.kind == "combination" else one.row.title
-    style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **_STYLES[one.row.kind]}
+def _draw_bars(axis: Axes, row_result: RowResult, names: Sequence[str], place: int, count: int) -> None:
+    width, row = 0.84 / count, row_result.row
+    scores = {at: row_result.scores[name] for at, name in enumerate(names) if name in row_result.scores}
+    left = [at + (place - (count - 1) / 2) * width for at in scores]
+    values = np.array([(score.value, score.low, score.high) for score in scores.values()]).reshape(-1, 3) * 100
+    label = f"{row.title} (chosen)" if row.kind == "combination" else row.title
+    style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **_STYLES[row.kind]}
     axis.bar(left, values[:, 0], width * 0.94, label=textwrap.fill(label, 46), **style)
     reach = np.abs(values[:, [0]] - values[:, 1:]).T
     _, caps, bars = axis.errorbar(left, values[:, 0], reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)

@@ -1,4 +1,4 @@
-"""Where the time of a sweep went, as a picture; the numbers are read in `times`."""
+"""The time that the stages of a sweep took, as a picture; the numbers are read in `times`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.wording import counted
 
 
 def time_plot(times: pd.DataFrame) -> Figure | None:
-    """Stacked bars: the time of each subject by stage kind; None when no stage was published."""
+    """Stacked bars of the time of each subject by stage kind; None when no stage was published."""
     if times.empty:
         return None
     subjects = list(dict.fromkeys(times["subject"]))
     per_unit, unit = unit_of(float(times.groupby("subject")["seconds"].sum().max()))
     spent = times.pivot_table(index="subject", columns="kind", values="seconds", aggfunc="sum", fill_value=0.0)
     spent = spent.loc[subjects] / per_unit
-    words = format_time(times)
+    subtitle = format_time(times)
     legend = 0.22 * -(-spent.shape[1] // 3) + 0.25
-    figure, (axis,) = page(heading_inches(words) + 0.28 * len(subjects) + 0.6 + legend)
+    figure, (axis,) = page(heading_inches(subtitle) + 0.28 * len(subjects) + 0.6 + legend)
     left = pd.Series(0.0, index=subjects)
     for kind in (kind for kind in KINDS if kind in spent):
         style: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6, **RAMP[shown_as(kind).fill]}
@@ -36,7 +36,7 @@ def time_plot(times: pd.DataFrame) -> Figure | None:
         axis.text(total, place, f" {amount(total)}", va="center", fontsize=SMALL)
     axis.set_xlabel(f"{unit}, one stage after another", fontsize=TEXT)
     figure.legend(loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False)
-    heading(figure, "Time by language and stage", words)
+    heading(figure, "Time by language and stage", subtitle)
     return figure
 
 

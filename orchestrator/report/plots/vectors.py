@@ -1,4 +1,4 @@
-"""The vectors of the chosen combination as pictures: the spectra they were cut from, and how their masks overlap."""
+"""The vectors of the chosen combination as pictures: the spectra of their dense changes, and how masks overlap."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _WIDEST_CELL = 1.1
 
 
 def spectra_plot(spectra: Sequence[Spectrum]) -> Figure | None:
-    """Cumulative share of the squared singular values by rank: a panel for each subject, the chosen ranks marked.
+    """Curves of the cumulative share of squared singular values by rank: a panel for each subject, chosen ranks marked.
 
     Returns:
         None when there are no singular values.
     """
-    subjects = list(dict.fromkeys(one.subject for one in spectra))
+    subjects = list(dict.fromkeys(spectrum.subject for spectrum in spectra))
     if not subjects:
         return None
     lines = (
@@ -45,10 +45,10 @@ def spectra_plot(spectra: Sequence[Spectrum]) -> Figure | None:
     )
     figure, axes = page(heading_inches(*lines) + 4.2, 1, len(subjects), sharey=True)
     for axis, subject in zip(axes, subjects, strict=True):
-        shown = [one for one in spectra if one.subject == subject]
-        for one in shown:
-            _draw_spectrum(axis, one)
-        _log_ranks(axis, max(len(one.values) for one in shown))
+        of_subject = [spectrum for spectrum in spectra if spectrum.subject == subject]
+        for spectrum in of_subject:
+            _draw_spectrum(axis, spectrum)
+        _log_ranks(axis, max(len(spectrum.values) for spectrum in of_subject))
         axis.set_title("task vector" if subject == TASK else f"language vector: {subject}", fontsize=TEXT)
         axis.set_xlabel("rank r (logarithmic)", fontsize=TEXT)
         axis.set_ylim(-0.02, 1.04)
@@ -67,25 +67,25 @@ def _log_ranks(axis: Axes, full: int) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _draw_spectrum(axis: Axes, one: Spectrum) -> None:
-    """A curve from rank 1 to full rank, marked at the rank kept."""
-    curve, full = one.cumulative, len(one.values)
-    words = f"{one.matrix}: full rank {full}" if one.rank is None else f"{one.matrix}: r = {one.rank} of {full}"
-    if one.rank is not None:
-        words += f", {curve[one.rank]:.1%} of energy"
-    at = [] if one.rank is None else [one.rank - 1]
+def _draw_spectrum(axis: Axes, spectrum: Spectrum) -> None:
+    """Draw a curve from rank 1 to full rank, marked at the rank that was kept."""
+    curve, full, rank = spectrum.cumulative, len(spectrum.values), spectrum.rank
+    label = f"{spectrum.matrix}: full rank {full}" if rank is None else f"{spectrum.matrix}: r = {rank} of {full}"
+    if rank is not None:
+        label += f", {curve[rank]:.1%} of energy"
+    marked = [] if rank is None else [rank - 1]
     axis.plot(
-        range(1, full + 1), curve[1:], markevery=at, label=words, linewidth=1.8, markersize=8, markeredgecolor="black",
-        **_LINES[one.matrix],
+        range(1, full + 1), curve[1:], markevery=marked, label=label, linewidth=1.8, markersize=8,
+        markeredgecolor="black", **_LINES[spectrum.matrix],
     )  # fmt: skip
 
 
 def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figure | None:
-    """Jaccard overlaps of the chosen masks with each other and with LT-SFT's, each beside chance.
+    """The Jaccard overlaps of the chosen masks with each other and with LT-SFT's as a picture, each beside chance.
 
     Args:
         masks: of the chosen vectors.
-        to_lt_sft: each vector's overlap with LT-SFT's mask from the same dense phase, as its manifest has it.
+        to_lt_sft: each SFT's overlap with LT-SFT's mask from the same dense phase, as its manifest has it.
 
     Returns:
         None when there are no masks.
@@ -94,8 +94,8 @@ def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figur
         return None
     bars = [mask for mask in masks if mask.subject in to_lt_sft]
     pairs = len(masks) > 1
-    wide = min(_WIDEST_CELL, 7.0 / max(len(masks) - 1, 1))
-    matrix, chart = (len(masks) - 1) * max(0.36, 0.45 * wide), 0.28 * len(bars)
+    cell_width = min(_WIDEST_CELL, 7.0 / max(len(masks) - 1, 1))
+    matrix, chart = (len(masks) - 1) * max(0.36, 0.45 * cell_width), 0.28 * len(bars)
     ratios = [matrix + 0.3] * pairs + [chart + 0.2] * bool(bars)
     if not ratios:
         return None
@@ -105,7 +105,7 @@ def overlap_plot(masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> Figur
     )
     if pairs:
         _draw_pairs(axes[0], masks)
-        axes[0].set_box_aspect(matrix / (wide * (len(masks) - 1)))
+        axes[0].set_box_aspect(matrix / (cell_width * (len(masks) - 1)))
     if bars:
         _draw_to_lt_sft(axes[-1], bars, to_lt_sft)
     heading(figure, "Overlap of the chosen masks", *lines)
@@ -125,7 +125,7 @@ def _overlap_lines(masks: Sequence[Mask]) -> tuple[str, ...]:
 
 
 def _draw_pairs(axis: Axes, masks: Sequence[Mask]) -> None:
-    """A triangle of cells, one for each pair of masks."""
+    """Draw a triangle of cells, one for each pair of masks."""
     cells = {(x, y): overlap(masks[x], masks[y]) for y in range(1, len(masks)) for x in range(y)}
     top = max(max(cell.value, cell.chance) for cell in cells.values())
     norm = Normalize(0, max(top, 0.01))
@@ -143,12 +143,12 @@ def _draw_pairs(axis: Axes, masks: Sequence[Mask]) -> None:
 def _draw_pair(axis: Axes, x: int, y: int, cell: Overlap, norm: Normalize) -> None:
     colour = COLOURS(norm(cell.value))
     axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
-    words = f"{cell.value:.2f}\n({cell.chance:.2f})"
-    axis.text(x, y, words, ha="center", va="center", fontsize=SMALL, linespacing=1.0, color=ink(colour))
+    label = f"{cell.value:.2f}\n({cell.chance:.2f})"
+    axis.text(x, y, label, ha="center", va="center", fontsize=SMALL, linespacing=1.0, color=ink(colour))
 
 
 def _draw_to_lt_sft(axis: Axes, masks: Sequence[Mask], to_lt_sft: Mapping[str, float]) -> None:
-    """A bar for each vector, and chance as a dashed line through it: k entries twice from the same parameters."""
+    """Draw a bar for each mask, and chance as a dashed line through it: k entries twice from the same parameters."""
     values = [to_lt_sft[mask.subject] for mask in masks]
     sizes = [sum(mask.sizes.values()) for mask in masks]
     chances = [chance_overlap(mask.k, mask.k, n, n, n) for mask, n in zip(masks, sizes, strict=True)]
