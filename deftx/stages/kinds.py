@@ -127,7 +127,7 @@ def facts_of(manifest: Manifest, kind: type[F] = Facts) -> F:  # type: ignore[as
         StoreError: naming the manifest and the number that is missing, not finite or out of bounds.
     """
     try:
-        facts = kind_of(manifest.kind).facts.model_validate(manifest.metrics)
+        facts = kind_of(manifest.kind).facts.model_validate(manifest.metrics, context=manifest.identity.get("settings"))
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"])) or "metrics"

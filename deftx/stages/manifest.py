@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deftx.stages.facts import Facts
+from deftx.stages.facts import Facts, Number
 from deftx.stages.kinds import facts_of
 from deftx.stages.records import BrokenRecord, read_record
 from deftx.stages.stage import address_of
@@ -37,7 +37,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     curve: list[dict[str, float]] = []
     details: dict[str, Any] = {}
-    seconds: float
+    seconds: Number
     peak_bytes: int = 0
     execution: dict[str, Any] = {}
     versions: dict[str, str] = {}

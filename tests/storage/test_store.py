@@ -230,6 +230,12 @@ def test_a_manifest_that_names_another_kind_than_its_identity_is_not_believed(
     broken(store, caplog, f"calls a text stage '{kind}'")
 
 
+def test_a_manifest_whose_seconds_are_no_number_is_not_believed(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    content = publish(store).model_dump_json().replace('"seconds":1.0', '"seconds":NaN')
+    store.write(content.encode(), "stages", STAGE.address, MANIFEST)
+    broken(store, caplog, "not a manifest (Input should be a finite number)")
+
+
 def test_a_manifest_of_a_newer_version_is_not_taken_for_a_broken_one(store: Store) -> None:
     manifest = publish(store)
     content = json.dumps({**json.loads(manifest.model_dump_json()), "energy": 1.5}).encode()
