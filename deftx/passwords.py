@@ -6,11 +6,16 @@ import re
 
 HIDDEN = "***"
 
-_IN_FRONT = re.compile(r"(://[^\s:/?#@]*):(?!\s|\d+(?:[\s/?#]|$))(?:[^\s/?#]*|[^\s@]*|[^/@\n]*)@")
-"""`://user:password@`. A number before a path is a port; a password may hold what should have been written as %2F."""
+_IN_FRONT = re.compile(r"(://[^\s:/?#@]*):(?!\s|\d+(?:[\s/?#]|$))(?:[^\s/?#]*|[^\s@]{0,200}|[^/@\n]*)@")
+"""`://user:password@`. A number before a path is a port; a password may hold what should have been written as %2F.
+
+Both patterns take time that grows with the text, and not with its square: all that is logged goes through them.
+"""
 
 _AS_QUERY = re.compile(
-    r"([?&][^\s=&#]*(?:password|passwd|pwd|token|secret|credential|signature|sig|api_?key|access_?key))=[^\s&#'\"`)]+",
+    r"([?&#;][^\s?&#;=]*"
+    r"(?:pass|password|passwd|passphrase|pwd|token|secret|credential|auth|signature|sig|api_?key|access_?key|odbc_connect))"
+    r"=[^\s&#'\"`)]+",
     re.IGNORECASE,
 )
 

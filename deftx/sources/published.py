@@ -7,6 +7,7 @@ opened later is compared with that. What is inside a folder is read elsewhere (m
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -56,7 +57,8 @@ def resolve_folder(name: str, revision: str = "main") -> Published:
         revision: of the hub id, a branch, tag or commit.
 
     Raises:
-        DataError: for an empty folder, or a path that does not exist and cannot be a hub id.
+        DataError: for an empty folder, one whose weights lie in a folder of it, or a path that does not exist and
+            cannot be a hub id.
         HubError: see `hub_commit`.
     """
     folder = Path(name).expanduser()
@@ -139,6 +141,27 @@ def _digest(contents: Contents) -> str:
     """Remembered, since a backbone has a gigabyte and every stage opens it."""
     total = hashlib.sha256()
     for path in (Path(name) for name, *_ in contents):
+        if path.name == "config.json" or path.name.endswith(".index.json"):
+            _refuse_nested_weights(path)
         with path.open("rb") as file:
             total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _refuse_nested_weights(path: Path) -> None:
+    """Raise a DataError for weights in a folder of the folder, or hidden: they would load, and no address counts them.
+
+    What is no JSON, or not of the form that is looked at, is told by whoever loads it.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    settings = content if isinstance(content, dict) else {}
+    shards = settings.get("weight_map")
+    names = [settings.get("transformers_weights"), *(shards.values() if isinstance(shards, dict) else ())]
+    for name in names:
+        if isinstance(name, str) and (len(Path(name).parts) > 1 or name.startswith(".")):
+            raise DataError(
+                f"{path}: names the weights {name!r}; weights must lie in the folder itself and not be hidden"
+            )

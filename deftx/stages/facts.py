@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from deftx.config import Metric
 
@@ -109,6 +109,13 @@ class SparseFacts(TrainingFacts):
         None, validation_alias=AliasChoices("energy_retention", "energy_kept"),
         description="share of the residual's squared entries that was kept",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _trained_if_retrained(self, info: ValidationInfo) -> SparseFacts:
+        """The context is the settings of the stage, where it is known."""
+        if (info.context or {}).get("retrain") and self.steps is None:
+            raise ValueError("a sparse phase has steps, best_step and either valid_loss or valid_score")
+        return self
 
 
 class GradeFacts(Facts):

@@ -1,4 +1,4 @@
-"""The kinds of stages: for each its version, settings, facts, what it reads and trains, its name, and what runs it.
+"""The kinds of stages: of each its version, settings, facts, files, what it reads and trains, its name, what runs it.
 
 The one place of deftx that tells kinds apart. Another kind is one `register` here and one in `orchestrator.kinds`, for
 how it is shown and what it costs; no other file changes but the planner, which makes stages of it. No torch here, so
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from deftx.config import Denoise, Settings
 from deftx.errors import ConfigError, StoreError, hint
 from deftx.stages.facts import BackboneFacts, CheckFacts, DenseFacts, Facts, GradeFacts, SparseFacts, TextFacts
+from deftx.stages.files import BLOCKS, CHECK, DELTA, HEAD, METADATA, MODEL, SCORES, SEALED, SFT, TENSORS
 from deftx.stages.settings import (
     BackboneSettings,
     CheckSettings,
@@ -48,6 +49,7 @@ class Kind:
     Attributes:
         version: raised by hand when its results change; part of every address.
         runs: `module:function` that makes a stage: from a `Context` to what was `Made` (see `method.context`).
+        publishes: names of files that each stage of the kind publishes, perhaps among others.
         reads: roles of the stages whose files it opens: `dense` is an input, `dense.text` an input of that.
         trained: the stage whose training it runs: itself, the dense stage of a sparse one, or None.
         language: which language a stage is about.
@@ -63,6 +65,7 @@ class Kind:
     settings: type[Settings]
     facts: type[Facts]
     runs: str
+    publishes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     trained: Callable[[Stage], Stage | None] = lambda stage: None
     language: Callable[[Stage], str] = _own_language
@@ -124,7 +127,7 @@ def facts_of(manifest: Manifest, kind: type[F] = Facts) -> F:  # type: ignore[as
         StoreError: naming the manifest and the number that is missing, not finite or out of bounds.
     """
     try:
-        facts = kind_of(manifest.kind).facts.model_validate(manifest.metrics)
+        facts = kind_of(manifest.kind).facts.model_validate(manifest.metrics, context=manifest.identity.get("settings"))
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"])) or "metrics"
@@ -132,6 +135,14 @@ def facts_of(manifest: Manifest, kind: type[F] = Facts) -> F:  # type: ignore[as
         raise StoreError(f"manifest of {manifest.label} ({manifest.address}): {name}: {message}") from None
     assert isinstance(facts, kind), f"a {manifest.kind} stage has {type(facts).__name__}"
     return facts
+
+
+def check_complete(manifest: Manifest) -> None:
+    """Raise a StoreError naming the manifest and the fact or the file of its kind that it lacks."""
+    facts_of(manifest)
+    for name in kind_of(manifest.kind).publishes:
+        if name not in manifest.files:
+            raise StoreError(f"manifest of {manifest.label} ({manifest.address}): has no file {name}")
 
 
 def checked_text(check: Stage) -> Stage:
@@ -193,33 +204,34 @@ def _setting(sft: Stage) -> str:
 register(
     Kind(
         name="backbone", version=2, settings=BackboneSettings, facts=BackboneFacts,
-        runs="deftx.method.texts:backbone", trained=_itself,
+        runs="deftx.method.texts:backbone", publishes=(f"{MODEL}/config.json",), trained=_itself,
     )
 )  # fmt: skip
 register(
     # its `training` setting says what the text is checked for; nothing is trained
     Kind(
         name="check", version=2, settings=CheckSettings, facts=CheckFacts,
-        runs="deftx.method.texts:check", reads=("backbone",),
+        runs="deftx.method.texts:check", publishes=(CHECK,), reads=("backbone",),
     )
 )  # fmt: skip
 register(
     Kind(
         name="text", version=1, settings=TextStageSettings, facts=TextFacts,
-        runs="deftx.method.texts:text", reads=("backbone",),
+        runs="deftx.method.texts:text", publishes=(BLOCKS,), reads=("backbone",),
     )
 )  # fmt: skip
 register(
     Kind(
         name="dense", version=2, settings=DenseSettings, facts=DenseFacts,
-        runs="deftx.method.phases:dense", reads=("text", "start", "backbone"),
+        runs="deftx.method.phases:dense", publishes=(DELTA, HEAD), reads=("text", "start", "backbone"),
         trained=_itself, subject=_dense_subject, is_phase=True,
     )
 )  # fmt: skip
 register(
     Kind(
         name="sparse", version=2, settings=SparseSettings, facts=SparseFacts,
-        runs="deftx.method.phases:sparse", reads=("dense", "dense.text", "dense.start", "dense.backbone"),
+        runs="deftx.method.phases:sparse", publishes=(f"{SFT}/{TENSORS}", f"{SFT}/{METADATA}"),
+        reads=("dense", "dense.text", "dense.start", "dense.backbone"),
         trained=_dense_if_retrained, language=lambda stage: stage.needed("dense").language,
         subject=lambda stage: stage.needed("dense").subject, words=_format_sparse, makes_sft=True, is_phase=True,
     )
@@ -228,7 +240,8 @@ register(
     Kind(
         name="grade", version=1, settings=GradeSettings, facts=GradeFacts,
         # the task vector may be a dense stage (full fine-tuning)
-        runs="deftx.method.grading:grade", reads=("task", "language", "task.backbone", "task.dense.backbone"),
+        runs="deftx.method.grading:grade", publishes=(SCORES, SEALED),
+        reads=("task", "language", "task.backbone", "task.dense.backbone"),
         words=_format_grade, seals=True,
     )
 )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deftx.stages.facts import Facts
+from deftx.stages.facts import Facts, Number
 from deftx.stages.kinds import facts_of
 from deftx.stages.records import BrokenRecord, read_record
 from deftx.stages.stage import address_of
@@ -37,7 +37,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     curve: list[dict[str, float]] = []
     details: dict[str, Any] = {}
-    seconds: float
+    seconds: Number
     peak_bytes: int = 0
     execution: dict[str, Any] = {}
     versions: dict[str, str] = {}
@@ -67,6 +67,8 @@ def read_manifest(content: bytes, address: str, where: str) -> Manifest:
     manifest = read_record(Manifest, content, where, name="a manifest", advice=_ADVICE)
     if not manifest.address == address == address_of(manifest.identity):
         raise BrokenRecord(f"{where}: the manifest of another stage ({manifest.label}); {_ADVICE}")
+    if manifest.kind != (kind := manifest.identity["kind"]):
+        raise BrokenRecord(f"{where}: calls a {kind} stage {manifest.kind!r}; {_ADVICE}")
     for path in (manifest.attempt, *manifest.files):
         if path.startswith("/") or ".." in path.split("/"):
             raise BrokenRecord(f"{where}: names {path!r}, which is not in the stage's folder; {_ADVICE}")

@@ -12,6 +12,7 @@ match its manifest is an error that names it. `sweeps/` beside `stages/` belongs
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 import uuid
@@ -21,6 +22,7 @@ from typing import Any
 
 from deftx.errors import StoreError
 from deftx.stages.cache import Cache, mismatch, sha256_of
+from deftx.stages.kinds import check_complete
 from deftx.stages.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from deftx.stages.objects import Objects
 from deftx.stages.records import BrokenRecord
@@ -73,31 +75,35 @@ class Store(Objects):
         return manifest
 
     def has(self, address: str) -> bool:
-        """Whether the stage is published, with the facts of its kind and all files at their full size.
+        """Whether the stage is published, with the facts and files of its kind, all at their full size.
 
         Small files are compared byte by byte, large ones only when they are read.
         """
-        manifest = self._complete(address)
-        return manifest is not None and all(
-            self._size(address, manifest.attempt, name) == entry.size
-            and (entry.size > _SMALL or self._whole(address, name))
-            for name, entry in manifest.files.items()
-        )
+        return self._lies_whole(address, compared=_SMALL)
 
     def intact(self, address: str) -> bool:
         """Whether `has` is true and every file of the stage, large ones too, holds the bytes its manifest names."""
+        return self._lies_whole(address, compared=math.inf)
+
+    def _lies_whole(self, address: str, compared: float) -> bool:
+        """Whether the stage is published whole, files of so many bytes at most being compared byte by byte."""
         manifest = self._complete(address)
-        return manifest is not None and all(self._whole(address, name) for name in manifest.files)
+        return manifest is not None and all(
+            self._size(manifest, name) == entry.size and (entry.size > compared or self._matches(manifest, name))
+            for name, entry in manifest.files.items()
+        )
 
     def _manifest(self, address: str) -> Manifest | None:
         content = self.read("stages", address, MANIFEST)
         return None if content is None else read_manifest(content, address, self.path("stages", address, MANIFEST))
 
     def _complete(self, address: str) -> Manifest | None:
-        """The manifest; None without one, and after a warning where a fact of its kind is missing or not a number."""
+        """The manifest; None without one, and after a warning where it lacks a fact or a file of its kind."""
         manifest = self.manifest(address)
         try:
-            return manifest if manifest is None or manifest.facts else None
+            if manifest is not None:
+                check_complete(manifest)
+            return manifest
         except StoreError as error:
             self._warn(f"{error}; the command that made the stage makes it again")
             return None
@@ -108,9 +114,9 @@ class Store(Objects):
             self._warned.add(message)
             log.warning("%s", message)
 
-    def _whole(self, address: str, name: str) -> bool:
+    def _matches(self, manifest: Manifest, name: str) -> bool:
         try:
-            self.fetch(address, name)
+            self._fetch(manifest, name)
         except StoreError:
             return False
         return True
@@ -136,7 +142,10 @@ class Store(Objects):
         manifest = self.published(address)
         if name not in manifest.files:
             raise StoreError(f"{self.path('stages', address)}: has no published file {name}")
-        entry, remote = manifest.files[name], self.path("stages", address, manifest.attempt, name)
+        return self._fetch(manifest, name)
+
+    def _fetch(self, manifest: Manifest, name: str) -> Path:
+        entry, remote = manifest.files[name], self._path_of(manifest, name)
         if not self.local:
             return self._cache.get(self.fs, remote, entry.sha256, entry.size)
         path = Path(remote)
@@ -158,10 +167,10 @@ class Store(Objects):
             raise StoreError(f"{self.path('stages', address)}: has no published folder {prefix}")
         if self.local:
             for name in names:
-                self.fetch(address, name)
-            return Path(self.path("stages", address, manifest.attempt, prefix))
+                self._fetch(manifest, name)
+            return Path(self._path_of(manifest, prefix))
         for name in names:  # each before the next is fetched, for which the cache may make room
-            folder = self._cache.link(self.fetch(address, name), f"{address}/{manifest.attempt}", name)
+            folder = self._cache.link(self._fetch(manifest, name), f"{address}/{manifest.attempt}", name)
         return folder / prefix
 
     def url_of(self, address: str, name: str) -> str:
@@ -170,14 +179,17 @@ class Store(Objects):
         Raises:
             StoreError: when the stage is not published.
         """
-        path = self.path("stages", address, self.published(address).attempt, name)
+        path = self._path_of(self.published(address), name)
         return path if self.local else str(self.fs.unstrip_protocol(path))
 
-    def _size(self, address: str, attempt: str, name: str) -> int:
+    def _size(self, manifest: Manifest, name: str) -> int:
         try:
-            return int(self.fs.size(self.path("stages", address, attempt, name)))
-        except FileNotFoundError:
+            return int(self.fs.size(self._path_of(manifest, name)))
+        except (FileNotFoundError, NotADirectoryError):
             return -1
+
+    def _path_of(self, manifest: Manifest, name: str) -> str:
+        return self.path("stages", manifest.address, manifest.attempt, name)
 
 
 class Attempt:

@@ -195,6 +195,7 @@ class Schedule:
             if stage.address in self.done_before and not self._intact(stage.address):
                 self.done_before.discard(stage.address)
                 self._done.discard(stage.address)
+                self._inherit_failure(stage)
 
     def _enlist(self, stages: Iterable[Stage]) -> None:
         for stage in stages:
@@ -212,15 +213,14 @@ class Schedule:
 
     def _fail(self, address: str, reason: str) -> None:
         self.failures[address] = reason
-        for stage in self.stages.values():
-            if stage.address not in self._done and stage.address not in self.failures:
-                self._inherit_failure(stage)
+        for stage in self.stages.values():  # inputs first, so that one pass reaches all that need it
+            self._inherit_failure(stage)
 
     def _inherit_failure(self, stage: Stage) -> None:
-        for _, needed in stage.inputs:
-            if needed.address in self.failures:
-                self._fail(stage.address, f"{needed.label} failed: {self.failures[needed.address]}")
-                return
+        """Fail a stage that is still to be made and has an input that failed."""
+        failed = next((needed for _, needed in stage.inputs if needed.address in self.failures), None)
+        if failed is not None and not self._settled(stage):
+            self.failures[stage.address] = f"{failed.label} failed: {self.failures[failed.address]}"
 
     def missing(self) -> list[Stage]:
         """Every stage still to be made, inputs first: of each row its grades and vectors, and what these need."""

@@ -223,8 +223,9 @@ def check_tracking_uri(uri: str) -> str:
         ConfigError: for a plain folder or an unknown scheme, with what would be right.
     """
     if uri.split(":")[0].split("+")[0] not in _SCHEMES or (":" not in uri and uri != "databricks"):
+        place = uri if "://" in uri else uri.rpartition("@")[2]  # `user:password@host` is not told from other words
         raise ConfigError(
-            f"tracking URI {uri!r}: MLflow keeps runs in a database or on a server; "
+            f"tracking URI {place!r}: MLflow keeps runs in a database or on a server; "
             f"write sqlite:////absolute/path/mlflow.db or http://HOST:5000"
         )
     return uri

@@ -205,10 +205,11 @@ class SweepWriter:
 
     def _write_parent(self, state: State, status: RunStatus, test: Grades | None, problems: list[str]) -> RunContent:
         """End the sweep's own run, without test scores when a grade cannot be read; returns what was written."""
-        content = self._content.sweep(state, status)
+        content = None
         if test is not None:
             with self._noting("test scores of the sweep", problems):
                 content = self._content.sweep(state, status, test)
+        content = content or self._content.sweep(state, status)
         with self._noting(content.name, problems):
             self.runs.write(PARENT, content)
         return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -136,6 +137,33 @@ def test_a_file_added_or_taken_away_is_a_change_and_a_hidden_one_is_none(world: 
     (world.folder / "config.json").unlink()
     with pytest.raises(DataError, match=CHANGED):
         local_folder(source)
+
+
+@pytest.mark.parametrize("name", ["sub/model.safetensors", ".model.safetensors"])
+@pytest.mark.parametrize("named_by", ["config.json", "model.safetensors.index.json"])
+def test_weights_in_a_folder_of_the_folder_or_hidden_are_refused(world: World, named_by: str, name: str) -> None:
+    """They load, but are not counted: edited after planning they would train under the old address."""
+    path, weights = world.folder / named_by, world.folder / name
+    weights.parent.mkdir(exist_ok=True)
+    (world.folder / "model.safetensors").rename(weights)
+    if named_by == "config.json":
+        content = {**json.loads(path.read_text()), "transformers_weights": name}
+    else:
+        content = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(load_file(weights), name)}
+    path.write_text(json.dumps(content))
+    load_masked_lm(world.folder)
+    with pytest.raises(DataError) as error:
+        resolve_folder(str(world.folder))
+    assert str(error.value) == (
+        f"{path}: names the weights {name!r}; weights must lie in the folder itself and not be hidden"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 1}', '{"weight_map": {"a": 1, "b": "b.safetensors"}}'])
+def test_an_index_of_another_form_is_left_to_whoever_loads_it(world: World, content: str) -> None:
+    (world.folder / "model.safetensors.index.json").write_text(content)
+    source = resolve_folder(str(world.folder))
+    assert local_folder(source) == world.folder
 
 
 def test_another_process_compares_too(world: World) -> None:

@@ -193,3 +193,29 @@ def test_the_grades_of_a_row_are_one_job() -> None:
         for stage in job.stages:
             schedule.done(stage.address)
     assert sizes == [2, 2, 2, 2]
+
+
+def test_a_chosen_vector_with_a_wrong_byte_fails_where_what_it_is_made_of_failed_before() -> None:
+    world = World()
+    _, schedule = make_schedule(make_space(), world)
+    simulate(schedule, world, 1, 0)
+    assert schedule.chosen is not None
+    vector, runs = schedule.chosen.languages["ban"], len(world.runs)
+    dense = vector.needed("dense")
+    world.flipped.add(vector.address)
+    world.published.remove(dense.address)
+    world.failed[dense.address] = "no memory"
+    _, again = make_schedule(make_space(), world)
+    simulate(again, world, 1, 0)
+    assert again.finished()
+    assert again.failures[vector.address] == "ban · dense failed: no memory"
+    assert len(world.runs) == runs
+
+
+def test_a_failure_may_take_any_number_of_stages_with_it() -> None:
+    world = World()
+    space = make_space(rank_l=[*range(2, 42)], rank_t=[*range(2, 12)], search_parallelism=400)
+    _, schedule = make_schedule(space, world, baselines=False)
+    simulate(schedule, world, 1, 0, fails=lambda job: "no" if job.name == "task · dense" else None)
+    assert schedule.finished()
+    assert len(schedule.failures) == 1 + 10 + 2 * 400, "the dense stage, its vectors and every grade"

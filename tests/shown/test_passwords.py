@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ CANARY = "CANARY789"
         ("simplecache::https://u:CANARY@host/x", "simplecache::https://u:***@host/x"),
         ("https://h/x?access_token=CANARY&y=1", "https://h/x?access_token=***&y=1"),
         ("https://h/x?X-Amz-Signature=CANARY", "https://h/x?X-Amz-Signature=***"),
+        ("mysql://h/db?pass=CANARY&passphrase=CANARY", "mysql://h/db?pass=***&passphrase=***"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3DCANARY", "mssql+pyodbc:///?odbc_connect=***"),
+        ("jdbc:sqlserver://h;user=me;password=CANARY", "jdbc:sqlserver://h;user=me;password=***"),
+        ("https://h/x?a=?b&auth=CANARY#access_token=CANARY", "https://h/x?a=?b&auth=***#access_token=***"),
         ("--tracking-uri=http://me:CANARY@host", "--tracking-uri=http://me:***@host"),
         (
             "failed at http://me:CANARY@h/a, then at 'http://me:CANARY@h'",
@@ -64,6 +69,15 @@ def test_what_holds_no_password_is_left_as_it_is(uri: str) -> None:
     assert to_type(f"mlflow ui --backend-store-uri {uri}") == f"mlflow ui --backend-store-uri {uri}"
 
 
+@pytest.mark.parametrize("piece", ["?", "?token", "&a", "://a:b", "://", "a"])
+def test_a_long_line_without_spaces_is_looked_through_in_time(piece: str) -> None:
+    """Such as text in a broken encoding, in a log: by the square of its length this would be minutes."""
+    line = piece * 40_000
+    started = time.process_time()
+    assert without_password(line) == line
+    assert time.process_time() - started < 10
+
+
 def test_a_command_to_type_says_that_its_password_was_left_out() -> None:
     assert to_type("mlflow ui --backend-store-uri postgresql://u:CANARY@h/db") == (
         "mlflow ui --backend-store-uri postgresql://u:***@h/db  (with the password in place of ***)"
@@ -85,6 +99,8 @@ def test_errors_failures_and_logs_hide_it() -> None:
     with pytest.raises(ConfigError) as error:
         check_tracking_uri(f"ftp://me:{CANARY}@host")
     assert "ftp://me:***@host" in str(error.value) and CANARY not in str(error.value)
+    with pytest.raises(ConfigError, match="tracking URI 'host:5000': MLflow keeps"):
+        check_tracking_uri(f"me:{CANARY}@host:5000")
 
 
 def test_a_record_of_before_hides_it_when_it_is_read() -> None:

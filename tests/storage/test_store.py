@@ -19,12 +19,13 @@ from deftx.errors import StoreError
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
 from deftx.stages.checkpoint import Checkpoint
+from deftx.stages.files import BLOCKS
 from deftx.stages.manifest import MANIFEST, Manifest
 from deftx.stages.settings import TextStageSettings
 from deftx.stages.stage import Stage
 from deftx.stages.store import Attempt, Store
 
-FILES = {"model/weights.bin": b"w" * 1000, "model/config.json": b"{}", "scores.json": b"[1]"}
+FILES = {BLOCKS: b"", "model/weights.bin": b"w" * 1000, "model/config.json": b"{}", "scores.json": b"[1]"}
 
 
 def make_stage(language: str = "ace") -> Stage:
@@ -113,7 +114,7 @@ def test_an_abandoned_attempt_leaves_no_files(store: Store) -> None:
 
 
 def test_the_first_writer_wins_and_the_others_are_told(store: Store) -> None:
-    late = fill(store.attempt(STAGE.address), {"scores.json": b"[2]"})
+    late = fill(store.attempt(STAGE.address), {**FILES, "scores.json": b"[2]"})
     first = publish(store)
     assert late.publish(STAGE, metrics=metrics_of(STAGE, train_tokens=9.0), seconds=2.0) == first
     assert again(store).fetch(STAGE.address, "scores.json").read_bytes() == b"[1]"
@@ -124,7 +125,7 @@ def test_of_many_writers_at_once_one_wins_whole(tmp_path: Path) -> None:
     store, found = Store(str(tmp_path)), []
 
     def write(number: int) -> None:
-        found.append(publish(Store(str(tmp_path)), files={"scores.json": str(number).encode()}))
+        found.append(publish(Store(str(tmp_path)), files={**FILES, "scores.json": str(number).encode()}))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -160,11 +161,29 @@ def test_a_file_that_is_gone_is_named(store: Store) -> None:
     assert not other.intact(STAGE.address)
 
 
+def test_a_file_that_is_gone_is_missed_where_this_node_still_has_it(store: Store) -> None:
+    manifest = publish(store)
+    assert store.intact(STAGE.address)
+    store.remove("stages", STAGE.address, manifest.attempt, "scores.json")
+    assert not store.has(STAGE.address)
+    assert not store.intact(STAGE.address)
+
+
+def test_a_manifest_is_read_once_whatever_the_number_of_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    other, read = again(store), list[str]()
+    monkeypatch.setattr(other, "read", lambda *parts: read.append(parts[-1]) or Store.read(other, *parts))
+    for ask in (other.has, other.intact, lambda address: other.fetch_folder(address, "model")):
+        ask(STAGE.address)
+        assert read == [MANIFEST]
+        read.clear()
+
+
 def test_a_discarded_stage_can_be_made_again(store: Store) -> None:
     publish(store)
     store.discard(STAGE.address)
     assert not store.has(STAGE.address)
-    publish(store, files={"scores.json": b"[3]"})
+    publish(store, files={**FILES, "scores.json": b"[3]"})
     assert again(store).fetch(STAGE.address, "scores.json").read_bytes() == b"[3]"
 
 
@@ -202,6 +221,21 @@ def test_a_manifest_is_believed_only_in_its_own_place(
     broken(store, caplog, "the manifest of another stage (ban · text)")
 
 
+@pytest.mark.parametrize("kind", ["txet", "check", ""])
+def test_a_manifest_that_names_another_kind_than_its_identity_is_not_believed(
+    store: Store, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    content = {**json.loads(publish(store).model_dump_json()), "kind": kind}
+    store.write(json.dumps(content).encode(), "stages", STAGE.address, MANIFEST)
+    broken(store, caplog, f"calls a text stage '{kind}'")
+
+
+def test_a_manifest_whose_seconds_are_no_number_is_not_believed(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    content = publish(store).model_dump_json().replace('"seconds":1.0', '"seconds":NaN')
+    store.write(content.encode(), "stages", STAGE.address, MANIFEST)
+    broken(store, caplog, "not a manifest (Input should be a finite number)")
+
+
 def test_a_manifest_of_a_newer_version_is_not_taken_for_a_broken_one(store: Store) -> None:
     manifest = publish(store)
     content = json.dumps({**json.loads(manifest.model_dump_json()), "energy": 1.5}).encode()
@@ -224,6 +258,17 @@ def test_a_metric_that_is_no_number_counts_as_not_made(
     assert not store.has(STAGE.address)
     assert not store.intact(STAGE.address)
     assert [": lines: Input should be a finite number" in message for message in caplog.messages] == [True]
+
+
+def test_a_manifest_that_lacks_a_file_of_its_kind_counts_as_not_made(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads(publish(store).model_dump_json())
+    del content["files"][BLOCKS]
+    store.write(json.dumps(content).encode(), "stages", STAGE.address, MANIFEST)
+    assert (store.has(STAGE.address), store.intact(STAGE.address)) == (False, False)
+    words = f"manifest of ace · text ({STAGE.address}): has no file {BLOCKS}; the command that made the stage makes it"
+    assert caplog.messages == [f"{words} again"]
 
 
 @pytest.mark.parametrize("parts", [("..", "x"), ("a/../../x",), ("/etc/passwd",), ("stages", "../../x")])

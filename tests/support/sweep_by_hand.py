@@ -122,7 +122,7 @@ class HandMade:
 
     def publish_vector(self, stage: Stage) -> None:
         assert isinstance(stage.settings, SparseSettings)
-        if self.store.has(stage.address):
+        if self.store.manifest(stage.address) is not None:
             return
         metrics = metrics_of(stage, k=1234.0)
         if stage.settings.denoise:
