@@ -32,7 +32,7 @@ docs: $(VENV)/.installed-docs ## the documentation, in site/
 demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes docs/results/demo-seeds.md
 	$(BIN)/python -m benchmarks.demo_seeds --storage $(STORAGE)/seeds $(SEEDS)
 
-benchmark: $(VENV)/.installed ## every stage against its plain reference: docs/results/speed.md (40 minutes, 20 GiB)
+benchmark: $(VENV)/.installed ## every stage against its plain reference: docs/results/speed.md (half an hour, 20 GiB)
 	$(BIN)/python -m benchmarks $(if $(wildcard $(DATA)/nusax),--data-root $(DATA))
 
 full-shape: $(VENV)/.installed ## seconds and peak memory by stage at XLM-R base's full shape, random weights

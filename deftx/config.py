@@ -164,7 +164,9 @@ class Training(Settings):
     dropout: float | None = Field(None, ge=0.0, lt=1.0, description="null: the backbone's own")
     freeze_embeddings: bool = Field(False, description="whether the embeddings stay as they are")
     freeze_lm_head: bool = Field(False, description="whether the LM head stays as it is (language vectors)")
-    precision: Precision = Field("float32", description="tf32 and bf16 want a GPU")
+    precision: Precision = Field(
+        "float32", description="bf16 where the processor or the GPU computes it; tf32 on a GPU"
+    )
 
     @property
     def effective_l1(self) -> float:

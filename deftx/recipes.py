@@ -56,19 +56,23 @@ def merge(below: Mapping[str, Any], above: Any) -> Any:
     return merged
 
 
-def recipe_of(kind: type[Recipe], below: Mapping[str, Any], settings: Mapping[str, Any]) -> Recipe:
+def recipe_of(
+    kind: type[Recipe], below: Mapping[str, Any], settings: Mapping[str, Any], others: Iterable[str] = ()
+) -> Recipe:
     """A recipe of a preset and of settings by their names alone.
 
     Args:
         kind: `LanguageRecipe` or `TaskRecipe`.
         below: the preset's part for it.
         settings: fields of the recipe, and of its groups such as `Training`; no name is in two of them.
+        others: what the caller takes besides, for hints about a misspelt name.
 
     Raises:
         ConfigError: with a line for each unknown name (and the nearest one) and for each value out of range.
     """
-    groups = dict(_settings_of(kind))
-    problems = [f"{name}: unknown setting{hint(name, groups)}" for name in settings if name not in groups]
+    groups: dict[str, str] = dict(_settings_of(kind))
+    names = [*groups, *others]
+    problems = [f"{name}: unknown setting{hint(name, names)}" for name in settings if name not in groups]
     above: dict[str, Any] = {}
     for name in settings.keys() & groups.keys():
         group = groups[name]

@@ -5,8 +5,9 @@ Every wrong argument is reported at once. The addresses are those of a sweep wit
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from deftx.data.corpora import wikipedia
 from deftx.data.inputs import TaskInputs, read_tables, task_inputs
 from deftx.errors import ConfigError, Problems, hint
 from deftx.notebook.arguments import PathLike, list_of_labels, path_of
-from deftx.recipes import denoising, explain_all, preset, recipe_of
+from deftx.recipes import Recipe, denoising, explain_all, preset, recipe_of
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source
 from deftx.sources.hub import Source
@@ -51,7 +52,9 @@ def language_stage(
 ) -> Stage:
     """The stage that `learn_language` makes, not run; it takes the same arguments and raises the same errors."""
     problems = Problems()
-    recipe = problems.get(lambda: recipe_of(LanguageRecipe, _below(preset, "sentiment", "language"), training))
+    recipe = problems.get(
+        lambda: _recipe(language_stage, LanguageRecipe, _below(preset, "sentiment", "language"), training)
+    )
     denoise = problems.get(lambda: denoising(rank, retention, retention_of))
     place = problems.get(lambda: path_of("text", text))
     code = problems.get(lambda: _language(place, language)) if place else None
@@ -97,7 +100,7 @@ def task_stage(
         "train": problems.get(lambda: _table("train", train)), "valid": problems.get(lambda: _table("valid", valid)),
     }  # fmt: skip
     task_kind = benchmark(task_benchmark).kind if task_benchmark else "sentiment"
-    recipe = problems.get(lambda: recipe_of(TaskRecipe, _below(preset, task_kind, "task"), training))
+    recipe = problems.get(lambda: _recipe(task_stage, TaskRecipe, _below(preset, task_kind, "task"), training))
     denoise = problems.get(lambda: denoising(rank, retention, retention_of))
     problems.get(lambda: _check_seed(seed))
     problems.get(lambda: _check_leaks(leaks))
@@ -117,6 +120,11 @@ def task_stage(
 def _below(name: PresetName, kind: TaskKind, part: str) -> dict[str, Any]:
     settings: dict[str, Any] = preset(name, kind)[part]
     return settings
+
+
+def _recipe(door: Callable[..., Stage], kind: type[Recipe], below: Mapping[str, Any], training: Any) -> Recipe:
+    """The recipe; a misspelt setting may have been meant for an argument of the door."""
+    return recipe_of(kind, below, training, inspect.signature(door).parameters.keys() - {"training"})
 
 
 def _check_seed(seed: int) -> None:

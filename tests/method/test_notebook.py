@@ -340,6 +340,11 @@ def test_a_table_that_cannot_be_graded_says_why(backbone: Path, task: SparseFine
         deftx.grade(classify, ["a"])  # type: ignore[arg-type]
 
 
+def test_a_misspelt_argument_is_told_its_name(backbone: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^retension: unknown setting \(did you mean 'retention'\?\)$"):
+        deftx.learn_language(text, backbone=backbone, store=tmp_path, retension=0.1)
+
+
 def test_learning_leaves_the_notebooks_process_as_it_was(backbone: Path, text: Path, tmp_path: Path) -> None:
     random.seed(1)
     np.random.seed(2)
