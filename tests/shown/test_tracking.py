@@ -517,11 +517,13 @@ def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_u
 
 
 DRIVER = """
+import signal
 import sys
 from deftx.stages.store import Store
 from orchestrator.record.sweep import known_sweep
 from orchestrator.tracking.mirror import Mirror
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 storage, name, uri, end = sys.argv[1:]
 folder, info = known_sweep(Store(storage), name)
 mirror = Mirror(folder.store, folder, info, uri)
