@@ -14,7 +14,7 @@ from deftx.evaluate.metrics import score
 from deftx.masks.mask import mask_size
 from deftx.masks.select import non_zero
 from deftx.method.context import Context, Made, backbone_folder, dense_of, sft_of
-from deftx.models.load import load_classifier, load_tokenizer, longest_input
+from deftx.models.load import cut_length, load_classifier, load_tokenizer
 from deftx.sft.compose import composed
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.hub import Source
@@ -41,7 +41,7 @@ def grade(context: Context) -> Made:
     tokenizer = load_tokenizer(folder)
     device = torch.device(context.execution.device)
     model = load_classifier(folder, spec.labels, seed=0).to(device).eval()
-    length = min(settings.max_length, longest_input(model))
+    length = cut_length(settings.max_length, model)
     valid: dict[str, float] = {}
     with composed(model, task, language, settings.weights):
         for split, source, name in _evaluated(settings):

@@ -25,6 +25,8 @@ from deftx.models.parameters import base_of, fingerprint, layer_norms
 
 LMHead = Path | Literal["own", "random"]
 
+log = logging.getLogger("deftx")
+
 _TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*")
 _FINGERPRINTS: dict[tuple[str, Contents], str] = {}
 """Of what was loaded in this process, by class and by what the folder held: XLM-R base has 1.1 GB to digest."""
@@ -102,6 +104,14 @@ def longest_input(model: Any) -> int:
     # RoBERTa's first position is the one after the padding token's number; other models have no such attribute
     before = getattr(getattr(base_of(model), "embeddings", None), "padding_idx", -1) + 1
     return int(positions) - before if positions > 0 else sys.maxsize
+
+
+def cut_length(asked: int, model: Any) -> int:
+    """The tokens that texts are cut to: as many as asked for; with a warning fewer, where the model reads fewer."""
+    if asked <= (reads := longest_input(model)):
+        return asked
+    log.warning("max_length is %d, but the backbone reads %d tokens: texts are cut there", asked, reads)
+    return reads
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deftx.errors import DataError
-from deftx.models.load import load_classifier, load_tokenizer, longest_input
+from deftx.models.load import cut_length, load_classifier, load_tokenizer
 from deftx.models.parameters import head_of
 from deftx.sft.compose import compose_in_place
 from deftx.sft.vector import SparseFineTuning
@@ -38,7 +38,7 @@ def load_composed(
     compose_in_place(model, task, language, weights)
     model.config.problem_type = "single_label_classification"
     tokenizer = load_tokenizer(folder)
-    tokenizer.model_max_length = min(max_length, longest_input(model))
+    tokenizer.model_max_length = cut_length(max_length, model)
     tokenizer.backend_tokenizer.no_truncation()  # else the length it was last used with stays in tokenizer.json
     return model, tokenizer
 

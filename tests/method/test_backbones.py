@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel, XLMRobertaForMaskedLM
 
 from deftx.errors import DataError
-from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer, longest_input
+from deftx.models.load import cut_length, load_classifier, load_masked_lm, load_tokenizer, longest_input
 from deftx.models.parameters import base_of, embeddings_of, fingerprint, head_of, maskable
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -229,3 +229,14 @@ def test_a_model_reads_as_many_tokens_as_it_has_positions_for(backbone: Path) ->
     endless = nn.Module()
     endless.config = SimpleNamespace()
     assert longest_input(endless) == sys.maxsize
+
+
+def test_texts_are_cut_to_what_the_model_reads_and_not_without_a_word(
+    backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_classifier(backbone, ("no", "yes"), seed=0)
+    reads = longest_input(model)
+    assert (cut_length(8, model), cut_length(reads, model)) == (8, reads)
+    assert not caplog.messages
+    assert cut_length(reads + 1, model) == reads
+    assert caplog.messages == [f"max_length is {reads + 1}, but the backbone reads {reads} tokens: texts are cut there"]
