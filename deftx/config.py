@@ -139,7 +139,7 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 class Denoise(Settings):
     """Algorithm 1, lines 4-6: how the weight change is split into low-rank and higher-order parts."""
 
-    rank: Rank = Field(description="rank kept of each matrix: 100, or 90% of the squared singular values")
+    rank: Rank = Field(description="rank retained of each matrix: 100, or 90% of the squared singular values")
     retention: Retention = Field(0.05, description="share of the higher-order entries retained, the largest ones")
     retention_of: RetentionOf = Field(
         "numel", description="share of all entries of the matrix, or of the non-zero residual entries"

@@ -51,7 +51,7 @@ def learn_language(
         preset: paper, paper-l1 or lt-sft: how both phases train, see `deftx.recipes.preset`. LT-SFT is `rank=None`.
         seed: of every random draw.
         store: a folder or URL, such as a sweep's `--storage`.
-        rank: rank that denoising keeps of each matrix, `100` or `90%` of the squared singular values; None: LT-SFT.
+        rank: rank that denoising retains of each matrix, `100` or `90%` of the squared singular values; None: LT-SFT.
         retention: share of the higher-order entries retained, between 0 and 1.
         retention_of: of all entries of a matrix (numel), or of its non-zero residual entries (nonzero).
         lm_head: own, random, or folder or hub id of a donor, for a backbone without one.

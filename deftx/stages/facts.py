@@ -103,11 +103,11 @@ class SparseFacts(TrainingFacts):
     mean_rank: Number | None = Field(None, description="None: nothing was denoised (LT-SFT), as below")
     nonzero_retention: Share | None = Field(
         None, validation_alias=AliasChoices("nonzero_retention", "entries_kept"),
-        description="share of the residual's non-zero entries that was kept",
+        description="share of the residual's non-zero entries that was retained",
     )  # fmt: skip
     energy_retention: Share | None = Field(
         None, validation_alias=AliasChoices("energy_retention", "energy_kept"),
-        description="share of the residual's squared entries that was kept",
+        description="share of the residual's squared entries that was retained",
     )  # fmt: skip
 
     @model_validator(mode="after")
