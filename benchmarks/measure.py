@@ -78,10 +78,10 @@ def interleaved(
 
 def timed(work: Callable[[], object], device: str = "cpu") -> float:
     """Seconds that one call takes."""
-    _wait(device)
+    wait(device)
     began = time.perf_counter()
     work()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - began
 
 
@@ -118,11 +118,19 @@ def fresh(function: str, options: Options, **arguments: Any) -> Any:
     Returns:
         What the function returned, by way of JSON.
     """
+    process = start(function, options, **arguments)
+    told, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, function)
+    return json.loads(told.splitlines()[-1])
+
+
+def start(function: str, options: Options, **arguments: Any) -> subprocess.Popen[str]:
+    """Begin the call of `fresh`, and leave it to the caller to talk to it, by lines, and to wait for it."""
     call = json.dumps([function, {**asdict(options), "data_root": None, "out": None}, arguments])
     variables = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "benchmarks.measure", call]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables, cwd=ROOT)
-    return json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables, cwd=ROOT)
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,8 @@ def machine(options: Options) -> dict[str, str]:
     return words
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Wait for what a GPU still has to do."""
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -39,11 +39,11 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="what models are tr
 Data = Annotated[Path | None, typer.Option(help="folder with nusax/, for the lengths of sentences; else drawn")]
 Out = Annotated[Path | None, typer.Option(help="default: docs/results/, whose rows are replaced; no file with --small")]
 
-NO_GPU = """No GPU was at hand: nothing here was measured on one, and the tests marked `gpu` were skipped. With one:
+NO_GPU = """None of this was measured on a GPU. With one, this measures steps, stages and several phases at once there,
+runs the tests marked `gpu`, and writes results-gpu.md beside this file:
 
 ```
-python -m benchmarks.train --device cuda      # and memory, vectors, evaluate: adds tables named "... on cuda"
-python -m pytest -m gpu
+python -m benchmarks.gpu --device cuda
 ```
 """
 
@@ -178,15 +178,15 @@ def table(rows: list[BenchmarkRow]) -> str:
     head = ["work", "measure", "ours", "reference", "ratio", "floor", "over the floor", "must", "met", "note"]
     lines = [head, ["---", "---", "---:", "---:", "---:", "---:", "---:", "---", "---", "---"]]
     for row in rows:
-        ratio = _figure(row.reference / row.ours) + "x" if row.reference is not None and row.ours else ""
-        over = _figure(row.ours / row.floor) + "x" if row.floor else ""
+        ratio = figure(row.reference / row.ours) + "x" if row.reference is not None and row.ours else ""
+        over = figure(row.ours / row.floor) + "x" if row.floor else ""
         met = {None: "", True: "yes", False: "**no**"}[row.met]
-        figures = [_figure(row.ours), _figure(row.reference), ratio, _figure(row.floor), over]
+        figures = [figure(row.ours), figure(row.reference), ratio, figure(row.floor), over]
         lines.append([row.work, row.measure, *figures, row.must, met, row.note])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     """Three digits, no exponent above a millionth."""
     if value is None:
         return ""

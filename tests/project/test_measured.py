@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import deltas, denoise, evaluate, growth, memory, reference, results, select, train, vectors
+from benchmarks.gpu import __main__ as on_gpu
+from benchmarks.gpu import rows as gpu_rows
+from benchmarks.gpu import steps, together
+from benchmarks.gpu import tests as gpu_tests
+from benchmarks.gpu.rows import Record, Row, limit_of
 from benchmarks.measure import Options, Peak, Rates, fresh, interleaved
-from benchmarks.models import TINY
+from benchmarks.models import TINY, distinct
 from benchmarks.results import BenchmarkRow, above, at_least, at_most, below, markdown, publish, run, table
 from deftx.masks.select import select as choose
 
@@ -61,8 +71,8 @@ def test_a_part_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> No
     assert text.index("## train") < text.index("| other |") < text.index("## select") < text.index("| second |")
     parts = json.loads((tmp_path / "speed.json").read_text())
     assert markdown(parts) == text
-    assert "No GPU was at hand" in text
-    assert "No GPU" not in markdown({**parts, "train on cuda": parts["train"]})
+    assert "python -m benchmarks.gpu --device cuda" in text
+    assert "benchmarks.gpu" not in markdown({**parts, "train on cuda": parts["train"]})
     assert parts["train"]["versions"]["torch"] == torch.__version__
 
 
@@ -172,3 +182,130 @@ def test_growth_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rows = growth.rows(Options(small=True, threads=1, out=tmp_path))
     assert {row.measure for row in rows} == {"seconds", "exponent"}
     assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_distinct_numbers_are_distinct_ascending_and_below() -> None:
+    generator = np.random.default_rng(0)
+    assert distinct(generator, 5, 5).tolist() == [0, 1, 2, 3, 4]
+    drawn = distinct(generator, 1000, 300)
+    assert len(drawn) == 300 and (np.diff(drawn) > 0).all() and drawn[0] >= 0 and drawn[-1] < 1000
+
+
+# -- on a GPU, as far as a CPU can tell -------------------------------------------------------------------------------
+
+
+def written(folder: Path, part: str = "steps") -> dict[str, object]:
+    entry: dict[str, object] = json.loads((folder / "results-gpu.json").read_text())[part]
+    return entry
+
+
+def test_every_part_has_its_pieces_and_its_place_in_the_table() -> None:
+    assert gpu_rows.PARTS == tuple(on_gpu._PIECES) == get_args(on_gpu.Part)
+
+
+def test_a_card_has_its_own_limits_and_an_unknown_one_has_none() -> None:
+    h200, h100 = (limit_of("dense", f"NVIDIA {card}") for card in ("H200", "H100 80GB HBM3"))
+    assert (h200.must, h200.aim, h100.must, h100.aim) == (15, 9.5, 16.5, 11)
+    assert limit_of("sparse", "NVIDIA H100 80GB HBM3") == limit_of("sparse", "NVIDIA H200") != gpu_rows.Limit()
+    assert limit_of("dense", "NVIDIA A100-SXM4-80GB") == gpu_rows.Limit()
+
+
+def test_rows_are_judged_written_one_by_one_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece that fails is a row, and the next one is measured; an unfinished part says so."""
+    monkeypatch.setattr(gpu_rows, "card_of", lambda options: "NVIDIA H100 80GB HBM3")
+    states = []
+
+    def good(options: Options) -> Iterator[Row]:
+        yield Row("dense step", "ms a step", 16.5, 62, "dense", "run: graph")
+        states.append((written(tmp_path)["state"], len(written(tmp_path)["rows"])))  # type: ignore[arg-type]
+        yield Row("dense step", "utilisation", 0.29, limit="utilisation")
+
+    def bad(options: Options) -> Iterator[Row]:
+        yield Row("a row", "s", 1.0)
+        raise ValueError("no such | graph")
+
+    record = Record("steps", Options(out=tmp_path), "abc")
+    assert not record.run([("bad", bad), ("good", good)])
+    assert states == [("cut short", 3)]
+    assert written(tmp_path)["state"] == "done"
+    rows = written(tmp_path)["rows"]
+    assert [(row["met"], row["reached"]) for row in rows] == [  # type: ignore[attr-defined]
+        (None, None), (None, None), (True, False), (False, False),
+    ]  # fmt: skip
+    text = (tmp_path / "results-gpu.md").read_text()
+    assert (
+        "| dense step | ms a step | 16.5 | 62 | 3.76x | at most 16.5 | yes | at most 11 | **no** | run: graph |" in text
+    )
+    assert "| bad |  |  |  |  |  |  |  |  | failed: ValueError: no such / graph |" in text
+    assert "commit abc" in text and f"torch {torch.__version__}" in text and text.count("Not run.") == 5
+    # what is missed makes the whole fail, what is only aimed at does not; a part begins anew
+    assert not Record("steps", Options(out=tmp_path)).run([("good", good)])
+    assert Record("steps", Options(out=tmp_path)).run(
+        [("one", lambda options: iter([Row("dense", "ms", 12, limit="dense")]))]
+    )
+    assert len(written(tmp_path)["rows"]) == 1  # type: ignore[arg-type]
+
+
+def test_at_tiny_shapes_nothing_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_rows, "card_of", lambda options: "NVIDIA H200")
+    for small, held in ((False, False), (True, True)):
+        options = Options(small=small, out=None)
+        assert Record("steps", options).run([("one", lambda _: iter([Row("a", "ms", 99, limit="dense")]))]) == held
+
+
+def test_after_its_time_no_piece_begins_and_a_part_that_stays_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_rows, "card_of", lambda options: "a card")
+    options = Options(device="cuda", out=tmp_path)
+    record = Record("steps", options, most=-1)
+    assert not record.run([("late", lambda _: pytest.fail("it began"))])
+    assert record.entry["rows"][0]["note"] == "not measured: the part's -1 s were over"
+    assert not on_gpu.separately("steps", options, 0.01, None)
+    assert written(tmp_path)["state"] == "cut short after 0 s"
+    assert "**Cut short after 0 s.**" in (tmp_path / "results-gpu.md").read_text()
+
+
+def test_what_pytest_said_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(said: str) -> list[tuple[float | None, str]]:
+        done = subprocess.CompletedProcess([], 1, stdout=said)
+        monkeypatch.setattr(gpu_tests.subprocess, "run", lambda *_, **__: done)
+        return [(row.value, row.note) for row in gpu_tests.rows(SMALL)]
+
+    told = "FAILED one\n2 failed, 3 passed, 1 skipped, 1 error in 4.5s\n"
+    assert rows(told) == [(3, told.splitlines()[1]), (3, told), (1, "")]
+    assert rows("7 passed in 1s") == [(7, "7 passed in 1s"), (0, ""), (0, "")]
+    assert rows("Killed") == [(None, "Killed"), (None, "Killed"), (None, "")]
+    assert any(name.endswith("test_training.py") for name in gpu_tests._files())
+
+
+def test_time_in_which_two_kernels_run_counts_once() -> None:
+    assert steps._covered([(4, 6), (0, 3), (1, 2), (2, 5), (10, 11)]) == 7
+    assert steps._covered([]) == 0
+
+
+EXPECTED = {
+    "steps": {"ms a step": 7, "ms a replay": 4, "step over replay": 4, "GiB of the process": 2},
+    "kernels": {"operations a step": 3, "busy share of a replay": 3},
+    "stages": {"seconds": 3, "seconds in steps and validations": 2, "seconds outside of them": 2},
+    "together": {"seconds at once": 2, "in turn over at once": 1},
+    "compile": {"ms a step": 3},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", EXPECTED)
+def test_the_gpu_benchmark_runs_at_tiny_shapes(part: str, tmp_path: Path) -> None:
+    """Every row has a figure, or the reason why not."""
+    assert on_gpu.run(part, replace(SMALL, out=tmp_path))
+    rows: list[dict[str, object]] = written(tmp_path, part)["rows"]  # type: ignore[assignment]
+    measures = [row["measure"] for row in rows]
+    assert {measure: measures.count(measure) for measure in EXPECTED[part]} == EXPECTED[part]
+    without = {row["note"] for row in rows if row["value"] is None}
+    assert without <= {"no datasheet is known", "not supported", f"not measured: no {together._MPS} here"}
+
+
+def test_without_a_gpu_the_gpu_benchmark_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(on_gpu.typer.BadParameter, match="there is no GPU here"):
+        on_gpu.main()
