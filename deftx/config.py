@@ -29,7 +29,8 @@ from deftx.rank import Rank, percentage
 
 PresetName = Literal["paper", "paper-l1", "lt-sft"]
 TaskKind = Literal["sentiment", "nli"]
-Precision = Literal["float32", "tf32", "bf16"]
+Precision = Literal["auto", "float32", "tf32", "bf16"]
+"""`auto` is for those who ask: it is decided before a stage is built (`Training.decided`)."""
 Metric = Literal["macro_f1", "accuracy"]
 RetentionOf = Literal["numel", "nonzero"]
 LeakRule = Literal["strict", "lt-sft", "none"]
@@ -165,8 +166,16 @@ class Training(Settings):
     freeze_embeddings: bool = Field(False, description="whether the embeddings stay as they are")
     freeze_lm_head: bool = Field(False, description="whether the LM head stays as it is (language vectors)")
     precision: Precision = Field(
-        "float32", description="bf16 where the processor or the GPU computes it; tf32 on a GPU"
+        "float32",
+        description="bf16 where the processor or the GPU computes it; tf32 on a GPU; auto: bf16 where the stages "
+        "that train so ask for a GPU, else float32",
     )
+
+    def decided(self, on_gpu: bool) -> Training:
+        """These settings with `precision: auto` decided: bf16 on a GPU, else float32."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "bf16" if on_gpu else "float32"})
 
     @property
     def effective_l1(self) -> float:

@@ -6,8 +6,9 @@ Arguments, messages and exit codes; and in which order a call prepares, runs, ch
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from humanize import naturalsize
@@ -27,7 +28,11 @@ from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
 from orchestrator.terminal.progress import Progress
 from orchestrator.terminal.screen import Screen
-from orchestrator.wording import format_score
+from orchestrator.wording import format_precision, format_score
+
+if TYPE_CHECKING:
+    from deftx.stages.stage import Stage
+    from orchestrator.run.machine import Machine
 
 
 class _RunByDefault(TyperGroup):
@@ -86,7 +91,7 @@ def run_sweep(
     folder = SweepFolder(store, name or title)
     root = _absolute(data_root) if data_root else None
     if plan:
-        _print_plan(session.prepare(title, loaded, folder, root, lenient=True))
+        _print_plan(session.prepare(title, loaded, folder, root, lenient=True), on_cluster=address is not None)
         return
     uri = _tracking(store, tracking_uri)
     prepared = session.prepare(title, loaded, folder, root)
@@ -158,10 +163,9 @@ def _run(
         mirror, screen = Mirror(folder.store, folder, info, uri), Screen(console(file=sys.stdout), quiet)
         machine = None if address else Machine.here()
         workplace = Workplace.of(prepared.space, folder, machine)
-        if machine and (kinds := machine.lacks_gpu_for(prepared.space)):
-            asked = f"the space asks for a GPU for {', '.join(kinds)}; there is none here, so they run on the CPU"
-            err.print(f"[yellow]warning:[/yellow] {asked}", soft_wrap=True)
         driver = Driver(prepared.space, prepared.planner, workplace, folder, [mirror, screen])
+        if machine:
+            _look_over(machine, prepared.space, driver.schedule.missing())
         if driver.finished() and not driver.schedule.failures and not quiet:
             place = without_password(folder.store.url)
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
@@ -223,7 +227,16 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
         out.print(f"browse: {escape(to_type(place))}", soft_wrap=True)
 
 
-def _print_plan(prepared: session.Prepared) -> None:
+def _look_over(machine: Machine, space: Space, stages: Iterable[Stage]) -> None:
+    """Say what this machine lacks for stages that are to be made on it; on a cluster only its workers know."""
+    if kinds := machine.lacks_gpu_for(space):
+        asked = f"the space asks for a GPU for {', '.join(kinds)}; there is none here, so they run on the CPU"
+        err.print(f"[yellow]warning:[/yellow] {asked}", soft_wrap=True)
+    machine.check_precision(space, stages)
+
+
+def _print_plan(prepared: session.Prepared, *, on_cluster: bool) -> None:
+    from orchestrator.run.machine import Machine
     from orchestrator.run.preview import Preview
 
     preview = Preview.of(prepared)
@@ -239,10 +252,13 @@ def _print_plan(prepared: session.Prepared) -> None:
             f"about {naturalsize(cost.bytes, binary=True)} in the store and {cost.gpu_hours:.2f} GPU hours of training"
         )  # fmt: skip
         out.print(f"{title}: {words}", soft_wrap=True)
+    out.print(f"precision: {format_precision(prepared.space.model_dump(mode='json'))}", soft_wrap=True)
     rates = ", ".join(f"{rate:g} TFLOP/s {name}" for name, rate in SUSTAINED_TFLOPS.items())
     out.print(f"[dim]GPU hours are of one A100 at an assumed {rates}[/dim]", soft_wrap=True)
     for name in preview.unresolved:
         out.print(f"[yellow]not resolved without a network:[/yellow] {escape(name)}", soft_wrap=True)
+    if not on_cluster:
+        _look_over(Machine.planned_on(), prepared.space, [*preview.search, *preview.baselines])
 
 
 def _tracking(store: Store, uri: str | None) -> str:

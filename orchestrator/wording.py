@@ -91,6 +91,13 @@ def _l1(recipe: Mapping[str, Any]) -> str:
     return f"{training.effective_l1:g}{coded if not training.effective_l1 else ''}"
 
 
+def format_precision(space: Mapping[str, Any]) -> str:
+    """What the backbone, where it is pre-trained here, and both kinds of vector train in."""
+    recipes = {"backbone": space.get("backbone"), "language vectors": space["language"], "task vectors": space["task"]}
+    trained = {name: recipe.get("training", {}) for name, recipe in recipes.items() if isinstance(recipe, Mapping)}
+    return ", ".join(f"{name} {Training.model_validate(training).precision}" for name, training in trained.items())
+
+
 def format_score(score: float, selection: str) -> str:
     """A combination's score, with the name of the selection."""
     if selection == "target-valid":

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deftx import hardware
 from deftx.config import Execution, Precision
+from deftx.errors import ConfigError, reason
 
 _LARGE = 2 << 30
 """Resident bytes from which a collection, 0.3 s with torch and transformers loaded, is worth its time."""
@@ -29,7 +31,12 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     """Set everything that earlier stages in this process may have changed: threads, seeds, matrix precision.
 
     The same seed, machine and threads then give the same result bit for bit.
+
+    Raises:
+        ConfigError: when torch cannot compute on the device, or the device not in the precision.
     """
+    check_device(execution.device)
+    check_precision(precision, execution.device)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # must be set before the first cuBLAS call of the process to make its sums reproducible
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -49,6 +56,40 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def check_device(name: str) -> None:
+    """Check that torch can compute on a device, before hours of reading lead up to it.
+
+    Raises:
+        ConfigError: when it cannot.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(f"device: {name!r} cannot be computed on here: {reason(error)}") from None
+
+
+def check_precision(precision: Precision, device: str) -> None:
+    """Check that a device computes in a precision, and not only by way of another one.
+
+    Raises:
+        ConfigError: for bf16 that it lacks, with what to set.
+    """
+    if precision != "bf16" or (lacks := _lack_of_bf16(torch.device(device))) is None:
+        return
+    raise ConfigError(f"precision: bf16, but {lacks}: set the precision to float32, or run this elsewhere")
+
+
+def _lack_of_bf16(device: torch.device) -> str | None:
+    """What a device lacks to compute in bf16, in words; None for one that does, or of whose kind nothing is known."""
+    if device.type == "cpu" and not hardware.multiplies_bf16():
+        return f"the CPU here has {hardware.WITHOUT_BF16}"
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return f"the GPU here, {torch.cuda.get_device_name()}, has no bf16"
+    return None
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def dense(context: Context) -> Made:
     start = Kept()
     start.keep(body_of(model, settings.training))
     result = train(
-        model, objective, settings.training, seed=context.stage.seed, trainable=lambda: phase(model, settings.training),
+        model, objective, settings.training, seed=context.stage.seed, trainable=phase(model, settings.training),
         execution=context.execution, checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
     model.cpu()
@@ -92,7 +92,7 @@ def _retrain(
     body = body_of(model, training)
     start = {name: body[name].detach().view(-1)[index].clone() for name, index in mask.items()}
     result = train(
-        model, objective, training, seed=context.stage.seed, trainable=lambda: phase(model, training, mask),
+        model, objective, training, seed=context.stage.seed, trainable=phase(model, training, mask),
         execution=context.execution, checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
     model.cpu()

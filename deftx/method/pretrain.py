@@ -50,7 +50,7 @@ def pretrain(
     objective = _objective(tokenizer, settings, texts, seed)
     model = new_model(len(tokenizer), settings, seed)
     result = train(
-        model, objective, settings.training, seed=seed, trainable=lambda: Trainable(dict(model.named_parameters())),
+        model, objective, settings.training, seed=seed, trainable=Trainable(dict(model.named_parameters())),
         execution=execution, checkpoints=checkpoints, report=report,
     )  # fmt: skip
     with quiet():

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deftx.errors import ConfigError, reason
+import torch
+
+from deftx.config import Execution
+from deftx.errors import ConfigError
+from deftx.method.environment import check_device
 
 PathLike = str | Path
 """A folder, file, URL or hub id."""
@@ -38,15 +42,18 @@ def list_of_labels(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def check_device(name: str) -> None:
-    """Check that torch can compute on a device, before hours of reading lead up to it.
+def execution_of(value: object) -> Execution:
+    """How to carry stages out.
+
+    Args:
+        value: an `Execution`; None: on this machine's GPU where it has one, in as many threads as torch would take.
 
     Raises:
-        ConfigError: when it cannot.
+        ConfigError: for anything else, and for a device that torch cannot compute on.
     """
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"device: {name!r} cannot be computed on here: {reason(error)}") from None
+    if value is None:
+        return Execution(device="cuda" if torch.cuda.is_available() else "cpu", threads=torch.get_num_threads())
+    if not isinstance(value, Execution):
+        raise ConfigError(f"execution: a deftx.Execution, such as Execution(threads=8), not {type(value).__name__}")
+    check_device(value.device)
+    return value

@@ -12,8 +12,9 @@ from deftx.data.catalogue import OwnBenchmark, benchmark
 from deftx.data.examples import Examples, read_training
 from deftx.errors import ConfigError, DataError, Problems
 from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
+from deftx.method.environment import check_device
 from deftx.models.load import longest_input, quiet
-from deftx.notebook.arguments import PathLike, check_device, list_of_labels, path_of
+from deftx.notebook.arguments import PathLike, list_of_labels, path_of
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source, read_text

@@ -12,10 +12,10 @@ from typing import Any
 
 from deftx.config import Execution, LeakRule, Metric, PresetName, RetentionOf, TaskKind
 from deftx.data.catalogue import OwnBenchmark
-from deftx.errors import ConfigError, Problems
+from deftx.errors import Problems
 from deftx.method.environment import restored
 from deftx.method.make import make
-from deftx.notebook.arguments import PathLike, check_device, path_of
+from deftx.notebook.arguments import PathLike, execution_of, path_of
 from deftx.notebook.progress import Bars
 from deftx.notebook.stages import SFTLike, language_stage, task_stage
 from deftx.sft.vector import SparseFineTuning
@@ -57,6 +57,7 @@ def learn_language(
         lm_head: own, random, or folder or hub id of a donor, for a backbone without one.
         revision: branch, tag or commit of a backbone from the hub.
         execution: device, threads, micro-batch; None: a GPU where there is one, and the threads that torch has.
+            Its device decides `precision="auto"`.
         progress: whether to show bars on a terminal or in a notebook.
         training: settings over the preset, by name: those of `Training` (`max_steps=5000`), of `TextSettings`
             (`block=128`), and `k` and `retrain`.
@@ -73,7 +74,7 @@ def learn_language(
     return _learn(
         lambda: language_stage(
             text, backbone=backbone, language=language, preset=preset, seed=seed, rank=rank, retention=retention,
-            retention_of=retention_of, lm_head=lm_head, revision=revision, **training,
+            retention_of=retention_of, lm_head=lm_head, revision=revision, execution=execution, **training,
         ),
         store, execution, progress,
     )  # fmt: skip
@@ -137,7 +138,7 @@ def learn_task(
         lambda: task_stage(
             benchmark, backbone=backbone, train=train, valid=valid, labels=labels, language=language, kind=kind,
             metric=metric, source=source, data_root=data_root, leaks=leaks, preset=preset, seed=seed, rank=rank,
-            retention=retention, retention_of=retention_of, revision=revision, **training,
+            retention=retention, retention_of=retention_of, revision=revision, execution=execution, **training,
         ),
         store, execution, progress,
     )  # fmt: skip
@@ -148,26 +149,10 @@ def _learn(
 ) -> SparseFineTuning:
     problems = Problems()
     stage = problems.get(described)
-    run = problems.get(lambda: _execution(execution))
+    run = problems.get(lambda: execution_of(execution))
     place = problems.get(lambda: store if isinstance(store, Store) else Store(path_of("store", store)))
     problems.tell()
     assert stage and run and place, "each is missing only after an error, which was raised"
     with restored(), Bars(progress) as bars:
         make(stage, place, run, bars.watch)
     return replace(SparseFineTuning.from_pretrained(place.fetch_folder(stage.address, SFT)), stage=stage)
-
-
-def _execution(given: Execution | None) -> Execution:
-    if given is None:
-        return _here()
-    if not isinstance(given, Execution):
-        raise ConfigError(f"execution: a deftx.Execution, such as Execution(threads=8), not {type(given).__name__}")
-    check_device(given.device)
-    return given
-
-
-def _here() -> Execution:
-    """This machine's GPU where it has one, and as many threads as torch would take."""
-    import torch
-
-    return Execution(device="cuda" if torch.cuda.is_available() else "cpu", threads=torch.get_num_threads())

@@ -13,12 +13,22 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from deftx.config import LanguageRecipe, LeakRule, Metric, PresetName, RetentionOf, Split, TaskKind, TaskRecipe
+from deftx.config import (
+    Execution,
+    LanguageRecipe,
+    LeakRule,
+    Metric,
+    PresetName,
+    RetentionOf,
+    Split,
+    TaskKind,
+    TaskRecipe,
+)
 from deftx.data.catalogue import BENCHMARKS, OwnBenchmark, benchmark
 from deftx.data.corpora import wikipedia
 from deftx.data.inputs import TaskInputs, read_tables, task_inputs
 from deftx.errors import ConfigError, Problems, hint
-from deftx.notebook.arguments import PathLike, list_of_labels, path_of
+from deftx.notebook.arguments import PathLike, execution_of, list_of_labels, path_of
 from deftx.recipes import Recipe, denoising, explain_all, preset, recipe_of
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source
@@ -48,12 +58,13 @@ def language_stage(
     retention_of: RetentionOf = "numel",
     lm_head: PathLike = "own",
     revision: str = "main",
+    execution: Execution | None = None,
     **training: Any,
 ) -> Stage:
     """The stage that `learn_language` makes, not run; it takes the same arguments and raises the same errors."""
     problems = Problems()
     recipe = problems.get(
-        lambda: _recipe(language_stage, LanguageRecipe, _below(preset, "sentiment", "language"), training)
+        lambda: _recipe(language_stage, LanguageRecipe, _below(preset, "sentiment", "language"), training, execution)
     )
     denoise = problems.get(lambda: denoising(rank, retention, retention_of))
     place = problems.get(lambda: path_of("text", text))
@@ -89,6 +100,7 @@ def task_stage(
     retention: float = 0.05,
     retention_of: RetentionOf = "numel",
     revision: str = "main",
+    execution: Execution | None = None,
     **training: Any,
 ) -> Stage:
     """The stage that `learn_task` makes, not run; it takes the same arguments and raises the same errors."""
@@ -100,7 +112,9 @@ def task_stage(
         "train": problems.get(lambda: _table("train", train)), "valid": problems.get(lambda: _table("valid", valid)),
     }  # fmt: skip
     task_kind = benchmark(task_benchmark).kind if task_benchmark else "sentiment"
-    recipe = problems.get(lambda: _recipe(task_stage, TaskRecipe, _below(preset, task_kind, "task"), training))
+    recipe = problems.get(
+        lambda: _recipe(task_stage, TaskRecipe, _below(preset, task_kind, "task"), training, execution)
+    )
     denoise = problems.get(lambda: denoising(rank, retention, retention_of))
     problems.get(lambda: _check_seed(seed))
     problems.get(lambda: _check_leaks(leaks))
@@ -122,9 +136,15 @@ def _below(name: PresetName, kind: TaskKind, part: str) -> dict[str, Any]:
     return settings
 
 
-def _recipe(door: Callable[..., Stage], kind: type[Recipe], below: Mapping[str, Any], training: Any) -> Recipe:
+def _recipe(
+    door: Callable[..., Stage], kind: type[Recipe], below: Mapping[str, Any], training: Any, execution: object
+) -> Recipe:  # fmt: skip
     """The recipe; a misspelt setting may have been meant for an argument of the door."""
-    return recipe_of(kind, below, training, inspect.signature(door).parameters.keys() - {"training"})
+    recipe = recipe_of(kind, below, training, inspect.signature(door).parameters.keys() - {"training"})
+    if recipe.training.precision != "auto":
+        return recipe
+    on_gpu = execution_of(execution).device.startswith("cuda")
+    return recipe.model_copy(update={"training": recipe.training.decided(on_gpu)})
 
 
 def _check_seed(seed: int) -> None:

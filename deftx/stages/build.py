@@ -1,6 +1,6 @@
 """The one way to build each stage, for a sweep's plan and for a notebook: equal inputs, equal addresses.
 
-Pure: what goes in is resolved before. Which stages a space means is planned elsewhere.
+Pure: what goes in is resolved before, `precision: auto` too. Which stages a space means is planned elsewhere.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from deftx.config import Count, Denoise, EvaluationSplit, LeakRule, Settings, Split, TextSettings, Training
 from deftx.data.catalogue import OwnBenchmark
@@ -13,6 +13,16 @@ from deftx.sources.published import Published
 
 LMHead = Published | Literal["own", "random"]
 """Where an LM head comes from: the backbone, a random draw, or a donor."""
+
+
+def _decided(training: Training) -> Training:
+    if training.precision == "auto":
+        raise ValueError("precision: auto has to be decided before a stage is built, or two results share an address")
+    return training
+
+
+DecidedTraining = Annotated[Training, AfterValidator(_decided)]
+"""Training as a stage has it, whose precision is known."""
 
 
 class BackboneShape(Settings):
@@ -55,6 +65,7 @@ class BackboneSettings(BackboneShape):
 
     texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) to pre-train on")
     tokenizer_texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) that only the tokenizer sees")
+    training: DecidedTraining
     seed: int
 
 
@@ -71,7 +82,7 @@ class TextStageSettings(Settings):
 class CheckSettings(TextStageSettings):
     """Check the text of a `text` stage before anything is trained on it."""
 
-    training: Training = Field(description="for the batch size and the planned steps")
+    training: DecidedTraining = Field(description="for the batch size and the planned steps")
     benchmark: str | OwnBenchmark
     evaluation: dict[EvaluationSplit, Source] = Field(
         description="the language's evaluation sentences, without their labels; empty: nothing to compare with"
@@ -98,7 +109,7 @@ class DenseSettings(Settings):
     backbone: Published | None = Field(description="null: the input stage `backbone`")
     lm_head: LMHead = Field("own", description="where the LM head comes from")
     start: Published | None = Field(None, description="source vector that training starts from; or the stage `start`")
-    training: Training
+    training: DecidedTraining
     seed: int
 
 

@@ -1,17 +1,20 @@
 """The training loop, one for both phases: the dense phase has no mask, the sparse phase has one.
 
-What trains is in `trainable`, how it is stepped in `optimizer`. Every random choice at a step is a function of
-(seed, step), so a run that continues from a checkpoint equals one that was never interrupted. What is dropped of an
-example depends on its number in the batch too, so micro-batches and gradient checkpointing change nothing.
+What trains is in `trainable`, one step in `step`. Every random choice at a step is a function of (seed, step), so a run
+that continues from a checkpoint equals one that was never interrupted. What is dropped depends also on the way a run
+goes: on the micro-batches, the kind of device, the version of torch, and whether steps are captured as graphs. A
+checkpoint of a run that went another way is left alone: the run starts over.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,23 +23,21 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
-from deftx.kernels.attention import drop_by_example
-from deftx.kernels.dropout import CounterRNG
-from deftx.tensor_files import Kept
+from deftx.train.ahead import Ahead
+from deftx.train.capture import ATTENTION, Runner, runner_for
 from deftx.train.objectives import Batch, Objective
-from deftx.train.optimizer import Optimizer
+from deftx.train.step import Step
 from deftx.train.trainable import Trainable
+
+log = logging.getLogger("deftx")
 
 CurvePoint = dict[str, float]
 Report = Callable[[CurvePoint], None]
 State = dict[str, Any]
-
-_STEPS_UNCHECKED = 50
-"""Steps of a GPU between looks at its losses and norms: each look waits for it."""
 
 
 class Checkpoints(Protocol):
@@ -58,12 +59,14 @@ class TrainResult:
         best_step: the step after which validation was best, from 1; 0 before the first validation.
         best: the validation metrics at that step.
         curve: a point for each validation: `step`, `train_loss` and the validation metrics.
+        way: how the run went, in words, as far as its draws may depend on it.
     """
 
     steps: int
     best_step: int = 0
     best: CurvePoint = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
+    way: dict[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -72,7 +75,7 @@ def train(
     settings: Training,
     *,
     seed: int,
-    trainable: Callable[[], Trainable],
+    trainable: Trainable,
     execution: Execution | None = None,
     checkpoints: Checkpoints | None = None,
     report: Report | None = None,
@@ -84,7 +87,7 @@ def train(
         objective: the loss, its data and its validation.
         settings: steps, batches, optimiser and precision.
         seed: of batches, masks and dropout.
-        trainable: makes what trains, see `phase`; called once the model is on its device. Everything else is frozen.
+        trainable: what trains, see `phase`. Everything else is frozen.
         execution: device, micro-batch and the like; by default a CPU and whole batches.
         checkpoints: where to continue from and to save to; None: nowhere.
         report: called at the start with `step` and `steps`, where the run begins and ends; then with each point of
@@ -98,10 +101,12 @@ def train(
     if objective.examples == 0:
         raise DataError("there are no training examples")
     execution = execution or Execution()
-    model.to(execution.device)
     # closed after a failure too, so that the model can be trained again
-    with closing(trainable()) as trained, _gradient_checkpointing(model, execution.gradient_checkpointing):
-        run = Run(model, objective, settings, seed, trained, execution)
+    with (
+        _memory_errors(settings, execution),
+        _gradient_checkpointing(model, execution.gradient_checkpointing),
+        closing(Run(model, objective, settings, seed, trainable, execution)) as run,
+    ):
         if checkpoints is not None:
             with TemporaryDirectory(prefix="deftx-") as folder:
                 if (file := checkpoints.load(Path(folder))) is not None:
@@ -125,6 +130,23 @@ def train(
 
 
 @contextmanager
+def _memory_errors(settings: Training, execution: Execution) -> Iterator[None]:
+    """Say what to set where a GPU is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, whole = (bytes_ / 2**30 for bytes_ in torch.cuda.mem_get_info(execution.device))
+        held = torch.cuda.max_memory_allocated(execution.device) / 2**30
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+        raise TrainingError(
+            f"the GPU has too little memory for {execution.micro_batch or settings.batch_size} examples at once: this "
+            f"stage held {held:.1f} GiB and needs {asked.group(1) if asked else 'more'} on top, and {free:.1f} of "
+            f"{whole:.1f} GiB are free; in the stage's `resources` set a smaller micro_batch, "
+            f"gradient_checkpointing: true, or a larger share of the GPU (gpu)"
+        ) from None
+
+
+@contextmanager
 def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
     """Within the block only each layer's input is kept for the backward pass, which computes the rest again."""
     if not on:
@@ -144,10 +166,7 @@ def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
 
 
 class Run:
-    """The state of one training run, which a checkpoint holds. `train` drives it; a benchmark may step it by hand.
-
-    The model keeps its `ExampleDropout`, and a classifier its `FirstTokenLayer`, after the run.
-    """
+    """The state of one training run, which a checkpoint holds. `train` drives it; a benchmark may step it by hand."""
 
     def __init__(
         self,
@@ -157,22 +176,37 @@ class Run:
         seed: int,
         trainable: Trainable,
         execution: Execution,
+        runner: Runner | None = None,
     ) -> None:
-        """Freeze what does not train, replace the model's dropout, and put the model in training mode."""
+        """Move the model to its device, freeze what does not train, and put it in training mode.
+
+        Args:
+            runner: carries out the steps; None: graphs on a GPU, else Python.
+        """
         self._model, self._objective, self.settings, self._seed = model, objective, settings, seed
-        _freeze_all_but(model, trainable)
-        self._trainable, self._execution, self._device = trainable, execution, torch.device(execution.device)
-        self.optimizer = Optimizer(trainable, settings, sum(parameter.numel() for parameter in model.parameters()))
-        self._rng = CounterRNG(seed)
-        drop_by_example(model, self._rng)
-        objective.patch_model(model)
+        self._device = torch.device(execution.device)
+        self._micro_batch = execution.micro_batch or settings.batch_size
+        self._runner = runner or runner_for(self._device, execution.gradient_checkpointing)
+        several = self._micro_batch < settings.batch_size
+        self._step = Step(model, objective, settings, trainable, self._device, self._runner, several)
+        self._best = torch.empty_like(self._step.weights.values)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its permutation
-        self._best = Kept()
-        self._losses: list[Tensor] = []
-        self._norms: list[Tensor] = []
+        self._ahead: Ahead[_Ready] | None = None
+        self._validated = 0
         self.step = 0
-        self.result = TrainResult(settings.steps(objective.examples))
+        self.result = TrainResult(settings.steps(objective.examples), way=self.way)
         model.train()
+
+    @property
+    def way(self) -> dict[str, str]:
+        """How the run goes, as far as its draws may depend on it."""
+        return {
+            "steps": self._runner.way,
+            "device": torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu",
+            "attention": ", ".join(backend.name.lower() for backend in ATTENTION),
+            "micro_batch": str(self._micro_batch),
+            "torch": str(torch.__version__),
+        }
 
     def train_step(self) -> None:
         """Take one optimiser step.
@@ -180,18 +214,18 @@ class Run:
         Raises:
             TrainingError: when the loss or the gradient is NaN or infinite; on a GPU it is noticed some steps later.
         """
-        batch = self._batch()
-        self._trainable.begin(batch.get("input_ids"))
-        self._rng.begin(self.step, len(batch["labels"]), self._device)
-        num_targets = max(self._objective.num_targets(batch), 1)
-        self._losses.append(torch.stack([self._backward(*part, num_targets) for part in self._parts(batch)]).sum())
-        waits = self._device.type != "cpu"  # a GPU is not waited for in every step
-        if not waits:
-            self._check_steps()
-        self._norms.append(self.optimizer.step(schedule(self.step, self.result.steps, self.settings.warmup)))
+        if self._ahead is None:
+            self._ahead = Ahead(self._ready, range(self.step, self.result.steps))
+        ready = self._ahead.take()
+        rate = self.settings.learning_rate * schedule(self.step, self.result.steps, self.settings.warmup)
+        self._step.run(ready.parts, ready.targets, rate, ready.seeds)
         self.step += 1
-        if not waits or self.step % _STEPS_UNCHECKED == 0:
-            self._check_steps()
+        if self._step.noticed:
+            self._stop_for_bad_step()
+
+    def repeat(self) -> None:
+        """Compute the last step again on the same batch, by graphs where there are any: for a benchmark."""
+        self._step.repeat()
 
     def validate(self) -> CurvePoint:
         """The next point of the curve: the model is validated, and kept if it is the best so far.
@@ -199,109 +233,99 @@ class Run:
         Raises:
             TrainingError: when a loss since the last validation, the validation metric or a weight is NaN or infinite.
         """
-        self._check_steps()
-        mean = torch.stack(self._losses).mean()
+        mean = self._step.take_losses() / max(self.step - self._validated, 1)
+        if self._step.noticed:
+            self._stop_for_bad_step()
+        self._validated = self.step
         self._model.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._step.autocast():
             metrics = self._objective.validate(self._model, self._device)
         self._model.train()
-        point = {"step": float(self.step), "train_loss": float(mean), **metrics}
-        self._losses.clear()
-        self._norms.clear()
+        point = {"step": float(self.step), "train_loss": mean, **metrics}
         self.result.curve.append(point)
+        self.result.way = self.way  # what could not be captured was known only now
         if not math.isfinite(metrics[self._objective.metric]):
-            self._stop(self._objective.metric, metrics[self._objective.metric], self.step)
+            self._stop(self._objective.metric, metrics[self._objective.metric], self.step, self._bad_values())
         if self._improves(metrics):
-            self._check_values()
+            if (bad := self._bad_values()) is not None:
+                raise TrainingError(f"{bad} became NaN or infinite by step {self.step}; lower the learning rate")
             self.result.best, self.result.best_step = metrics, self.step
-            if self.step < self.result.steps:  # the last checkpoint is where the model is already
-                self._best.keep(self._trainable.values)
+            self._best.copy_(self._step.weights.values)
         return point
 
     def load_best(self) -> None:
-        """Put the model back to its best checkpoint, in evaluation mode.
-
-        To train it further by a loop of your own, load it again: its dropout and last layer stay replaced.
-        """
+        """Put the model back to its best checkpoint, in evaluation mode."""
         if self.result.best_step < self.step:
-            self._trainable.load(self._best)
+            self._step.load_values(self._best)
         self._model.eval()
 
     def save(self, file: Path) -> None:
-        """Write everything a run needs to continue; no tensor is copied in memory on a CPU."""
+        """Write everything a run needs to continue."""
         state: State = {
+            "way": self.way,
             "step": self.step,
-            "values": {name: value.detach().cpu() for name, value in self._trainable.values.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "best": dict(self._best),
+            "validated": self._validated,
+            "tensors": {name: tensor.cpu() for name, tensor in self._step.state().items()},
+            "best": self._best.cpu() if self.result.best_step else None,
             "best_step": self.result.best_step,
             "best_metrics": self.result.best,
             "curve": self.result.curve,
-            "losses": _stacked(self._losses),
-            "norms": _stacked(self._norms),
         }
         torch.save(state, file)
 
     def restore(self, file: Path) -> None:
-        """Take over the state that `save` wrote; tensors are read one at a time."""
+        """Take over the state that `save` wrote; of a run that went another way nothing is taken."""
         state: State = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        self.step = state["step"]
-        if state["best"]:
-            self._best.keep(state["best"])
-        self._trainable.load(state["values"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._losses, self._norms = (list(state[name].to(self._device)) for name in ("losses", "norms"))
-        self.result = TrainResult(self.result.steps, state["best_step"], state["best_metrics"], state["curve"])
+        if (way := state.get("way")) != self.way:
+            log.info("a checkpoint was found of a run that went another way (%s, here %s): starting over",
+                     way, self.way)  # fmt: skip
+            return
+        self.step, self._validated = state["step"], state["validated"]
+        self._step.load(state["tensors"])
+        if state["best"] is not None:
+            self._best.copy_(state["best"])
+        self.result = TrainResult(
+            self.result.steps, state["best_step"], state["best_metrics"], state["curve"], self.result.way
+        )
 
-    def _batch(self) -> Batch:
-        """The batch of this step; the last one of an epoch may be smaller."""
+    def close(self) -> None:
+        """End the thread that makes batches, and give the model's parameters memory of their own."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._step.close()
+
+    def _ready(self, step: int) -> _Ready:
+        """What a step takes, in memory that a GPU copies from by itself."""
         size, examples = self.settings.batch_size, self._objective.examples
-        epoch, place = divmod(self.step, -(-examples // size))
+        epoch, place = divmod(step, -(-examples // size))
         # streams of random numbers by their second key: 1 the order of an epoch, 2 a step's batch, 3 its dropout
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng([self._seed, 1, epoch]).permutation(examples))
         numbers = self._order[1][place * size : (place + 1) * size]
-        return self._objective.batch(numbers, np.random.default_rng([self._seed, 2, self.step]))
-
-    def _parts(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
-        """The micro-batches of a batch, each with the number of its first example; copied to the device."""
-        size = self._execution.micro_batch or len(batch["labels"])
-        for start in range(0, len(batch["labels"]), size):
-            part = self._objective.prepare_batch({key: tensor[start : start + size] for key, tensor in batch.items()})
-            if self._device.type == "cuda":  # pinned memory is copied while the GPU computes
+        batch = self._objective.batch(numbers, np.random.default_rng([self._seed, 2, step]))
+        targets, parts = max(self._objective.num_targets(batch), 1), []
+        for start in range(0, len(numbers), self._micro_batch):
+            part = {key: tensor[start : start + self._micro_batch] for key, tensor in batch.items()}
+            part = self._objective.prepare_batch(part, min(self._micro_batch, size))
+            if self._device.type == "cuda":
                 part = {key: tensor.pin_memory() for key, tensor in part.items()}
-            yield start, {key: tensor.to(self._device, non_blocking=True) for key, tensor in part.items()}
+            parts.append(part)
+        seeds = [np.random.SeedSequence([self._seed, 3, step, number]) for number in range(len(parts))]
+        return _Ready(parts, targets, [int(seed.generate_state(1, np.uint64)[0]) >> 1 for seed in seeds])
 
-    def _backward(self, first: int, part: Batch, num_targets: int) -> Tensor:
-        """The micro-batch's share of the batch's loss, a scalar, after its backward pass."""
-        self._rng.at(first)
-        with self._autocast():
-            # over the labelled positions of the whole batch, so that the parts add up to its mean
-            loss = self._objective.loss(self._model, part) / num_targets
-        loss.backward()
-        return loss.detach()
+    def _stop_for_bad_step(self) -> NoReturn:
+        name, value, step = self._step.what_went_bad()
+        # nothing was stepped since, so the step can be computed again
+        ready = self._ready(step - 1)
+        self._stop(name, value, step, next(self._step.no_numbers(ready.parts, ready.targets, ready.seeds), None))
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.settings.precision == "bf16":
-            return torch.autocast(self._device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    def _bad_values(self) -> str | None:
+        """The name of the first parameter with a value that is NaN or infinite; of what trains alone."""
+        if bool(self._step.weights.values.isfinite().all()):
+            return None
+        return next(name for name, value in self._step.weights.by_name() if not bool(value.isfinite().all()))
 
-    def _check_steps(self) -> None:
-        """Raise for the first step since the last validation whose loss or gradient was NaN or infinite."""
-        first = self.step - len(self._norms)
-        for name, values in (("loss", self._losses), ("norm of the gradient", self._norms)):
-            if (where := (~_stacked(values).isfinite()).nonzero()).numel():
-                step = int(where[0])
-                self._stop(name, values[step].item(), first + step + 1)
-
-    def _check_values(self) -> None:
-        """Raise for a weight that is NaN or infinite: the last step's effect is in no loss yet."""
-        for name, value in self._trainable.values.items():
-            if not bool(value.isfinite().all()):
-                raise TrainingError(f"{name} became NaN or infinite by step {self.step}; lower the learning rate")
-
-    def _stop(self, name: str, value: float, step: int) -> NoReturn:
-        tensor = next(_no_numbers(self._trainable), None)
+    def _stop(self, name: str, value: float, step: int, tensor: str | None) -> NoReturn:
         where = f"; the first tensor that is no number: {tensor}" if tensor else ""
         raise TrainingError(f"the {name} became {value} at step {step}{where}; lower the learning rate")
 
@@ -312,26 +336,13 @@ class Run:
         return new > old if self._objective.higher_is_better else new < old
 
 
-def _freeze_all_but(model: nn.Module, trainable: Trainable) -> None:
-    """Let autograd compute gradients for what trains only, and drop those of before."""
-    trained = {id(parameter) for name, parameter in trainable.parameters.items() if name not in trainable.replaced}
-    for parameter in model.parameters():
-        parameter.grad = None
-        parameter.requires_grad_(id(parameter) in trained)
+@dataclass(frozen=True)
+class _Ready:
+    """A step's micro-batches on the CPU, their labelled positions together, and the seeds of their draws."""
 
-
-def _no_numbers(trainable: Trainable) -> Iterator[str]:
-    """The names of values, then of gradients, that are NaN or infinite somewhere."""
-    for name, value in trainable.values.items():
-        if not bool(value.isfinite().all()):
-            yield name
-    for name, holder in trainable.gradients().items():
-        if holder.grad is not None and not bool(holder.grad.isfinite().all()):
-            yield f"the gradient of {name}"
-
-
-def _stacked(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).cpu() if values else torch.empty(0)
+    parts: list[Batch]
+    targets: int
+    seeds: list[int]
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:

@@ -2,11 +2,16 @@
 
 An objective has the data. It turns example numbers into a batch of tensors, a batch into its summed loss, and a model
 into its validation metrics. The LM head is computed at masked positions only. Random numbers come from the generator
-that the loop passes in; how weights are stepped is in `loop`.
+that the loop passes in; how weights are stepped is in `step`.
+
+A training step repeats the same operations on tensors of the same shapes, so that a GPU can replay them. Therefore a
+batch is filled: with tokens up to one of a few lengths, with copies of its own examples up to its full size, and with
+places that are not predicted up to a fixed number. What is filled in has no label and counts for nothing.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,19 +21,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import pad as pad_to
 
 from deftx.config import Metric
 from deftx.data.blocks import Blocks
 from deftx.evaluate.metrics import score
-from deftx.kernels.linear_cross_entropy import lm_head_cross_entropy, widened
+from deftx.kernels.linear_cross_entropy import IGNORED, lm_head_cross_entropy, sum_of_losses
 from deftx.models.parameters import base_of
 
 Batch = dict[str, Tensor]
 Integers = NDArray[np.int32]
 
-IGNORED = -100
-"""The label of a position that is not predicted: torch's default `ignore_index`."""
+_LENGTHS = 8
+"""Batches are as many tokens long as the next multiple of this: every length is a graph of its own on a GPU."""
+_DEVIATIONS = 6
+"""Standard deviations between the mean number of predicted positions and the number that a step has room for."""
 _VALIDATION_BATCH = 64
 """Sentences validated at once."""
 _VALIDATION_BLOCKS = 8
@@ -41,18 +48,19 @@ class Objective(ABC):
     Attributes:
         metric: the name of that metric among those of `validate`.
         higher_is_better: whether its best value is the largest.
+        pad_id: the token that attention leaves out.
+        longest: tokens of the longest training example.
     """
 
     metric: str
     higher_is_better: bool
+    pad_id: int
+    longest: int
 
     @property
     @abstractmethod
     def examples(self) -> int:
         """How many training examples (or blocks) there are."""
-
-    def patch_model(self, model: Any) -> None:  # noqa: B027
-        """Change a model so that it computes, in training, no more than the loss reads."""
 
     @abstractmethod
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
@@ -66,17 +74,37 @@ class Objective(ABC):
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """The validation metrics of a model in evaluation mode; `self.metric` is among them."""
 
-    def prepare_batch(self, batch: Batch) -> Batch:
-        """The batch with what else the model reads, computed on the CPU so that no step waits for a GPU.
+    def prepare_batch(self, batch: Batch, examples: int | None = None) -> Batch:
+        """The batch as the model and the loss read it, computed on the CPU so that no step waits for a GPU.
 
-        A mask of ones is left out. Any other becomes bool, [batch, 1, 1, tokens], which transformers passes on to
-        attention as it is.
+        A mask of ones is left out. Any other becomes bool, [batch, 1, 1, tokens].
+
+        Args:
+            batch: of `batch`, or some of its examples.
+            examples: fill it up to this many, and to one of a few lengths; None: it is not filled.
         """
+        if examples is not None:
+            batch = self._filled(batch, examples)
         mask = batch.get("attention_mask")
-        if mask is None or mask.dim() > 2:
+        if mask is None:
             return batch
         others = {key: tensor for key, tensor in batch.items() if key != "attention_mask"}
         return others if bool(mask.all()) else {**others, "attention_mask": mask[:, None, None, :].bool()}
+
+    def _filled(self, batch: Batch, examples: int) -> Batch:
+        number = len(batch["labels"])
+        rows = torch.arange(examples) % number
+        batch = {key: tensor[rows] for key, tensor in batch.items()}
+        batch["labels"][number:] = IGNORED
+        length = batch["input_ids"].shape[1]
+        more = min(-(-length // _LENGTHS) * _LENGTHS, self.longest) - length
+        if more <= 0:
+            return batch
+        fill = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORED}
+        return {
+            key: pad_to(tensor, (0, more), value=fill[key]) if tensor.dim() > 1 else tensor
+            for key, tensor in batch.items()
+        }
 
     @staticmethod
     def num_targets(batch: Batch) -> int:
@@ -140,7 +168,8 @@ class MaskedLanguageModelling(Objective):
             pad_id: the token that attention leaves out.
             mask_seed: of the validation mask, the same for every phase on this text.
         """
-        self._blocks, self._masking, self._pad = blocks.train, masking, pad_id
+        self._blocks, self._masking, self.pad_id = blocks.train, masking, pad_id
+        self.longest = blocks.train.shape[1]
         # 7 is no key of the loop's streams, whose seed may be the same
         self._valid = self._masked(blocks.valid, np.random.default_rng([mask_seed, 7]))
 
@@ -152,7 +181,7 @@ class MaskedLanguageModelling(Objective):
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Blocks with a new mask, [batch, tokens], cut after the longest of them."""
         blocks = self._blocks[numbers]
-        longest = int((blocks != self._pad).sum(axis=1).max())
+        longest = int((blocks != self.pad_id).sum(axis=1).max())
         return self._masked(blocks[:, :longest], generator)
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
@@ -160,27 +189,43 @@ class MaskedLanguageModelling(Objective):
         if "places" not in batch:
             batch = self.prepare_batch(batch)
         hidden = base_of(model)(batch["input_ids"], attention_mask=batch.get("attention_mask")).last_hidden_state
-        return lm_head_cross_entropy(model.lm_head, hidden.flatten(0, 1)[batch["places"]], batch["targets"])
+        there = hidden.flatten(0, 1).index_select(0, batch["places"])
+        return lm_head_cross_entropy(model.lm_head, there, batch["targets"])
 
-    def prepare_batch(self, batch: Batch) -> Batch:
-        """The batch with `places`, flat positions to predict, and `targets`, the tokens there: [positions] int64."""
-        labels = batch["labels"].flatten()
+    def prepare_batch(self, batch: Batch, examples: int | None = None) -> Batch:
+        """The batch with `places` in place of labels, flat positions to predict, and `targets`, the tokens there.
+
+        Both are [positions] int64. A filled batch has room for more positions than chance ever makes; where it makes
+        more, for all. The others are distinct positions that are not predicted, with -100 as their target.
+        """
+        batch = super().prepare_batch(batch, examples)
+        labels = batch.pop("labels").flatten()
         places = (labels != IGNORED).nonzero().squeeze(1)
-        return {**super().prepare_batch(batch), "places": places, "targets": labels[places]}
+        if examples is not None:
+            room = self._room(len(labels), len(places))
+            places = torch.cat([places, (labels == IGNORED).nonzero().squeeze(1)[: room - len(places)]])
+        return {**batch, "places": places, "targets": labels[places]}
+
+    def _room(self, positions: int, predicted: int) -> int:
+        """How many of some positions a step predicts at most."""
+        share = self._masking.share
+        most = share * positions + _DEVIATIONS * math.sqrt(positions * share * (1 - share))
+        room = -(-math.ceil(most) // 16) * 16
+        return min(-(-max(predicted, 1) // room) * room, positions)
 
     @torch.no_grad()
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """`valid_loss`, the mean over the fixed masked positions."""
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for start in range(0, len(self._valid["labels"]), _VALIDATION_BLOCKS):
             part = {key: tensor[start : start + _VALIDATION_BLOCKS] for key, tensor in self._valid.items()}
             part = {key: tensor.to(device) for key, tensor in self.prepare_batch(part).items()}
-            total += self.loss(model, part).double().cpu()
+            total += self.loss(model, part)
         return {"valid_loss": float(total) / max(self.num_targets(self._valid), 1)}
 
     def _masked(self, blocks: Integers, generator: np.random.Generator) -> Batch:
         # the attention mask is of the true tokens: a random replacement may happen to be the padding token
-        return {**self._masking.mask(blocks, generator), "attention_mask": _long(blocks != self._pad)}
+        return {**self._masking.mask(blocks, generator), "attention_mask": _long(blocks != self.pad_id)}
 
 
 @dataclass(frozen=True)
@@ -225,31 +270,26 @@ class Classification(Objective):
             metric: `macro_f1` or `accuracy`.
             pad_id: the token that attention leaves out.
         """
-        self._train, self._valid, self._labels, self._metric, self._pad = train, valid, labels, metric, pad_id
+        self._train, self._valid, self._labels, self._metric, self.pad_id = train, valid, labels, metric, pad_id
+        self.longest = max(map(len, train.ids), default=0)
 
     @property
     def examples(self) -> int:
         """How many training sentences there are."""
         return len(self._train)
 
-    def patch_model(self, model: Any) -> None:
-        """Compute an XLM-R classifier's last layer for `<s>` only: its head reads nothing else."""
-        from deftx.kernels.last_layer import read_first_token_only
-
-        read_first_token_only(model)
-
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Sentences padded to the longest one of the batch, [batch, tokens]."""
-        return {**pad([self._train.ids[n] for n in numbers], self._pad), "labels": _long(self._train.labels[numbers])}
+        return {**pad([self._train.ids[n] for n in numbers], self.pad_id), "labels": _long(self._train.labels[numbers])}
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Cross-entropy summed over the batch."""
         logits = model(batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
-        return cross_entropy(widened(logits), batch["labels"], reduction="sum")
+        return sum_of_losses(torch.where((batch["labels"] != IGNORED).unsqueeze(1), logits, 0.0), batch["labels"])
 
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
         """`valid_score`, the benchmark's metric between 0 and 1."""
-        predicted = predict(model, self._valid, self._pad, device)
+        predicted = predict(model, self._valid, self.pad_id, device)
         return {"valid_score": score(self._valid.labels.tolist(), predicted.tolist(), self._labels, self._metric)}
 
 

@@ -26,7 +26,7 @@ from orchestrator.report.results import RESULT_COLUMNS, Results, read_results
 from orchestrator.report.summary import summary
 from orchestrator.report.times import format_time, read_times
 from orchestrator.report.vectors import Mask, Spectrum, chosen_masks, chosen_spectra, read_sfts
-from orchestrator.wording import effective_l1, format_validation, stage_warnings
+from orchestrator.wording import effective_l1, format_precision, format_validation, stage_warnings
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def _markdown(data: _ReportData, drawn: Iterable[str]) -> str:
     blocks = [
         f"# DEFT-X sweep {info.name}: {info.benchmark}",
         summary(info, data.state, data.validation, data.test),
-        f"Effective L1: {effective_l1(info.space)}. Backbone: {info.backbone}.",
+        f"Effective L1: {effective_l1(info.space)}. Backbone: {info.backbone}. "
+        f"Precision: {format_precision(info.space)}.",
         *tables.warnings(info, data.state, data.validation, data.failures, data.stage_warnings),
         *tables.scores(
             data.test, "No row was chosen by this table, and no interval is adjusted for the number of rows."

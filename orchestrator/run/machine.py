@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from deftx import hardware
 from deftx.config import Execution
+from deftx.errors import ConfigError
 from deftx.stages.kinds import KINDS
+from deftx.stages.stage import Stage
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.space.schema import Resources, Space
 
@@ -47,7 +50,12 @@ class Machine:
         """The machine that this process runs on."""
         import torch
 
-        return cls(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+        return cls(_cpus(), torch.cuda.device_count())
+
+    @classmethod
+    def planned_on(cls) -> Machine:
+        """The machine that this process runs on as a plan sees it, which does without torch."""
+        return cls(_cpus(), hardware.gpus())
 
     def fit(self, need: Resources) -> Resources:
         """Resources cut to what the machine has, so that the space of a cluster runs on a laptop without a GPU too."""
@@ -57,7 +65,34 @@ class Machine:
         """The stage kinds for which the space asks for a GPU, where there is none."""
         return [] if self.gpus else [kind for kind in KINDS if space.resources_of(kind).gpu]
 
+    def check_precision(self, space: Space, stages: Iterable[Stage]) -> None:
+        """Check that no training in bf16 is left to a CPU that cannot multiply in it.
+
+        Args:
+            stages: those to be made here.
+
+        Raises:
+            ConfigError: naming the stages' kinds, and the settings to change.
+        """
+        in_bf16 = [stage for stage in stages if stage.training and stage.training.precision == "bf16"]
+        slow = [stage for stage in in_bf16 if not self.fit(space.resources_of(stage.kind)).gpu]
+        if not slow or hardware.multiplies_bf16():
+            return
+        kinds = ", ".join(kind for kind in KINDS if any(stage.kind == kind for stage in slow))
+        # a stage trains by the settings of the backbone, of the task or of its language
+        groups = {stage.subject if stage.subject in ("backbone", "task") else "language" for stage in slow}
+        settings = " and ".join(f"{group}.training.precision=float32" for group in sorted(groups))
+        raise ConfigError(
+            f"precision: bf16 for {kinds}, which would run on the CPU here; it has {hardware.WITHOUT_BF16}: "
+            f"set {settings}, or run where there is a GPU (on a cluster: --address)"
+        )
+
     def slots(self, resources: Mapping[str, Resources]) -> int:
         """How many trials run here at once, each with the most that any stage kind takes."""
         cpu, gpu = (max(getattr(need, name) for need in resources.values()) for name in ("cpu", "gpu"))
         return max(int(min(self.cpus // cpu, self.gpus / gpu if gpu else self.cpus)), 1)
+
+
+def _cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -40,7 +40,7 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
         options: top-level keys that the command has options for; None leaves the space's own value.
 
     Returns:
-        (the space's name, the space).
+        (the space's name, the space; each `precision: auto` in it is decided).
 
     Raises:
         ConfigError: listing every problem with its path and, for a misspelt name, the nearest valid one.
@@ -61,7 +61,7 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
         problems += [_explain(problem, merged) for problem in error.errors() if not _other_branch(problem, merged)]
     if problems:
         raise ConfigError(f"{name}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
-    return title, space
+    return title, space.decided()
 
 
 def _read(name: str) -> tuple[str, str]:

@@ -257,6 +257,21 @@ class Space(Settings):
                 raise ValueError(f"{where}: {name} {value} is not among {', '.join(map(str, self.parameters[name]))}")
         return Combination.read(cell, self.retention_of)
 
+    def decided(self) -> Space:
+        """This space with each `precision: auto` decided: by what its stages ask for, whatever machine this is.
+
+        Both phases share one `training`: it is decided for bf16 where both ask for a GPU.
+        """
+        on_gpu = all(self.resources_of(kind.name).gpu for kind in KINDS.values() if kind.is_phase)
+        parts: list[tuple[str, LanguageRecipe | TaskRecipe | Pretraining, bool]] = [
+            ("language", self.language, on_gpu), ("task", self.task, on_gpu),
+        ]  # fmt: skip
+        if isinstance(self.backbone, Pretraining):
+            parts.append(("backbone", self.backbone, self.resources_of("backbone").gpu > 0))
+        return self.model_copy(
+            update={name: part.model_copy(update={"training": part.training.decided(gpu)}) for name, part, gpu in parts}
+        )
+
     def resources_of(self, kind: str) -> Resources:
         """What a trial of a stage kind may use."""
         return self.resources.get(kind, Resources())

@@ -125,6 +125,15 @@ def test_an_unknown_preset_is_refused() -> None:
         preset("paper-l2", "sentiment")  # type: ignore[arg-type]
 
 
+def test_auto_is_bf16_on_a_gpu_and_what_was_asked_for_stays() -> None:
+    auto = Training(precision="auto", max_steps=7)
+    assert auto.decided(on_gpu=True) == Training(precision="bf16", max_steps=7)
+    assert auto.decided(on_gpu=False) == Training(max_steps=7)
+    for asked in ("float32", "tf32", "bf16"):
+        training = Training(precision=asked)  # type: ignore[arg-type]
+        assert training.decided(on_gpu=True) == training.decided(on_gpu=False) == training
+
+
 def test_every_wrong_setting_is_reported_at_once() -> None:
     with pytest.raises(ValidationError) as caught:
         Training(epochs=0, clip=0.0, learning_rat=1e-3, precision="float16")  # type: ignore[call-arg, arg-type]

@@ -21,6 +21,7 @@ from support.world import sentences
 from transformers import pipeline
 
 import deftx
+from deftx import hardware
 from deftx.config import Training
 from deftx.errors import ConfigError, DataError, DeftxError
 from deftx.models.load import load_classifier
@@ -30,6 +31,7 @@ from deftx.notebook.stages import language_stage, task_stage
 from deftx.sft.compose import composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.stages.settings import DenseSettings
+from deftx.stages.stage import walk
 from deftx.stages.store import Store
 from deftx.train.objectives import predict
 
@@ -430,3 +432,32 @@ def test_another_backbone_of_the_same_shape_is_refused(
     other = write_backbone(tmp_path / "other", seed=5)
     with pytest.raises(DataError, match="fingerprint"):
         deftx.compose(other, task, language)
+
+
+def test_auto_is_decided_by_the_device_that_learns(
+    backbone: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"backbone": backbone, **TEXT}
+    on_cpu, in_bf16 = language_stage(text, **given), language_stage(text, **given, precision="bf16")
+    auto = {**given, "precision": "auto"}
+    assert language_stage(text, **auto, execution=deftx.Execution()) == on_cpu
+    monkeypatch.setattr("deftx.notebook.arguments.check_device", lambda name: None)
+    assert language_stage(text, **auto, execution=deftx.Execution(device="cuda:1")) == in_bf16
+    for has_gpu, expected in ((True, in_bf16), (False, on_cpu)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert language_stage(text, **auto) == expected
+    own = {**TABLES, **{split: table(tmp_path / f"{split}.csv", 20, 3) for split in ("train", "valid")}}
+    of_task = {"backbone": backbone, **own, "labels": LABELS, **SHORT, "rank": 2}
+    expected_task = task_stage(**of_task, precision="bf16")
+    assert task_stage(**of_task, precision="auto", execution=deftx.Execution(device="cuda")) == expected_task
+
+
+def test_bf16_on_a_processor_without_it_is_refused_where_a_stage_would_train_in_it(
+    backbone: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: False)
+    with pytest.raises(ConfigError, match=r"^precision: bf16, but the CPU here has no bf16 instructions, "):
+        deftx.learn_language(text, backbone=backbone, store=tmp_path, precision="bf16", **TEXT)
+    stage = language_stage(text, backbone=backbone, precision="bf16", **TEXT)
+    made = [needed.kind for needed in walk([stage]) if Store(str(tmp_path)).has(needed.address)]
+    assert made == ["text"]

@@ -275,6 +275,7 @@ def test_vectors_are_tabled_with_how_far_denoising_went(sweep: HandMade) -> None
 def test_what_it_was_made_with_is_on_record(sweep: HandMade) -> None:
     report = sweep.report()
     assert "Effective L1: language vectors 0 (0.1 as coded upstream, where the term has no gradient), task" in report
+    assert "Precision: language vectors float32, task vectors float32." in report
     assert "python -m orchestrator.sweep demo --set 'rank_l=[8, 90%]'" in report
     assert table_line(report, "torch", "## How this was made") == ["torch", "2.13.0"]
     assert "zipp" not in report

@@ -40,7 +40,7 @@ def half_mask(model: nn.Module, share: float = 0.3, seed: int = 0) -> Indices:
 def run(
     model: nn.Module, objective: Objective, settings: Training, mask: Indices | None = None, **options: Any
 ) -> TrainResult:
-    return train(model, objective, settings, seed=SEED, trainable=lambda: phase(model, settings, mask), **options)
+    return train(model, objective, settings, seed=SEED, trainable=phase(model, settings, mask), **options)
 
 
 def batch_at(objective: Objective, step: int, size: int) -> Batch:
@@ -59,7 +59,6 @@ class Always(Objective):
     def __init__(self, inner: Objective, scores: Callable[[int], float] | None = None) -> None:
         self.inner, self.scores, self.calls = inner, scores or (lambda call: -float(call)), 0
         self.batch, self.loss, self.prepare_batch = inner.batch, inner.loss, inner.prepare_batch  # type: ignore[method-assign]
-        self.patch_model = inner.patch_model  # type: ignore[method-assign]
 
     @property
     def examples(self) -> int:

@@ -17,9 +17,12 @@ from benchmarks.random_backbone import write
 
 STEPS = [
     word
-    for setting in ("language.training.max_steps=2", "task.training.max_steps=2", "language.k=10%", "task.k=10%")
+    for setting in (
+        "language.training.max_steps=2", "task.training.max_steps=2", "language.k=10%", "task.k=10%",
+        "language.training.precision=float32", "task.training.precision=float32",  # a CPU here may have no bf16
+    )
     for word in ("--set", setting)
-]
+]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_the_loss_curve_in_bf16_lies_within_the_spread_of_three_float32_seeds(sp
             mask = {name: (drawn < 0.3).nonzero().squeeze(1) for name, drawn in draws.items()}
         result = train(
             model, _objective(tokenizer, settings, texts, 0), training, seed=seed,
-            trainable=lambda: phase(model, training, mask), execution=Execution(),
+            trainable=phase(model, training, mask), execution=Execution(),
         )  # fmt: skip
         return [point["train_loss"] for point in result.curve]
 

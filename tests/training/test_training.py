@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,14 @@ from torch import Tensor, nn
 
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
-from deftx.kernels import sampled_linear as sampled
 from deftx.masks.select import Indices
 from deftx.models.load import load_classifier
 from deftx.models.parameters import base_of, head_of, maskable
 from deftx.train.loop import Run, TrainResult, schedule, train
 from deftx.train.objectives import Batch, Objective
-from deftx.train.trainable import Trainable, body_of, phase
+from deftx.train.trainable import body_of, phase
 
 PLAIN = HARD.model_copy(update={"l1": 0.0, "max_steps": 50})
-
-
-@pytest.fixture(autouse=True)
-def the_gradient_of_chosen_entries_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for large matrices; `test_reference` takes the same steps by whole products."""
-    monkeypatch.setattr(sampled, "_LARGE", 1)
-    monkeypatch.setattr(sampled, "_FEW", 1.0)
 
 
 def plain_training(model: Any, objective: Objective, settings: Training, mask: Indices | None, steps: int) -> None:
@@ -85,7 +78,7 @@ def in_float64(model: Any, objective: Objective) -> tuple[Any, Objective]:
     "settings",
     [
         HARD,
-        PLAIN,  # the word embedding by rows, its weight decay too
+        PLAIN,
         PLAIN.model_copy(update={"weight_decay": 0.0, "warmup": 0.0, "clip": 1.0}),
     ],
     ids=["hard", "no-l1", "paper"],
@@ -133,30 +126,6 @@ def test_weights_off_the_mask_stay_bit_identical_with_everything_on(
     assert any(bool((maskable(model)[name].view(-1)[index] != on[name]).any()) for name, index in mask.items())
 
 
-@pytest.mark.parametrize("l1", [0.0, 50.0])
-def test_gradients_of_whole_tensors_never_exist_together_in_the_sparse_phase(backbone: Path, l1: float) -> None:
-    model, objective = both("mlm", backbone)
-    mask = half_mask(model)
-    settings = HARD.model_copy(update={"max_steps": 2, "l1": l1})
-    body, most = [maskable(model)[name] for name in mask], 0
-
-    def count(*_: Any) -> None:
-        nonlocal most
-        most = max(most, sum(parameter.grad is not None for parameter in body))
-
-    handles = []
-
-    def trainable() -> Any:
-        made = phase(model, settings, mask)
-        handles.extend(parameter.register_hook(count) for parameter in body if parameter.requires_grad)
-        return made
-
-    train(model, objective, settings, seed=SEED, trainable=trainable, execution=Execution(micro_batch=2))
-    assert handles
-    assert most <= 1
-    assert all(parameter.grad is None for parameter in body)
-
-
 def test_a_model_trains_again_with_another_mask(backbone: Path) -> None:
     model, objective = both("mlm", backbone, dropout=0.1)
     names = [name for name in maskable(model) if name.endswith("query.weight")]
@@ -166,33 +135,6 @@ def test_a_model_trains_again_with_another_mask(backbone: Path) -> None:
         run(model, Always(objective), settings, {name: torch.arange(5)})
         moved = {n for n, weight in weights_of(model).items() if not torch.equal(weight, before[n])}
         assert moved == {f"roberta.{name}"} | set(head_of(model))
-        assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_moments_exist_for_the_chosen_entries_and_the_head_only(backbone: Path) -> None:
-    model, objective = both("mlm", backbone)
-    mask = half_mask(model)
-    trainable = phase(model, HARD, mask)
-    stepped = Run(model, objective, HARD, SEED, trainable, Execution())
-    for _ in range(2):
-        stepped.train_step()
-    state = stepped.optimizer.state_dict()
-    moments = [t for entry in state["adamw"]["state"].values() for t in entry.values() if t.numel() > 1]
-    head = sum(parameter.numel() for parameter in head_of(model).values())
-    assert sum(moment.numel() for moment in moments) == 2 * (head + sum(index.numel() for index in mask.values()))
-    assert state["rows"] is None
-
-
-def test_a_dense_word_embedding_has_moments_for_the_rows_seen_only(backbone: Path) -> None:
-    model, objective = both("mlm", backbone)
-    stepped = Run(model, objective, PLAIN, SEED, phase(model, PLAIN), Execution())
-    seen: set[int] = set()
-    for step in range(2):
-        seen |= set(batch_at(objective, step, PLAIN.batch_size)["input_ids"].flatten().tolist())
-        stepped.train_step()
-    state = stepped.optimizer.state_dict()
-    assert set(state["rows"]["rows"].tolist()) == seen
-    assert model.get_input_embeddings().weight.grad is None
 
 
 def test_gradients_are_computed_for_what_trains_only(backbone: Path) -> None:
@@ -200,10 +142,20 @@ def test_gradients_are_computed_for_what_trains_only(backbone: Path) -> None:
     mask = half_mask(model)
     run(model, objective, HARD.model_copy(update={"max_steps": 1}), mask)
     wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    # vectors of chosen entries stand for the matrices of linear layers, rows for the word embedding
-    others = {name for name in mask if name.endswith("bias") or "position" in name or "token_type" in name}
-    assert others and wanted == {f"roberta.{name}" for name in others} | set(head_of(model))
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    assert wanted == {f"roberta.{name}" for name in mask} | set(head_of(model))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_moments_exist_for_the_chosen_entries_and_the_head_only(backbone: Path) -> None:
+    model, objective = both("mlm", backbone)
+    mask = half_mask(model)
+    with closing(Run(model, objective, HARD, SEED, phase(model, HARD, mask), Execution())) as stepped:
+        state = stepped._step.state()
+    head = sum(parameter.numel() for parameter in head_of(model).values())
+    entries = head + sum(index.numel() for index in mask.values())
+    assert {name: tensor.numel() for name, tensor in state.items()} == {
+        "values": entries, "mean": entries, "square": entries, "steps": 1, "losses": 1,
+    }  # fmt: skip
 
 
 def test_what_the_dense_phase_trains(backbone: Path) -> None:
@@ -297,7 +249,7 @@ class Kept:
 
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
 @pytest.mark.parametrize("after", [1, 4, 12])
-@pytest.mark.parametrize("l1", [0.0, 50.0])  # without it the dense phase steps the word embedding by rows
+@pytest.mark.parametrize("l1", [0.0, 50.0])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     backbone: Path, sparse: bool, after: int, l1: float
 ) -> None:
@@ -361,11 +313,8 @@ def test_a_gradient_that_is_no_number_is_named_and_nothing_is_stepped(backbone: 
     model, objective = both("classification", backbone)
     before = weights_of(model)
 
-    def trainable() -> Trainable:
-        made = phase(model, HARD)
-        made.values[name].register_hook(lambda gradient: gradient * bad)
-        return made
-
+    trainable = phase(model, HARD)
+    trainable.parameters[name].register_hook(lambda gradient: gradient * bad)
     told = rf"norm of the gradient became (nan|inf) at step 1; the first .* gradient of {name};"
     with pytest.raises(TrainingError, match=told):
         train(model, Always(objective), HARD.model_copy(update={"max_steps": 1}), seed=SEED, trainable=trainable)
@@ -378,7 +327,6 @@ def test_a_model_trains_again_after_a_failure(backbone: Path, sparse: bool) -> N
     mask = half_mask(failed) if sparse else None
     with pytest.raises(TrainingError):
         run(failed, Spoilt(objective, 1, float("nan")), PLAIN, mask)
-    assert not any("forward" in vars(module) for module in failed.modules())
     outcomes = [run(model, Always(objective), PLAIN, mask) for model in (failed, fresh)]
     assert outcomes[0] == outcomes[1]
     assert same_bits(weights_of(failed), weights_of(fresh))

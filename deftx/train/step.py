@@ -1,0 +1,262 @@
+"""One optimiser step as a fixed sequence of operations on tensors that never move: forward, backward, clipping, AdamW.
+
+    g    = gradients of the batch's mean loss at what trains (`weights`)        over the micro-batches: G += g
+    g   += lambda / N * sign(val - start)                                       the L1 term, where there is one
+    norm = ||g||                       bad = 1 from the first norm on that is NaN or infinite
+    val  = AdamW(val, g / max(norm / clip, 1)), unless bad                      then the model's weights from val
+
+A batch is copied into inputs that are made once for each shape. So the operations can be captured and replayed
+(`capture`). Nothing here waits for a value: that a step went wrong is seen afterwards, and as nothing is stepped from
+a bad step on, the weights are still those before it. Which batch is next, and validation, are in `loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deftx.config import Training
+from deftx.train.capture import Runner, exact
+from deftx.train.objectives import Batch, Objective
+from deftx.train.trainable import Trainable
+from deftx.train.weights import Weights
+
+State = dict[str, Tensor]
+_EPSILON = 1e-8
+"""AdamW's."""
+_CLIP_EPSILON = 1e-6
+"""Added to the norm that is clipped, as `torch.nn.utils.clip_grad_norm_` does."""
+
+
+class Step:
+    """The state of an optimisation, and the functions that change it.
+
+    Attributes:
+        weights: what trains.
+        noticed: [] on the CPU, the number of the first bad step from 1, or 0; on a GPU as of a few steps ago.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: Training,
+        trainable: Trainable,
+        device: torch.device,
+        runner: Runner,
+        accumulates: bool = False,
+    ) -> None:
+        """Make every tensor that stays: moments of zero, and the start where the L1 term pulls to it.
+
+        Args:
+            model: moved to the device; its trained parameters become views (see `Weights`).
+            objective: the loss.
+            settings: learning rate, betas, weight decay, clipping, L1 and precision.
+            trainable: what trains.
+            device: where it trains.
+            runner: carries out the functions.
+            accumulates: whether a batch comes in several parts.
+        """
+        self._model, self._objective, self._settings = model, objective, settings
+        self._device, self._runner = device, runner
+        size = sum(parameter.numel() for parameter in model.parameters())
+        self.weights = Weights(model, trainable, device, settings.precision == "bf16")
+        values = self.weights.values
+        self._values = self.weights.views(values)
+        self._mean, self._square = torch.zeros_like(values), torch.zeros_like(values)
+        self._moments = [self.weights.views(moment) for moment in (self._mean, self._square)]
+        self._gradients = self.weights.views(torch.zeros_like(values)) if accumulates else []
+        self._pull = settings.effective_l1 / size
+        self._start = self.weights.views(values.clone()) if self._pull else []
+        number = {"dtype": torch.float32, "device": device}
+        self._rate, self._steps, self._targets = (torch.zeros((), **number) for _ in range(3))
+        self._bad, self._bad_step = (torch.zeros((), **number) for _ in range(2))
+        self._what_went_bad = torch.zeros(2, dtype=torch.float64, device=device)
+        self._loss, self._losses = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        self.noticed = torch.zeros(()).pin_memory() if device.type == "cuda" else torch.zeros(())
+        self._generator = torch.default_generator
+        if device.type == "cuda":
+            torch.cuda.init()
+            self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        self._inputs: dict[Any, Batch] = {}
+        self._prepared: set[Any] = set()
+        self._last: list[tuple[Any, Callable[[], None]]] = []
+        self._loss_of: Callable[[Batch], Tensor] = self._mean_loss
+
+    def run(self, parts: Sequence[Batch], targets: int, rate: float, seeds: Sequence[int]) -> None:
+        """Take a step.
+
+        Args:
+            parts: the batch, or its micro-batches, of `Objective.prepare_batch` on the CPU.
+            targets: labelled positions of all of them.
+            rate: the learning rate.
+            seeds: of the draws in each part.
+        """
+        jobs = [self._job(part) for part in parts]
+        finish = ("apply", self._apply_accumulated)
+        for key, function in [*jobs, finish] if self._gradients else jobs:
+            self._prepare(key, function)
+        self._rate.fill_(rate)
+        self._targets.fill_(targets)
+        for (key, function), part, seed in zip(jobs, parts, seeds, strict=True):
+            for name, tensor in self._inputs[key].items():
+                tensor.copy_(part[name], non_blocking=True)
+            self._generator.manual_seed(seed)
+            self._runner.run(key, function)
+        if self._gradients:
+            self._runner.run(*finish)
+        self._runner.end_step()
+        self._last = jobs
+
+    def repeat(self) -> None:
+        """Carry out the functions of the last step again on what their inputs hold."""
+        for job in self._last:
+            self._runner.run(*job)
+        if self._gradients:
+            self._runner.run("apply", self._apply_accumulated)
+
+    def take_losses(self) -> float:
+        """The sum of the losses since the last call. Waits for them."""
+        total = float(self._losses)
+        self._losses.zero_()
+        return total
+
+    def what_went_bad(self) -> tuple[str, float, int]:
+        """(what, its value, step from 1): the loss or the norm of the gradient that was no number first."""
+        loss, norm = self._what_went_bad.tolist()
+        name, value = ("norm of the gradient", norm) if torch.tensor(loss).isfinite() else ("loss", loss)
+        return name, value, int(self._bad_step)
+
+    def no_numbers(self, parts: Sequence[Batch], targets: int, seeds: Sequence[int]) -> Iterator[str]:
+        """The names of values, then of a batch's gradients, that are NaN or infinite somewhere."""
+        for name, value in self.weights.by_name():
+            if not bool(value.isfinite().all()):
+                yield name
+        self._targets.fill_(targets)
+        for part, seed in zip(parts, seeds, strict=True):
+            self._generator.manual_seed(seed)
+            with exact():
+                gradients = self._gradients_of({name: tensor.to(self._device) for name, tensor in part.items()})
+            for name, gradient in zip(self.weights.names, gradients, strict=True):
+                if not bool(gradient.isfinite().all()):
+                    yield f"the gradient of {name}"
+
+    def state(self) -> State:
+        """What a checkpoint holds: the tensors themselves."""
+        return {
+            "values": self.weights.values, "mean": self._mean, "square": self._square, "steps": self._steps,
+            "losses": self._losses,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def load(self, state: State) -> None:
+        """Take over the tensors of `state`; those here stay where they are."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        self.weights.write_back()
+
+    @torch.no_grad()
+    def load_values(self, values: Tensor) -> None:
+        """Set what trains, and leave the moments."""
+        self.weights.values.copy_(values)
+        self.weights.write_back()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within the block the model computes in the settings' precision."""
+        if self._settings.precision == "bf16":
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def close(self) -> None:
+        """Free what was captured, and give the model's parameters memory of their own. May be called twice."""
+        self._runner.close()
+        self.weights.close()
+
+    def _prepare(self, key: Any, function: Callable[[], None]) -> None:
+        """Let the runner see a function for the first time. It may carry it out, as a bad step, which leaves no trace.
+
+        A step that is bad from the start changes no value and no moment; the numbers that it does change are put back.
+        """
+        if key in self._prepared:
+            return
+        self._prepared.add(key)
+        numbers = [self._bad, self._bad_step, self._what_went_bad, self._steps, self._loss, self._losses]
+        before = [number.clone() for number in numbers]
+        self._bad.fill_(1.0)
+        self._runner.prepare(key, function)
+        torch._foreach_copy_(numbers, before)
+        for gradient in self._gradients:  # they were zero
+            gradient.zero_()
+
+    # -- what is captured ---------------------------------------------------------------------------------------------
+
+    def _job(self, part: Batch) -> tuple[Any, Callable[[], None]]:
+        """The key of a part's shapes and the function that computes on inputs of them, which are made here once."""
+        key = tuple((name, tuple(tensor.shape)) for name, tensor in part.items())
+        if key not in self._inputs:
+            # their first content is this part's: a row without any token would make NaN while the step is prepared
+            self._inputs[key] = {name: tensor.to(self._device, copy=True) for name, tensor in part.items()}
+        inputs = self._inputs[key]
+        return key, (lambda: self._accumulate(inputs)) if self._gradients else (lambda: self._whole(inputs))
+
+    def _whole(self, inputs: Batch) -> None:
+        self._apply(self.weights.gather(self._gradients_of(inputs)))
+
+    def _accumulate(self, inputs: Batch) -> None:
+        torch._foreach_add_(self._gradients, self.weights.gather(self._gradients_of(inputs)))
+
+    def _apply_accumulated(self) -> None:
+        self._apply(self._gradients)
+        torch._foreach_zero_(self._gradients)
+
+    def _gradients_of(self, inputs: Batch) -> tuple[Tensor, ...]:
+        """The gradients of a part's share of the mean loss, in the order of `weights.parameters`."""
+        loss = self._loss_of(inputs)
+        gradients = torch.autograd.grad(loss, self.weights.parameters, materialize_grads=True)
+        self._loss += loss.detach()
+        return gradients
+
+    def _mean_loss(self, inputs: Batch) -> Tensor:
+        """The summed loss over the labelled positions of the whole batch, so that the parts add up to its mean."""
+        with self.autocast():
+            return self._objective.loss(self._model, self._with_bias(inputs)) / self._targets
+
+    def _with_bias(self, inputs: Batch) -> Batch:
+        """The inputs with their attention mask as a bias, 0 or -inf, in the precision of the scores that it is added to.
+
+        Otherwise every layer would make it again.
+        """
+        if (mask := inputs.get("attention_mask")) is None:
+            return inputs
+        dtype = torch.bfloat16 if self._settings.precision == "bf16" else self.weights.values.dtype
+        bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        return {**inputs, "attention_mask": bias}
+
+    @torch.no_grad()
+    def _apply(self, gradients: list[Tensor]) -> None:
+        if self._start:
+            # lambda / N * sign(theta - theta_0): N counts all the model's entries; at theta_0 itself the sign is 0
+            pull = torch._foreach_sub(self._values, self._start)
+            torch._foreach_sign_(pull)
+            torch._foreach_add_(gradients, pull, alpha=self._pull)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        newly = torch.logical_and(~norm.isfinite(), self._bad == 0)
+        self._what_went_bad.copy_(torch.where(newly, torch.stack([self._loss, norm.double()]), self._what_went_bad))
+        self._bad_step.copy_(torch.where(newly, self._steps + 1, self._bad_step))
+        self._bad.copy_(torch.logical_or(newly, self._bad != 0))
+        self._steps += 1 - self._bad
+        beta1, beta2 = self._settings.betas
+        torch._fused_adamw_(
+            self._values, gradients, *self._moments, [], [self._steps] * len(gradients),
+            lr=self._rate, beta1=beta1, beta2=beta2, weight_decay=self._settings.weight_decay, eps=_EPSILON,
+            amsgrad=False, maximize=False,
+            grad_scale=((norm + _CLIP_EPSILON) / self._settings.clip).clamp(min=1.0).float(), found_inf=self._bad,
+        )  # fmt: skip
+        self.weights.write_back()
+        self._losses += self._loss
+        self._loss.zero_()
+        self.noticed.copy_(self._bad_step, non_blocking=True)

@@ -1,0 +1,305 @@
+"""The static step: what is recorded once and replayed without Python equals what Python does, to the bit."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.recorder import Recorder
+from support.tiny import make_encoded, make_mlm, same_bits, weights_of
+from support.trainings import HARD, SEED, Always, both, half_mask
+
+from benchmarks.models import Shape, classifier, masked_lm, random_mask, sentences, text
+from deftx.config import Execution, Training
+from deftx.masks.select import Indices
+from deftx.train.capture import Eager, Runner
+from deftx.train.loop import Run
+from deftx.train.objectives import IGNORED, Batch, Classification, MaskedLanguageModelling, Objective
+from deftx.train.trainable import phase
+
+SETTINGS = HARD.model_copy(update={"max_steps": 50, "l1": 0.0, "validate_every": 10})
+LABELS = ("negative", "neutral", "positive")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Lengths(Classification):
+    """Sentences of 3 to 30 words: batches of several lengths."""
+
+    def __init__(self, train: int = 22) -> None:
+        generator = np.random.default_rng(3)
+        ids = tuple([0, *generator.integers(5, 50, generator.integers(3, 30)).tolist(), 2] for _ in range(train))
+        encoded = replace(make_encoded(train, 1), ids=ids)
+        super().__init__(encoded, make_encoded(12, 2), LABELS, "accuracy", 1)
+
+
+class Cramped(MaskedLanguageModelling):
+    """Room for two predicted positions at once: every batch takes more."""
+
+    def _room(self, positions: int, predicted: int) -> int:
+        return min(-(-max(predicted, 1) // 2) * 2, positions)
+
+
+def objective_of(kind: str) -> Objective:
+    if kind == "lengths":
+        return Lengths()
+    if kind == "cramped":
+        made = make_mlm(train=18)
+        made.__class__ = Cramped
+        return made
+    return make_mlm(train=18)  # of which the last batch of four is filled
+
+
+def trained(
+    backbone: Path, kind: str, runner: Runner | None, settings: Training = SETTINGS, sparse: bool = True,
+    execution: Execution | None = None, interrupt: Path | None = None, dropout: float = 0.2,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]], Run]:  # fmt: skip
+    """The weights after a run with validations, through a checkpoint if a file for it is given."""
+    model, _ = both("classification" if kind == "lengths" else "mlm", backbone, dropout)
+    mask: Indices | None = half_mask(model) if sparse else None
+    execution = execution or Execution()
+    run = Run(model, objective_of(kind), settings, SEED, phase(model, settings, mask), execution, runner)
+    with closing(run):
+        while run.step < settings.max_steps:
+            run.train_step()
+            if run.step % settings.validate_every == 0:
+                run.validate()
+            if interrupt is not None and run.step == 23:
+                run.save(interrupt)
+                run.train_step()  # forgotten again
+                run._ahead.close()  # type: ignore[union-attr]
+                run._ahead = None
+                run.restore(interrupt)
+        run.load_best()
+    return weights_of(model.cpu()), run.result.curve, run
+
+
+@pytest.mark.parametrize("kind", ["mlm", "cramped", "lengths"])
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_the_recorded_step_equals_the_eager_one_bit_for_bit(
+    backbone: Path, kind: str, sparse: bool, precision: Any, micro_batch: int | None, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"precision": precision, "l1": 50.0 if micro_batch else 0.0})
+    execution = Execution(micro_batch=micro_batch)
+    expected, curve, _ = trained(backbone, kind, Eager(), settings, sparse, execution)
+    recorder = Recorder()
+    found, same, _ = trained(backbone, kind, recorder, settings, sparse, execution, tmp_path / "checkpoint")
+    assert curve == same
+    assert same_bits(found, expected)
+    assert recorder.replays >= 50
+
+
+def test_each_length_and_each_number_of_positions_is_a_recording_of_its_own(backbone: Path) -> None:
+    keys = {}
+    for kind in ("lengths", "cramped", "mlm"):
+        recorder = Recorder()
+        recorder.close = lambda: None  # type: ignore[method-assign]
+        trained(backbone, kind, recorder)
+        keys[kind] = {tuple(dict(key)["input_ids"]) for key in recorder.tapes}
+        assert len(recorder.tapes) > 1 or kind == "mlm"
+    assert keys["lengths"] == {(4, 16), (4, 24), (4, 30)}  # no batch is longer than the longest sentence
+    assert keys["cramped"] == {(4, 8), (4, 12)}  # a batch of blocks that all end in padding is shorter
+
+
+def test_no_position_is_lost_where_more_are_predicted_than_there_is_room_for(backbone: Path) -> None:
+    model, _ = both("mlm", backbone)
+    plain, cramped = objective_of("mlm"), objective_of("cramped")
+    batch = plain.batch(np.arange(8), np.random.default_rng(0))
+    labelled = int((batch["labels"] != IGNORED).sum())
+    for objective in (plain, cramped):
+        filled = objective.prepare_batch(dict(batch), 8)
+        assert int((filled["targets"] != IGNORED).sum()) == labelled
+        assert len(filled["places"].unique()) == len(filled["places"])
+        assert objective.loss(model.eval(), filled).item() == pytest.approx(
+            plain.loss(model.eval(), dict(batch)).item(), rel=1e-6
+        )
+
+
+@pytest.mark.parametrize("kind", ["mlm", "classification"])
+def test_what_fills_a_batch_changes_neither_loss_nor_gradient(backbone: Path, kind: str) -> None:
+    model, objective = both(kind, backbone)
+    model.eval()
+    batch = objective.batch(np.arange(3), np.random.default_rng(0))
+    plain, filled = objective.prepare_batch(dict(batch)), objective.prepare_batch(dict(batch), 8)
+    assert len(filled["input_ids"]) == 8
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    losses = [objective.loss(model, inputs) for inputs in (plain, filled)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in losses]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mlm", "classification"])
+def test_nan_in_what_fills_a_batch_reaches_nothing(backbone: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, objective = both(kind, backbone)
+    model.eval()
+    batch = objective.batch(np.arange(3), np.random.default_rng(0))
+    filled = objective.prepare_batch(batch, 5)
+    parameters = [p for p in (model.lm_head if kind == "mlm" else model.classifier).parameters() if p.requires_grad]
+    base = model.roberta
+    clean = torch.autograd.grad(objective.loss(model, filled), parameters)
+
+    def spoil(_: Any, __: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.clone()
+        output.last_hidden_state[3:] = float("nan")  # the copies
+        return output
+
+    base.register_forward_hook(spoil)
+    loss = objective.loss(model, filled)
+    assert bool(loss.isfinite())
+    if kind == "mlm":  # a classifier's head computes each example by itself: only its loss is asked for
+        for one, other in zip(torch.autograd.grad(loss, parameters), clean, strict=True):
+            assert torch.equal(one, other)
+
+
+def persistent(run: Run) -> dict[str, int]:
+    """The address of every tensor that stays."""
+    step = run._step
+    tensors = {
+        **step.state(), "flat": step.weights._flat, "narrow": step.weights._narrow, "best": run._best,
+        "rate": step._rate, "bad": step._bad, "bad_step": step._bad_step, "noticed": step.noticed, "targets": step._targets,
+        **dict(run._model.named_parameters()),
+        **{f"gradient {n}": gradient for n, gradient in enumerate(step._gradients)},
+    }  # fmt: skip
+    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor.numel()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_nothing_that_stays_ever_moves(backbone: Path, tmp_path: Path, sparse: bool, precision: Any) -> None:
+    model, objective = both("mlm", backbone)
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    trainable = phase(model, settings, half_mask(model) if sparse else None)
+    with closing(Run(model, objective, settings, SEED, trainable, Execution(micro_batch=2))) as run:
+        before = persistent(run)
+        for _ in range(2):
+            run.train_step()
+        run.validate()
+        run.save(tmp_path / "file")
+        run.restore(tmp_path / "file")
+        run.load_best()
+        assert persistent(run) == before
+        for name, parameter in trainable.parameters.items():
+            offset = parameter.data_ptr() - parameter.untyped_storage().data_ptr()
+            assert offset % (256 if parameter.dtype == torch.bfloat16 else 512) == 0, name
+            is_linear = name.endswith("weight") and ("dense" in name or "attention.self" in name)
+            if precision == "bf16" and is_linear:
+                assert parameter.dtype == torch.bfloat16
+        assert len(model.lm_head.decoder.weight) % 64 == 0
+
+
+def test_a_model_comes_back_whole(backbone: Path) -> None:
+    model, objective = both("mlm", backbone)
+    before = weights_of(model)
+    settings = SETTINGS.model_copy(update={"precision": "bf16"})
+    with closing(Run(model, objective, settings, SEED, phase(model, settings), Execution())):
+        pass
+    assert same_bits(weights_of(model), before)
+    storages = [parameter.untyped_storage().data_ptr() for parameter in model.parameters()]
+    assert len(set(storages)) == len(storages)
+
+
+def test_the_output_embedding_with_rows_added_gives_the_same_loss_and_gradient(backbone: Path) -> None:
+    model, objective = both("mlm", backbone)
+    batch = objective.prepare_batch(objective.batch(np.arange(4), np.random.default_rng(0)))
+    body = dict(model.named_parameters())
+    names = [name for name, parameter in body.items() if parameter.requires_grad]
+    losses, gradients = [], []
+    settings = Training(max_steps=1, batch_size=4)
+    for padded in (False, True):
+        run = Run(model, objective, settings, SEED, phase(model, settings), Execution()) if padded else None
+        assert len(model.lm_head.decoder.weight) == (64 if padded else 50)
+        loss = objective.loss(model.eval(), batch)
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, [body[name] for name in names]))
+        with torch.no_grad():
+            assert objective.loss(model, batch).item() == pytest.approx(loss.item(), rel=1e-6)
+        if run is not None:
+            run.close()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class Poisoned(Always):
+    """One training block whose hidden states become NaN from a step on."""
+
+    def __init__(self, inner: Objective, step: int) -> None:
+        super().__init__(inner)
+        self.at, self.made = step, 0
+        plain = inner.prepare_batch
+
+        def prepare(batch: Batch, examples: int | None = None) -> Batch:
+            self.made += 1
+            return {**plain(batch, examples), "poison": torch.tensor(float("nan") if self.made == step else 1.0)}
+
+        self.prepare_batch = prepare  # type: ignore[method-assign]
+        self.loss = lambda model, batch: inner.loss(model, batch) * batch["poison"]  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("make", [Eager, Recorder])
+def test_nothing_is_stepped_from_a_bad_step_on(backbone: Path, make: Any) -> None:
+    model, objective = both("mlm", backbone)
+    run = Run(model, Poisoned(objective, 4), SETTINGS, SEED, phase(model, SETTINGS), Execution(), make())
+    run._ready = cached(run._ready)  # type: ignore[method-assign]
+    for _ in range(3):
+        run.train_step()
+    before = {name: tensor.clone() for name, tensor in run._step.state().items() if name != "losses"}
+    for _ in range(2):  # the second as a GPU takes it before anyone has looked
+        with pytest.raises(Exception, match=r"the loss became nan at step 4; the first .* gradient of "):
+            run.train_step()
+        assert same_bits({n: t for n, t in run._step.state().items() if n != "losses"}, before)
+    run.close()
+
+
+def cached(function: Any) -> Any:
+    """The same answer for the same number."""
+    answers: dict[int, Any] = {}
+    return lambda step: answers[step] if step in answers else answers.setdefault(step, function(step))
+
+
+DEEP = Shape(12, 64, 4, 128, vocabulary=2000)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float32", 700), ("bf16", 1100)])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "classification"])
+def test_operations_that_a_step_dispatches(kind: str, precision: Any, most: int) -> None:
+    """Attention counts as one operation forward and one backward, as SDPA's is on a GPU: its own dropout is off."""
+    model = classifier(DEEP) if kind == "classification" else masked_lm(DEEP)
+    objective = sentences(DEEP, 64, 16) if kind == "classification" else text(DEEP, 64, 16)
+    for module in model.roberta.encoder.modules():
+        if type(module).__name__ == "XLMRobertaSelfAttention":
+            module.dropout.p = 0.0
+    settings = Training(max_steps=5, batch_size=16, precision=precision)
+    mask = None if kind == "dense" else random_mask(model, 20_000)
+    recorder = Recorder()
+    with closing(Run(model, objective, settings, 0, phase(model, settings, mask), Execution(), recorder)) as run:
+        run.train_step()
+        (tape,) = recorder.tapes.values()
+        assert tape.count["_scaled_dot_product_flash_attention_for_cpu"] == 12
+        assert 500 < sum(tape.count.values()) <= most
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("kind", ["mlm", "cramped", "lengths"])
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_graph_equals_the_eager_step_on_the_same_gpu_bit_for_bit(
+    backbone: Path, kind: str, sparse: bool, precision: Any, micro_batch: int | None, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"precision": precision, "l1": 50.0 if micro_batch else 0.0})
+    execution = Execution(device="cuda", micro_batch=micro_batch)
+    expected, curve, _ = trained(backbone, kind, Eager(), settings, sparse, execution)
+    found, same, run = trained(backbone, kind, None, settings, sparse, execution, tmp_path / "checkpoint")
+    assert run.way["steps"] == "graph"
+    assert curve == same
+    assert same_bits(found, expected)
