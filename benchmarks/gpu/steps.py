@@ -296,7 +296,7 @@ def reference(
 
 def way(run: Run) -> str:
     """How a run says that it runs, as a note."""
-    return ", ".join(f"{name}: {value}" for name, value in run.way.items())
+    return f"{run.way['steps']}; attention by the first that can of {run.way['attention']}"
 
 
 def _model(options: Options, work: Work) -> tuple[Any, Indices | None]:
