@@ -19,10 +19,11 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.models import PAD
 from deftx.config import Denoise, share_of
+from deftx.kernels.linear_cross_entropy import IGNORED
 from deftx.masks.denoise import is_matrix
 from deftx.masks.select import Indices
 from deftx.models.parameters import head_of, maskable
-from deftx.train.objectives import IGNORED, Batch, Encoded, pad
+from deftx.train.objectives import Batch, Encoded, pad
 
 MICRO_BATCH = 4
 BATCH, LONGEST = 64, 128
