@@ -31,6 +31,7 @@ from benchmarks.train import DATASHEET, WORKS, Work, needed
 from deftx.config import Execution, Precision, Training
 from deftx.masks.select import Indices
 from deftx.method import environment
+from deftx.train.capture import deterministic
 from deftx.train.loop import Run
 from deftx.train.objectives import Classification, Objective
 from deftx.train.trainable import phase
@@ -285,11 +286,9 @@ def reference(
     plain = Reference(*_model(options, work), micro=work.batch)
 
     def step() -> None:
-        torch.use_deterministic_algorithms(False)
         bf16 = torch.autocast(options.device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-        with bf16:
+        with deterministic(False), bf16:
             plain.step(next(batches))
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
     return step, STEPS_OF_THE_REFERENCE
 
