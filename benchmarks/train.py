@@ -3,9 +3,9 @@
 XLM-R base's shape; batch 8 x 256 for masked language modelling, 16 x 128 for classification. The reference takes
 micro-batches of 4; ours takes 8 examples at once, in both the times and the peaks. The floor is the matrix products
 over the measured rate plus the bytes of parameters, gradients and moments, each read and written once, over the
-measured copy rate. Utilisation is the same products over the rate: the measured one, and for a GPU in bf16 its datasheet's.
-Without bf16 hardware (a measured rate under twice float32's) nothing is required of bf16. Times are medians of three
-rounds. What a GPU takes is measured in `gpu`.
+measured copy rate. Utilisation is the same products over the rate: the measured one, and for a GPU in bf16 its
+datasheet's. Without bf16 hardware (a measured rate under twice float32's) nothing is required of bf16. Times are
+medians of three rounds. What a GPU takes is measured in `gpu`.
 """
 
 from __future__ import annotations
