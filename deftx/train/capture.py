@@ -100,6 +100,7 @@ class Graphs:
         Where it cannot be captured, it and all others are called from then on, after a warning.
         """
         self._aside(function)
+        torch.cuda.empty_cache()  # what it allocated is no part of the graphs' pool
         if self.way != "graph":
             return
         try:

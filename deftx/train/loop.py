@@ -14,7 +14,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from torch import nn
 
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
+from deftx.models.attention import masks_where_given
 from deftx.train.ahead import Ahead
 from deftx.train.capture import ATTENTION, Runner, runner_for
 from deftx.train.objectives import Batch, Objective
@@ -177,21 +178,25 @@ class Run:
         trainable: Trainable,
         execution: Execution,
         runner: Runner | None = None,
+        compiled: bool = False,
     ) -> None:
         """Move the model to its device, freeze what does not train, and put it in training mode.
 
         Args:
             runner: carries out the steps; None: graphs on a GPU, else Python.
+            compiled: whether torch.compile makes the kernels of the loss and its gradients.
         """
         self._model, self._objective, self.settings, self._seed = model, objective, settings, seed
         self._device = torch.device(execution.device)
         self._micro_batch = execution.micro_batch or settings.batch_size
         self._runner = runner or runner_for(self._device, execution.gradient_checkpointing)
         several = self._micro_batch < settings.batch_size
-        self._step = Step(model, objective, settings, trainable, self._device, self._runner, several)
+        self._step = Step(model, objective, settings, trainable, self._device, self._runner, several, compiled)
         self._best = torch.empty_like(self._step.weights.values)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its permutation
         self._ahead: Ahead[_Ready] | None = None
+        self._open = ExitStack()
+        self._open.enter_context(masks_where_given(model))
         self._validated = 0
         self.step = 0
         self.result = TrainResult(settings.steps(objective.examples), way=self.way)
@@ -293,6 +298,7 @@ class Run:
         if self._ahead is not None:
             self._ahead.close()
         self._step.close()
+        self._open.close()
 
     def _ready(self, step: int) -> _Ready:
         """What a step takes, in memory that a GPU copies from by itself."""

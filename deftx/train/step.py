@@ -49,6 +49,7 @@ class Step:
         device: torch.device,
         runner: Runner,
         accumulates: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Make every tensor that stays: moments of zero, and the start where the L1 term pulls to it.
 
@@ -60,6 +61,7 @@ class Step:
             device: where it trains.
             runner: carries out the functions.
             accumulates: whether a batch comes in several parts.
+            compiled: whether the loss and its gradients are compiled, by torch.compile.
         """
         self._model, self._objective, self._settings = model, objective, settings
         self._device, self._runner = device, runner
@@ -86,6 +88,8 @@ class Step:
         self._prepared: set[Any] = set()
         self._last: list[tuple[Any, Callable[[], None]]] = []
         self._loss_of: Callable[[Batch], Tensor] = self._mean_loss
+        if compiled:
+            self._loss_of = torch.compile(self._mean_loss, fullgraph=True, dynamic=False)
 
     def run(self, parts: Sequence[Batch], targets: int, rate: float, seeds: Sequence[int]) -> None:
         """Take a step.
@@ -199,7 +203,9 @@ class Step:
         key = tuple((name, tuple(tensor.shape)) for name, tensor in part.items())
         if key not in self._inputs:
             # their first content is this part's: a row without any token would make NaN while the step is prepared
-            self._inputs[key] = {name: tensor.to(self._device, copy=True) for name, tensor in part.items()}
+            self._inputs[key] = {
+                name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in part.items()
+            }
         inputs = self._inputs[key]
         return key, (lambda: self._accumulate(inputs)) if self._gradients else (lambda: self._whole(inputs))
 
@@ -226,9 +232,9 @@ class Step:
             return self._objective.loss(self._model, self._with_bias(inputs)) / self._targets
 
     def _with_bias(self, inputs: Batch) -> Batch:
-        """The inputs with their attention mask as a bias, 0 or -inf, in the precision of the scores that it is added to.
+        """The inputs with their attention mask as a bias, 0 or -inf, which every layer would make again otherwise.
 
-        Otherwise every layer would make it again.
+        It is in the precision of the scores that it is added to.
         """
         if (mask := inputs.get("attention_mask")) is None:
             return inputs

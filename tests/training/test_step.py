@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +17,13 @@ import torch
 from support.recorder import Recorder
 from support.tiny import make_encoded, make_mlm, same_bits, weights_of
 from support.trainings import HARD, SEED, Always, both, half_mask
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.models import Shape, classifier, masked_lm, random_mask, sentences, text
 from deftx.config import Execution, Training
 from deftx.masks.select import Indices
 from deftx.train.capture import Eager, Runner
-from deftx.train.loop import Run
+from deftx.train.loop import Run, train
 from deftx.train.objectives import IGNORED, Batch, Classification, MaskedLanguageModelling, Objective
 from deftx.train.trainable import phase
 
@@ -164,7 +169,8 @@ def persistent(run: Run) -> dict[str, int]:
     step = run._step
     tensors = {
         **step.state(), "flat": step.weights._flat, "narrow": step.weights._narrow, "best": run._best,
-        "rate": step._rate, "bad": step._bad, "bad_step": step._bad_step, "noticed": step.noticed, "targets": step._targets,
+        "rate": step._rate, "bad": step._bad, "bad_step": step._bad_step, "noticed": step.noticed,
+        "targets": step._targets,
         **dict(run._model.named_parameters()),
         **{f"gradient {n}": gradient for n, gradient in enumerate(step._gradients)},
     }  # fmt: skip
@@ -303,3 +309,106 @@ def test_a_graph_equals_the_eager_step_on_the_same_gpu_bit_for_bit(
     assert run.way["steps"] == "graph"
     assert curve == same
     assert same_bits(found, expected)
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("kind", ["mlm", "lengths"])
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_a_gpu_takes_the_same_steps_as_a_cpu_where_nothing_is_drawn(backbone: Path, kind: str, sparse: bool) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model, _ = both("classification" if kind == "lengths" else "mlm", backbone)
+        mask = half_mask(model) if sparse else None
+        train(
+            model.double(), Always(objective_of(kind)), SETTINGS, seed=SEED, trainable=phase(model, SETTINGS, mask),
+            execution=Execution(device=device),
+        )  # fmt: skip
+        found.append(weights_of(model.cpu()))
+    for name, weight in found[0].items():
+        torch.testing.assert_close(weight, found[1][name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_step_on_a_gpu_is_waited_for_nowhere(sparse: bool, micro_batch: int | None) -> None:
+    model, settings = masked_lm(DEEP), Training(max_steps=20, batch_size=4, precision="bf16")
+    trainable = phase(model, settings, random_mask(model, 20_000) if sparse else None)
+    execution = Execution(device="cuda", micro_batch=micro_batch)
+    with closing(Run(model, text(DEEP, 64, 16), settings, SEED, trainable, execution)) as run:
+        run.train_step()
+        assert run.way["steps"] == "graph"
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(5):
+                run.train_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("kind", ["dense", "sparse", "classification"])
+def test_two_processes_on_one_gpu_give_the_same_bits(kind: str) -> None:
+    code = f"from training.test_step import bits; print(bits({kind!r}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].split()[-1]) == 64
+
+
+def bits(kind: str) -> str:
+    """The SHA-256 of what 20 steps of bf16 with dropout make of a model of six layers."""
+    shape = Shape(6, 256, 4, 512, vocabulary=5000)
+    model = classifier(shape) if kind == "classification" else masked_lm(shape)
+    objective = sentences(shape, 64, 64) if kind == "classification" else text(shape, 64, 64)
+    settings = Training(max_steps=20, batch_size=8, precision="bf16", validate_every=10)
+    trainable = phase(model, settings, None if kind == "dense" else random_mask(model, 100_000))
+    train(model, objective, settings, seed=SEED, trainable=trainable, execution=Execution(device="cuda"))
+    digest = hashlib.sha256()
+    for weight in weights_of(model.cpu()).values():
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, gpu])])
+@pytest.mark.parametrize("kind", ["mlm", "classification"])
+def test_gradients_in_bf16_lie_within_2_percent_of_those_in_float64(kind: str, device: str) -> None:
+    shape, gradients = Shape(4, 128, 4, 256, vocabulary=1000), []
+    objective: Objective = sentences(shape, 64, 24) if kind == "classification" else text(shape, 64, 24)
+    for precision in ("float32", "bf16"):
+        model = classifier(shape) if kind == "classification" else masked_lm(shape)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        settings = Training(max_steps=5, batch_size=16, precision=precision)
+        model = model.double() if precision == "float32" else model
+        place = device if precision == "bf16" else "cpu"
+        with closing(Run(model, objective, settings, SEED, phase(model, settings), Execution(device=place))) as run:
+            ready = run._ready(0)
+            run._step._targets.fill_(ready.targets)
+            inputs = {name: tensor.to(place) for name, tensor in ready.parts[0].items()}
+            gathered = run._step.weights.gather(run._step._gradients_of(inputs))
+            by_name = dict(zip(run._step.weights.names, gathered, strict=True))
+            gradients.append(torch.cat([by_name[name].double().cpu() for name in sorted(by_name)]))
+    exact, narrow = gradients
+    assert 1e-4 < float((narrow - exact).norm() / exact.norm()) < 2e-2
+
+
+@pytest.mark.parametrize("kind", ["mlm", "lengths"])
+def test_the_loss_compiles_as_one_graph_for_each_shape(backbone: Path, kind: str) -> None:
+    model, _ = both("classification" if kind == "lengths" else "mlm", backbone, 0.2)
+    settings = SETTINGS.model_copy(update={"precision": "bf16"})
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    with closing(Run(model, objective_of(kind), settings, SEED, phase(model, settings), Execution())) as run:
+        run._step._loss_of = torch.compile(run._step._mean_loss, fullgraph=True, dynamic=False, backend=counter)
+        for _ in range(50):
+            run.train_step()
+        shapes = len(run._step._inputs)
+    assert counter.frame_count == shapes <= 4

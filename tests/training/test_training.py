@@ -381,39 +381,3 @@ def test_every_example_is_seen_once_an_epoch(backbone: Path) -> None:
     assert len(seen) == 40
     assert sorted(seen[:20]) == sorted(seen[20:]) == list(range(20))
     assert seen[:20] != seen[20:]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["mlm", "classification"])
-@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
-def test_a_gpu_takes_the_same_steps_with_dropout_on(backbone: Path, kind: str, sparse: bool) -> None:
-    settings = PLAIN.model_copy(update={"max_steps": 10})
-    found = []
-    for device in ("cpu", "cuda"):
-        model, objective = both(kind, backbone, dropout=0.2)
-        mask = half_mask(model) if sparse else None
-        run(model.double(), Always(objective), settings, mask, execution=Execution(device=device))
-        found.append(weights_of(model.cpu()))
-    for name, weight in found[0].items():
-        torch.testing.assert_close(weight, found[1][name], rtol=0, atol=1e-6)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
-def test_a_step_on_a_gpu_is_waited_for_nowhere(backbone: Path, sparse: bool) -> None:
-    model, objective = both("mlm", backbone, dropout=0.2)
-    settings = PLAIN.model_copy(update={"precision": "bf16"})
-    model.cuda()
-    stepped = Run(
-        model, objective, settings, SEED, phase(model, settings, half_mask(model) if sparse else None),
-        Execution(device="cuda", micro_batch=2),
-    )  # fmt: skip
-    stepped.train_step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(5):
-            stepped.train_step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,43 @@
+"""Attention as a model's SDPA computes it, with a mask only where a batch has one.
+
+transformers leaves out the mask of a batch without padding, so that the fastest kernels can be taken, but not while a
+CUDA graph is captured or a model is compiled: there it makes a mask of ones, which no fast kernel takes. Which kernels
+SDPA may take is in `train.capture`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_NAME = "deftx"
+"""Under which it is registered with transformers."""
+
+
+@contextmanager
+def masks_where_given(model: Any) -> Iterator[None]:
+    """Within the block a model with SDPA attention reads a mask only where it is given one; other models are left."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    before = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if before != "sdpa":
+        yield
+        return
+    AttentionInterface.register(_NAME, sdpa_attention_forward)
+    AttentionMaskInterface.register(_NAME, _mask)
+    model.config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _mask(*places: Any, attention_mask: Any = None, mask_function: Any = None, **options: Any) -> Any:
+    """None where every token may attend to every other, else transformers' own mask."""
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+    if attention_mask is None and mask_function is bidirectional_mask_function and not options.get("local_size"):
+        return None
+    return sdpa_mask(*places, attention_mask=attention_mask, mask_function=mask_function, **options)
