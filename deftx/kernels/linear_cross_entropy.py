@@ -26,8 +26,8 @@ IGNORED = -100
 """The label of a position that is not predicted: torch's default `ignore_index`."""
 _CHUNK = 1 << 25
 """Logits that exist at once: 128 MiB in float32, of 134 positions with XLM-R's vocabulary."""
-_CHUNK_ON_GPU = 1 << 27
-"""There, few large products: 536 positions."""
+_CHUNK_ON_GPU = 1 << 26
+"""There, few large products: 268 positions."""
 
 
 def lm_head_cross_entropy(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def fused_linear_cross_entropy(hidden: Tensor, output: nn.Linear, labels: Tensor
     if torch.is_grad_enabled():
         loss: Tensor = _FusedCrossEntropy.apply(hidden, output.weight, output.bias, labels)  # type: ignore[no-untyped-call]
         return loss
-    rows, bias = _rows(output.weight), _fitting(output.bias, output.weight)
+    rows, bias = _rows(hidden, output.weight), _fitting(output.bias, output.weight)
     parts = zip(hidden.split(rows), labels.split(rows), strict=True)
     losses = (sum_of_losses(linear(part, output.weight, bias), targets) for part, targets in parts)
     return sum(losses, widened(hidden.new_zeros(())))
@@ -77,7 +77,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        narrow, wide, rows = weight.to(dtype), widened(hidden), _rows(weight)
+        narrow, wide, rows = weight.to(dtype), widened(hidden), _rows(hidden, weight)
         narrow_bias = _fitting(bias.to(dtype), weight)
         losses, d_hiddens, d_bias = [], [], None
         with torch.autocast(kind, enabled=False):
@@ -107,9 +107,10 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return d_hidden * gradient.to(d_hidden.dtype), None, d_bias * gradient, None
 
 
-def _rows(weight: Tensor) -> int:
-    """Positions whose logits exist at once."""
-    return max(1, (_CHUNK if weight.device.type == "cpu" else _CHUNK_ON_GPU) // len(weight))
+def _rows(hidden: Tensor, weight: Tensor) -> int:
+    """Positions whose logits exist at once: in pieces of one size, as few as there can be."""
+    most = max(1, (_CHUNK if weight.device.type == "cpu" else _CHUNK_ON_GPU) // len(weight))
+    return max(1, -(-len(hidden) // max(1, -(-len(hidden) // most))))
 
 
 def _fitting(bias: Tensor, weight: Tensor) -> Tensor:

@@ -327,7 +327,8 @@ class Run:
 
     def _bad_values(self) -> str | None:
         """The name of the first parameter with a value that is NaN or infinite; of what trains alone."""
-        if bool(self._step.weights.values.isfinite().all()):
+        # the largest magnitude: looking at each by itself would take as much memory again as there are weights
+        if math.isfinite(torch.linalg.vector_norm(self._step.weights.values, math.inf)):
             return None
         return next(name for name, value in self._step.weights.by_name() if not bool(value.isfinite().all()))
 
