@@ -45,10 +45,13 @@ def save_svd_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def svd_factors_of(store: Store, address: str, device: str = "cpu") -> SVDFactors:
-    """The SVD factors that a dense stage published; those of a matrix are read to a device when it is looked up."""
-    singular_values, singular_vectors = (
-        LazyTensors(store.fetch(address, name), device) for name in (SINGULAR_VALUES, SINGULAR_VECTORS)
-    )
+    """The SVD factors that a dense stage published; those of a matrix are read when it is looked up.
+
+    Args:
+        device: where the vectors are needed.
+    """
+    singular_values = LazyTensors(store.fetch(address, SINGULAR_VALUES))
+    singular_vectors = LazyTensors(store.fetch(address, SINGULAR_VECTORS), device)
     return lambda name: Factorisation(singular_values[name], singular_vectors[name])
 
 
