@@ -219,9 +219,7 @@ class Run:
         Raises:
             TrainingError: when the loss or the gradient is NaN or infinite; on a GPU it is noticed some steps later.
         """
-        if self._ahead is None:
-            self._ahead = Ahead(self._ready, range(self.step, self.result.steps))
-        ready = self._ahead.take()
+        ready = self._next()
         rate = self.settings.learning_rate * schedule(self.step, self.result.steps, self.settings.warmup)
         self._step.run(ready.parts, ready.targets, rate, ready.seeds)
         self.step += 1
@@ -299,6 +297,14 @@ class Run:
             self._ahead.close()
         self._step.close()
         self._open.close()
+
+    def _next(self) -> _Ready:
+        """What the next step takes, made ahead where a GPU computes meanwhile; a CPU would only be shared with it."""
+        if self._device.type == "cpu":
+            return self._ready(self.step)
+        if self._ahead is None:
+            self._ahead = Ahead(self._ready, range(self.step, self.result.steps))
+        return self._ahead.take()
 
     def _ready(self, step: int) -> _Ready:
         """What a step takes, in memory that a GPU copies from by itself."""

@@ -211,7 +211,7 @@ class _FrozenOutput:
             return
         self._weight, own = decoder.weight, decoder.weight.detach()
         self._rows = len(own)
-        self._own = own if narrow else None  # bfloat16 would not give it back
+        self._own = own.cpu() if narrow else None  # bfloat16 would not give it back
         dtype = torch.bfloat16 if narrow else own.dtype
         padded = torch.zeros(-(-len(own) // _OUTPUT_ROWS) * _OUTPUT_ROWS, own.shape[1], dtype=dtype, device=device)
         padded[: len(own)].copy_(own)

@@ -76,8 +76,9 @@ def trained(
             if interrupt is not None and run.step == 23:
                 run.save(interrupt)
                 run.train_step()  # forgotten again
-                run._ahead.close()  # type: ignore[union-attr]
-                run._ahead = None
+                if run._ahead is not None:
+                    run._ahead.close()
+                    run._ahead = None
                 run.restore(interrupt)
         run.load_best()
     return weights_of(model.cpu()), run.result.curve, run
