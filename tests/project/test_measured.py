@@ -148,8 +148,12 @@ def test_memory_is_told_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {f"{row.work} {row.measure}": row for row in memory.rows(SMALL)}
     for shape in memory.SHAPES:
         for phase in ("dense", "sparse"):
-            found = [rows[f"{shape}, {phase}: {part} GiB computed"].ours for part in memory.IN_MEMORY]
-            assert rows[f"{shape}, {phase}: all in memory GiB computed"].ours == pytest.approx(sum(found))
+            work = f"{shape}, {phase}, bf16 on a GPU"
+            found = {part: rows[f"{work}: {part} GiB computed"].ours for part in (*memory.STAYS, *memory.PASSES)}
+            most = max(found["gradients"], found["activations"] + found["logits"])
+            most += sum(found[part] for part in memory.STAYS)
+            assert rows[f"{work}: most at once GiB computed"].ours == pytest.approx(most)
+            assert rows[f"{shape}, {phase}, float32 on a CPU: most at once GiB computed"].ours > most
     assert sum(row.measure == "GiB measured" and row.ours == 2 for row in rows.values()) == 2  # dense and sparse
 
 
@@ -276,7 +280,7 @@ def test_what_pytest_said_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows(told) == [(3, told.splitlines()[1]), (3, told), (1, "")]
     assert rows("7 passed in 1s") == [(7, "7 passed in 1s"), (0, ""), (0, "")]
     assert rows("Killed") == [(None, "Killed"), (None, "Killed"), (None, "")]
-    assert any(name.endswith("test_training.py") for name in gpu_tests._files())
+    assert any(name.endswith("test_step.py") for name in gpu_tests._files())
 
 
 def test_time_in_which_two_kernels_run_counts_once() -> None:
