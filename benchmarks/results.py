@@ -154,9 +154,9 @@ def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
         "# What every stage takes\n\nMeasured by `python -m benchmarks`, each part by `python -m benchmarks.PART`; "
         "ours and the reference take turns in one run. A ratio is the reference over ours. The floor is the "
         "arithmetic over the machine's measured rate plus the bytes over its measured copy rate. Floor and model FLOP "
-        "utilisation count every product of a plain step with losses where there are labels: a sparse step of ours "
-        "leaves some out, and may lie below the one and above 1 in the other. The reference's own floor counts its "
-        "logits at all positions. Steps: medians of three rounds after one; denoising and evaluating: one round.\n"
+        "utilisation count every product of a plain step with losses where there are labels; the reference's own floor "
+        "counts its logits at all positions. Steps: medians of three rounds after one, of small models five rounds of "
+        "50 steps; denoising and evaluating: one round.\n"
     ]
     if not any(name.endswith(" on cuda") for name in ordered):
         text.append(NO_GPU)

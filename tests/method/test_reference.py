@@ -13,7 +13,7 @@ from support.trainings import Always, batch_at, both, half_mask, run
 
 from benchmarks import memory
 from benchmarks.models import BASE, LARGE, Shape, masked_lm, random_mask
-from benchmarks.reference import Reference
+from benchmarks.reference import Reference, step_of_a_trainer
 from benchmarks.train import WORKS, needed
 from deftx.config import Training
 from deftx.masks.select import Indices
@@ -34,6 +34,20 @@ def test_the_reference_and_ours_take_the_same_steps(backbone: Path, kind: str, s
         plain.step(batch_at(objective, step, 8))
     expected = weights_of(theirs)
     for name, weight in weights_of(ours).items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mlm", "classification"])
+def test_a_trainers_step_is_that_of_the_reference(backbone: Path, kind: str) -> None:
+    (model, objective), (same, _) = both(kind, backbone), both(kind, backbone)
+    batches = [batch_at(objective, step, 8) for step in range(3)]
+    step, plain = step_of_a_trainer(model.double(), iter(batches), rate=1e-2), Reference(same.double(), rate=1e-2)
+    for batch in batches:
+        step()
+        plain.step(batch)
+    expected, start = weights_of(same), weights_of(both(kind, backbone)[0])
+    assert any(not torch.equal(weight, start[name].double()) for name, weight in expected.items())
+    for name, weight in weights_of(model).items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
 
 
