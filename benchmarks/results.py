@@ -39,8 +39,8 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="what models are tr
 Data = Annotated[Path | None, typer.Option(help="folder with nusax/, for the lengths of sentences; else drawn")]
 Out = Annotated[Path | None, typer.Option(help="default: docs/results/, whose rows are replaced; no file with --small")]
 
-NO_GPU = """None of this was measured on a GPU. With one, this measures steps, stages and several phases at once there,
-runs the tests marked `gpu`, and writes results-gpu.md beside this file:
+NO_GPU = """None of this was measured on a GPU. Steps, stages and several phases at once there, and the tests marked
+`gpu`, are in [results-gpu.md](results-gpu.md) beside this file, which this writes:
 
 ```
 python -m benchmarks.gpu --device cuda
