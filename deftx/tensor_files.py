@@ -45,9 +45,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], change: Change | None = Non
 class LazyTensors(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each read from disk when it is asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Open a file; only its header is read."""
-        self._file = safe_open(path, framework="pt")
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        """Open a file; only its header is read.
+
+        Args:
+            device: where the tensors are read to.
+        """
+        self._file = safe_open(path, framework="pt", device=device)
         self._names = list(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:

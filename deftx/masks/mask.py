@@ -28,7 +28,7 @@ SVDFactors = Callable[[str], Factorisation]
 
 
 def save_svd_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
-    """Factorise every matrix of a weight change, and write singular values and vectors into a folder.
+    """Factorise every matrix of a weight change where it is, and write singular values and vectors into a folder.
 
     Raises:
         DataError: when an entry of any tensor is NaN or infinite (naming the tensor).
@@ -44,11 +44,14 @@ def save_svd_factors(delta: Mapping[str, Tensor], folder: Path) -> None:
     save_file({name: factor.vectors for name, factor in svd_factors.items()}, folder / SINGULAR_VECTORS)
 
 
-def svd_factors_of(store: Store, address: str) -> SVDFactors:
-    """The SVD factors that a dense stage published; those of a matrix are read when it is looked up."""
-    singular_values, singular_vectors = (
-        LazyTensors(store.fetch(address, name)) for name in (SINGULAR_VALUES, SINGULAR_VECTORS)
-    )
+def svd_factors_of(store: Store, address: str, device: str = "cpu") -> SVDFactors:
+    """The SVD factors that a dense stage published; those of a matrix are read when it is looked up.
+
+    Args:
+        device: where the vectors are needed.
+    """
+    singular_values = LazyTensors(store.fetch(address, SINGULAR_VALUES))
+    singular_vectors = LazyTensors(store.fetch(address, SINGULAR_VECTORS), device)
     return lambda name: Factorisation(singular_values[name], singular_vectors[name])
 
 

@@ -16,7 +16,10 @@ from torch import Tensor
 from deftx.errors import DataError
 
 Indices = dict[str, Tensor]
-"""Flat row-major indices of the chosen entries by tensor name: int64, ascending. Tensors without any are left out."""
+"""Flat row-major indices of the chosen entries by tensor name: int64, ascending, where the tensors are.
+
+Tensors without any are left out.
+"""
 
 Chunk = tuple[str, int, Tensor]
 """A piece of a flattened tensor: the tensor's name, where in it the piece begins, and the piece, float32."""
@@ -102,15 +105,15 @@ def chunks(name: str, tensor: Tensor) -> Iterator[Chunk]:
 
 
 def _bits(chunk: Tensor) -> Tensor:
-    """The bit patterns of |x| as int32, [chunk], on the CPU."""
-    return chunk.to(device="cpu", dtype=torch.float32).abs().view(torch.int32)
+    """The bit patterns of |x| as int32, [chunk], where the chunk is."""
+    return chunk.float().abs().view(torch.int32)
 
 
 def _kth_largest(read: Callable[[], Iterable[Chunk]], k: int) -> tuple[int, int]:
     """Bit pattern of the k-th largest magnitude, and how many entries equal to it are among the k."""
     high = torch.zeros(_HIGH, dtype=torch.int64)
     for name, _, chunk in read():
-        counts = torch.bincount(_bits(chunk) >> _LOW_BITS, minlength=_HIGH)
+        counts = torch.bincount(_bits(chunk) >> _LOW_BITS, minlength=_HIGH).cpu()
         if counts[_INFINITY:].any():
             raise DataError(f"the weight change of {name} holds NaN or infinite entries")
         high += counts
@@ -118,7 +121,7 @@ def _kth_largest(read: Callable[[], Iterable[Chunk]], k: int) -> tuple[int, int]
     low = torch.zeros(1 << _LOW_BITS, dtype=torch.int64)
     for _, _, chunk in read():
         bits = _bits(chunk)
-        low += torch.bincount(bits[bits >> _LOW_BITS == top] & 0xFFFF, minlength=1 << _LOW_BITS)
+        low += torch.bincount(bits[bits >> _LOW_BITS == top] & 0xFFFF, minlength=1 << _LOW_BITS).cpu()
     bottom, more = _bin_of(low, k - above)
     threshold = (top << _LOW_BITS) | bottom
     if threshold == 0:

@@ -51,12 +51,12 @@ def dense(context: Context) -> Made:
     )  # fmt: skip
     model.cpu()
     write(context.folder / DELTA, body_of(model, settings.training), lambda name, weight: weight - start[name])
-    delta = LazyTensors(context.folder / DELTA)
+    delta = LazyTensors(context.folder / DELTA, context.execution.device)
     save_file({name: p.detach().contiguous() for name, p in head_of(model).items()}, context.folder / HEAD)
     save_svd_factors(delta, context.folder)
     changed = sum(int(delta[name].count_nonzero()) for name in delta)
     facts = DenseFacts(**_trained(result), changed_entries=changed)
-    details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint}
+    details = {**_objective_facts(context, objective), "fingerprint": model.deftx_fingerprint, "training": result.way}
     return Made(facts, result.curve, details)
 
 
@@ -64,24 +64,29 @@ def sparse(context: Context) -> Made:
     """Algorithm 1, lines 4-9: denoise the delta, choose k entries, go back to the start and train only those."""
     settings = settings_of(context.stage, SparseSettings)
     dense_stage = context.stage.needed("dense")
-    delta = LazyTensors(context.store.fetch(dense_stage.address, DELTA))
+    device = context.execution.device
+    delta = LazyTensors(context.store.fetch(dense_stage.address, DELTA), device)
     denoised: Mapping[str, Tensor] = delta
     matrices: list[dict[str, Any]] = []
     if settings.denoise is not None:
-        denoised, matrices = denoise_all(delta, settings.denoise, svd_factors_of(context.store, dense_stage.address))
-    mask, overlap = choose(delta, denoised, settings)
+        factors = svd_factors_of(context.store, dense_stage.address, device)
+        denoised, matrices = denoise_all(delta, settings.denoise, factors)
+    chosen, overlap = choose(delta, denoised, settings)
+    mask = {name: index.cpu() for name, index in chosen.items()}
     facts: dict[str, Any] = {"k": mask_size(mask), "jaccard_lt_sft": overlap, **_mean_denoising(matrices)}
     metadata = _metadata(context, dense_stage, settings, mask)
     curve: list[dict[str, float]] = []
+    details: dict[str, Any] = {"matrices": matrices}
     if settings.retrain:
         del denoised  # as large as the weights, and only the mask is needed while they train
         sft, result = _retrain(context, dense_stage, mask, metadata)
         facts, curve = facts | _trained(result), result.curve
+        details["training"] = result.way
     else:
         head = LazyTensors(context.store.fetch(dense_stage.address, HEAD))
         sft = SparseFineTuning.from_delta(denoised, mask, metadata, head)
     sft.save_pretrained(context.folder / SFT)
-    return Made(SparseFacts(**facts), curve, {"matrices": matrices})
+    return Made(SparseFacts(**facts), curve, details)
 
 
 def _retrain(

@@ -33,7 +33,8 @@ def backbone(context: Context) -> Made:
         context.folder / MODEL, settings, texts, others, seed=context.stage.seed, execution=context.execution,
         checkpoints=context.checkpoint, report=context.report,
     )  # fmt: skip
-    return Made(BackboneFacts(**result.best, best_step=result.best_step, steps=result.steps), result.curve)
+    facts = BackboneFacts(**result.best, best_step=result.best_step, steps=result.steps)
+    return Made(facts, result.curve, {"training": result.way})
 
 
 def check(context: Context) -> Made:

@@ -34,10 +34,9 @@ def masks_where_given(model: Any) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def _mask(*places: Any, attention_mask: Any = None, mask_function: Any = None, **options: Any) -> Any:
+def _mask(*sizes: Any, **options: Any) -> Any:
     """None where every token may attend to every other, else transformers' own mask."""
     from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-    if attention_mask is None and mask_function is bidirectional_mask_function and not options.get("local_size"):
-        return None
-    return sdpa_mask(*places, attention_mask=attention_mask, mask_function=mask_function, **options)
+    everywhere = options.get("mask_function") is bidirectional_mask_function and not options.get("local_size")
+    return None if everywhere and options.get("attention_mask") is None else sdpa_mask(*sizes, **options)

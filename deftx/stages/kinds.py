@@ -203,7 +203,7 @@ def _setting(sft: Stage) -> str:
 
 register(
     Kind(
-        name="backbone", version=2, settings=BackboneSettings, facts=BackboneFacts,
+        name="backbone", version=3, settings=BackboneSettings, facts=BackboneFacts,
         runs="deftx.method.texts:backbone", publishes=(f"{MODEL}/config.json",), trained=_itself,
     )
 )  # fmt: skip
@@ -222,14 +222,14 @@ register(
 )  # fmt: skip
 register(
     Kind(
-        name="dense", version=2, settings=DenseSettings, facts=DenseFacts,
+        name="dense", version=3, settings=DenseSettings, facts=DenseFacts,
         runs="deftx.method.phases:dense", publishes=(DELTA, HEAD), reads=("text", "start", "backbone"),
         trained=_itself, subject=_dense_subject, is_phase=True,
     )
 )  # fmt: skip
 register(
     Kind(
-        name="sparse", version=2, settings=SparseSettings, facts=SparseFacts,
+        name="sparse", version=3, settings=SparseSettings, facts=SparseFacts,
         runs="deftx.method.phases:sparse", publishes=(f"{SFT}/{TENSORS}", f"{SFT}/{METADATA}"),
         reads=("dense", "dense.text", "dense.start", "dense.backbone"),
         trained=_dense_if_retrained, language=lambda stage: stage.needed("dense").language,

@@ -65,7 +65,7 @@ class BackboneSettings(BackboneShape):
 
     texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) to pre-train on")
     tokenizer_texts: tuple[tuple[str, Source], ...] = Field(description="(language, text) that only the tokenizer sees")
-    training: DecidedTraining
+    training: DecidedTraining = Field(Training(), description="of the pre-training")
     seed: int
 
 

@@ -90,8 +90,8 @@ class Graphs:
         self.way = "graph"
         self._device = device
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
         self._events: list[torch.cuda.Event] = []
 
     def prepare(self, key: Hashable, function: Function) -> None:

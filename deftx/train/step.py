@@ -70,13 +70,13 @@ class Step:
         values = self.weights.values
         self._values = self.weights.views(values)
         self._mean, self._square = torch.zeros_like(values), torch.zeros_like(values)
-        self._moments = [self.weights.views(moment) for moment in (self._mean, self._square)]
+        self._means, self._squares = self.weights.views(self._mean), self.weights.views(self._square)
         self._gradients = self.weights.views(torch.zeros_like(values)) if accumulates else []
         self._pull = settings.effective_l1 / size
         self._start = self.weights.views(values.clone()) if self._pull else []
-        number = {"dtype": torch.float32, "device": device}
-        self._rate, self._steps, self._targets = (torch.zeros((), **number) for _ in range(3))
-        self._bad, self._bad_step = (torch.zeros((), **number) for _ in range(2))
+        self._rate, self._steps, self._targets, self._bad, self._bad_step = (
+            torch.zeros((), dtype=torch.float32, device=device) for _ in range(5)
+        )
         self._what_went_bad = torch.zeros(2, dtype=torch.float64, device=device)
         self._loss, self._losses = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         self.noticed = torch.zeros(()).pin_memory() if device.type == "cuda" else torch.zeros(())
@@ -229,7 +229,8 @@ class Step:
     def _mean_loss(self, inputs: Batch) -> Tensor:
         """The summed loss over the labelled positions of the whole batch, so that the parts add up to its mean."""
         with self.autocast():
-            return self._objective.loss(self._model, self._with_bias(inputs)) / self._targets
+            mean: Tensor = self._objective.loss(self._model, self._with_bias(inputs)) / self._targets
+        return mean
 
     def _with_bias(self, inputs: Batch) -> Batch:
         """The inputs with their attention mask as a bias, 0 or -inf, which every layer would make again otherwise.
@@ -257,7 +258,7 @@ class Step:
         self._steps += 1 - self._bad
         beta1, beta2 = self._settings.betas
         torch._fused_adamw_(
-            self._values, gradients, *self._moments, [], [self._steps] * len(gradients),
+            self._values, gradients, self._means, self._squares, [], [self._steps] * len(gradients),
             lr=self._rate, beta1=beta1, beta2=beta2, weight_decay=self._settings.weight_decay, eps=_EPSILON,
             amsgrad=False, maximize=False,
             grad_scale=((norm + _CLIP_EPSILON) / self._settings.clip).clamp(min=1.0).float(), found_inf=self._bad,

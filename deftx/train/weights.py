@@ -36,14 +36,14 @@ class _Part:
 
     Attributes:
         names: of the parameters in it, in order.
-        index: [entries] int64, those that train, ascending and counted from `start`; None: all of it.
+        index: [entries] int64, those that train, ascending and counted from `start`; empty where all do.
         place: where they are in `values`.
     """
 
     names: list[str]
     start: int
     stop: int
-    index: Tensor | None
+    index: Tensor
     place: slice
 
 
@@ -68,7 +68,8 @@ class Weights:
         by_name = dict(trainable.parameters)
         _freeze_all_but(model, by_name)
         self._output = _FrozenOutput(model, device, narrow)
-        groups = _groups(by_name, _linear(model) if narrow else set())
+        products = _linear(model) if narrow else set()
+        groups = _groups(by_name, products)
         self.names = [name for group in groups for name in group]
         self.parameters = [by_name[name] for name in self.names]
         sizes = {name: -(-by_name[name].numel() // _ALIGNMENT) * _ALIGNMENT for name in self.names}
@@ -83,7 +84,7 @@ class Weights:
         self.values = self._flat
         if self._sparse:
             self.values = torch.cat([self._flat[p.start : p.stop].index_select(0, p.index) for p in self._parts])
-        linear = groups[0] if narrow else []
+        linear = [name for name in groups[0] if id(by_name[name]) in products]
         self._narrow = torch.zeros(sum(sizes[name] for name in linear), dtype=torch.bfloat16, device=device)
         self._narrow.copy_(self._flat[: len(self._narrow)])
         for name in linear:
@@ -152,13 +153,12 @@ class Weights:
         parts, begin = [], 0
         for names in groups:
             start = self._start[names[0]]
-            stop, index = start + sum(sizes[name] for name in names), None
+            stop, index = start + sum(sizes[name] for name in names), torch.empty(0, dtype=torch.int64)
             if mask is not None:
                 chosen = [self._start[name] - start + _entries(mask.get(name), self._shapes[name]) for name in names]
                 index = torch.cat(chosen).to(self._flat.device)
-            end = begin + (stop - start if index is None else len(index))
-            parts.append(_Part(names, start, stop, index, slice(begin, end)))
-            begin = end
+            parts.append(_Part(names, start, stop, index, slice(begin, begin + len(index))))
+            begin += len(index)
         return parts
 
 
