@@ -8,7 +8,7 @@ is the frozen copy that the method asks for. It computes what ours computes: `te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,28 @@ class Reference:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return total
+
+
+def step_of_a_trainer(
+    model: Any, batches: Iterator[Batch], rate: float = 5e-5, clip: float = 1.0
+) -> Callable[[], None]:
+    """A training step as transformers' Trainer takes it by default, without its bookkeeping, on the next batch.
+
+    Args:
+        model: on its device; what does not train is frozen.
+        batches: on the same device.
+    """
+    model.set_attn_implementation("sdpa")
+    parameters = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
+
+    def step() -> None:
+        model(**next(batches)).loss.backward()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def _dense(name: str, parameter: nn.Parameter, mask: Indices) -> Tensor:

@@ -39,8 +39,8 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="what models are tr
 Data = Annotated[Path | None, typer.Option(help="folder with nusax/, for the lengths of sentences; else drawn")]
 Out = Annotated[Path | None, typer.Option(help="default: docs/results/, whose rows are replaced; no file with --small")]
 
-NO_GPU = """None of this was measured on a GPU. With one, this measures steps, stages and several phases at once there,
-runs the tests marked `gpu`, and writes results-gpu.md beside this file:
+NO_GPU = """None of this was measured on a GPU. Steps, stages and several phases at once there, and the tests marked
+`gpu`, are in [results-gpu.md](results-gpu.md) beside this file, which this writes:
 
 ```
 python -m benchmarks.gpu --device cuda
@@ -154,9 +154,9 @@ def markdown(parts: Mapping[str, Mapping[str, Any]]) -> str:
         "# What every stage takes\n\nMeasured by `python -m benchmarks`, each part by `python -m benchmarks.PART`; "
         "ours and the reference take turns in one run. A ratio is the reference over ours. The floor is the "
         "arithmetic over the machine's measured rate plus the bytes over its measured copy rate. Floor and model FLOP "
-        "utilisation count every product of a plain step with losses where there are labels: a sparse step of ours "
-        "leaves some out, and may lie below the one and above 1 in the other. The reference's own floor counts its "
-        "logits at all positions. Steps: medians of three rounds after one; denoising and evaluating: one round.\n"
+        "utilisation count every product of a plain step with losses where there are labels; the reference's own floor "
+        "counts its logits at all positions. Steps: medians of three rounds after one, of small models five rounds of "
+        "50 steps; denoising and evaluating: one round.\n"
     ]
     if not any(name.endswith(" on cuda") for name in ordered):
         text.append(NO_GPU)

@@ -1,8 +1,8 @@
 """Typed, validated settings of the method; the presets are in `recipes`.
 
 Every field counts towards a stage's address unless it is marked `exclude=True`, one marked `Since` unless it has its
-default; what is not meant to change a result (device, threads, micro-batch) is in `Execution`, which no stage holds. No
-torch here: settings load in milliseconds.
+default; how a stage is carried out (device, threads, micro-batch) is in `Execution`, which no stage holds. No torch
+here: settings load in milliseconds.
 """
 
 from __future__ import annotations
@@ -225,7 +225,11 @@ class TaskRecipe(Settings):
 
 
 class Execution(Settings):
-    """How a stage is carried out. Nothing here is meant to change its result, so it is in no address."""
+    """How a stage is carried out; in no address, and not meant to change what a result says.
+
+    It changes the rounding, and what dropout draws: two results of one address differ as two seeds do, unless they were
+    made the same way, which manifests record.
+    """
 
     device: str = "cpu"
     threads: int = Field(1, ge=1)

@@ -43,15 +43,19 @@ Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-tas
 class Resources(Settings):
     """What one trial of a stage kind may use; a stage runs with as many threads as it has CPUs.
 
-    Not part of any address: results depend on it by rounding alone.
+    Not part of any address, though results depend on it: by rounding, and where there is dropout, whose draws depend on
+    `micro_batch`, the card and the way of running. A stage's manifest records these in its details (`training`), and a
+    stage that is resumed and cannot go the same way starts over.
     """
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
     gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
     micro_batch: int | None = Field(
-        None, ge=1, description="examples that training computes at once; null: the whole batch"
+        None, ge=1, description="examples that training computes at once; null: the whole batch; dropout draws by it"
     )
-    gradient_checkpointing: bool = Field(False, description="less memory in training, for a third more time")
+    gradient_checkpointing: bool = Field(
+        False, description="less memory in training, for a third more time, or more on a GPU"
+    )
 
     @field_validator("gpu")
     @classmethod
