@@ -21,6 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.models import Shape, classifier, masked_lm, random_mask, sentences, text
 from deftx.config import Execution, Training
+from deftx.errors import TrainingError
 from deftx.masks.select import Indices
 from deftx.train.capture import Eager, Runner
 from deftx.train.loop import Run, train
@@ -233,6 +234,56 @@ def test_the_output_embedding_with_rows_added_gives_the_same_loss_and_gradient(b
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_cannot_go_the_way_of_its_checkpoint_starts_over(backbone: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"max_steps": 6, "validate_every": 3})
+    kept = tmp_path / "kept"
+
+    class Checkpoints:
+        def save(self, file: Path) -> None:
+            kept.write_bytes(file.read_bytes())
+
+        def load(self, folder: Path) -> Path | None:
+            return kept if kept.is_file() else None
+
+    def weights(execution: Execution, checkpoints: Checkpoints | None = None) -> dict[str, torch.Tensor]:
+        model, objective = both("mlm", backbone, 0.2)
+        result = train(
+            model, objective, settings, seed=SEED, trainable=phase(model, settings), execution=execution,
+            checkpoints=checkpoints,
+        )  # fmt: skip
+        assert result.way["micro_batch"] == str(execution.micro_batch or settings.batch_size)
+        return weights_of(model)
+
+    weights(Execution(checkpoint_seconds=1e-9), Checkpoints())  # its last checkpoint is of its last step
+    other = Execution(micro_batch=2)
+    assert same_bits(weights(other, Checkpoints()), weights(other))
+    assert not same_bits(weights(other), weights(Execution()))
+
+
+def test_a_gpu_that_is_too_small_is_told_what_to_set(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, objective = both("mlm", backbone)
+
+    class Full(Always):
+        def __init__(self, inner: Objective) -> None:
+            super().__init__(inner)
+            del self.loss
+
+        def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 14 * 2**30)
+    before = weights_of(model)
+    with pytest.raises(TrainingError) as told:
+        train(model, Full(objective), SETTINGS, seed=SEED, trainable=phase(model, SETTINGS))
+    assert str(told.value) == (
+        "the GPU has too little memory for 4 examples at once: this stage held 14.0 GiB and needs 2.50 GiB on top, and "
+        "1.0 of 16.0 GiB are free; in the stage's `resources` set a smaller micro_batch, gradient_checkpointing: true, "
+        "or a larger share of the GPU (gpu)"
+    )
+    assert same_bits(weights_of(model), before)
 
 
 class Poisoned(Always):
