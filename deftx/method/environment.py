@@ -96,6 +96,7 @@ def _lack_of_bf16(device: torch.device) -> str | None:
 def restored() -> Iterator[None]:
     """A context after which random states, threads and torch's switches are as before: for a process of the user's."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     exact, lenient = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -105,6 +106,7 @@ def restored() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        torch.cuda.set_rng_state_all(on_gpus)
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(exact, warn_only=lenient)

@@ -73,6 +73,7 @@ def sparse(context: Context) -> Made:
         denoised, matrices = denoise_all(delta, settings.denoise, factors)
     chosen, overlap = choose(delta, denoised, settings)
     mask = {name: index.cpu() for name, index in chosen.items()}
+    del chosen  # as many numbers as entries train, on a GPU
     facts: dict[str, Any] = {"k": mask_size(mask), "jaccard_lt_sft": overlap, **_mean_denoising(matrices)}
     metadata = _metadata(context, dense_stage, settings, mask)
     curve: list[dict[str, float]] = []

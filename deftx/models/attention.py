@@ -16,20 +16,24 @@ _NAME = "deftx"
 
 
 @contextmanager
-def masks_where_given(model: Any) -> Iterator[None]:
-    """Within the block a model with SDPA attention reads a mask only where it is given one; other models are left."""
+def masks_where_given(model: Any) -> Iterator[bool]:
+    """Within the block a model with SDPA attention reads a mask only where it is given one.
+
+    Yields:
+        Whether it does: a model with another attention is left as it is.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     before = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if before != "sdpa":
-        yield
+        yield False
         return
     AttentionInterface.register(_NAME, sdpa_attention_forward)
     AttentionMaskInterface.register(_NAME, _mask)
     model.config._attn_implementation = _NAME
     try:
-        yield
+        yield True
     finally:
         model.config._attn_implementation = before
 

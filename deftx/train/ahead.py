@@ -25,14 +25,20 @@ class Ahead(Generic[T]):
         """
         self._made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(_DEPTH)
         self._closed = threading.Event()
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, args=(make, numbers), name="deftx-batches", daemon=True)
         self._thread.start()
 
     def take(self) -> T:
-        """What was made of the next number; never more often than there are numbers."""
-        item, error = self._made.get()
-        if error is not None:
-            raise error
+        """What was made of the next number.
+
+        Raises:
+            IndexError: past the last of them.
+            BaseException: what `make` raised, however often it is asked again.
+        """
+        item, self._error = (None, self._error) if self._error else self._made.get()
+        if self._error is not None:
+            raise self._error
         assert item is not None
         return item
 
@@ -55,5 +61,6 @@ class Ahead(Generic[T]):
                 self._made.put((made, None))
                 if self._closed.is_set():
                     return
+            self._made.put((None, IndexError("there is no further batch")))
         except BaseException as error:  # the taker's to deal with
             self._made.put((None, error))

@@ -11,7 +11,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -89,6 +89,8 @@ class Graphs:
         """Capture nothing yet."""
         self.way = "graph"
         self._device = device
+        torch.cuda.init()
+        self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
@@ -97,7 +99,8 @@ class Graphs:
     def prepare(self, key: Hashable, function: Function) -> None:
         """Call the function once, so that libraries are loaded and workspaces made, then capture it.
 
-        Where it cannot be captured, it and all others are called from then on, after a warning.
+        Where it cannot be captured, it and all others are called from then on, after a warning. The device is the
+        current one.
         """
         self._aside(function)
         torch.cuda.empty_cache()  # what it allocated is no part of the graphs' pool
@@ -112,6 +115,8 @@ class Graphs:
                         reason(error))  # fmt: skip
             self.way = "eager"
             self._graphs.clear()
+            # a capture that fails leaves the generator waiting for its end
+            self._generator.graphsafe_set_state(self._generator.clone_state())
 
     def run(self, key: Hashable, function: Function) -> None:
         """Replay the graph: the generator's state at this moment decides its draws."""
@@ -133,6 +138,7 @@ class Graphs:
         torch.cuda.synchronize(self._device)
         self._graphs.clear()
         self._events.clear()
+        torch._C._cuda_clearCublasWorkspaces()  # one for each stream that was ever used
         torch.cuda.empty_cache()
 
     def _aside(self, function: Function) -> None:
@@ -152,8 +158,11 @@ class Graphs:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     function()
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    with suppress(RuntimeError):  # which would hide why
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
         finally:
             if collects:
                 gc.enable()

@@ -102,32 +102,38 @@ def train(
     if objective.examples == 0:
         raise DataError("there are no training examples")
     execution = execution or Execution()
-    # closed after a failure too, so that the model can be trained again
-    with (
-        _memory_errors(settings, execution),
-        _gradient_checkpointing(model, execution.gradient_checkpointing),
-        closing(Run(model, objective, settings, seed, trainable, execution)) as run,
-    ):
-        if checkpoints is not None:
-            with TemporaryDirectory(prefix="deftx-") as folder:
-                if (file := checkpoints.load(Path(folder))) is not None:
-                    run.restore(file)
-        if report is not None:
-            report({"step": float(run.step), "steps": float(run.result.steps)})
-        saved = time.monotonic()
-        while run.step < run.result.steps:
-            run.train_step()
-            if run.step % settings.validate_every == 0 or run.step == run.result.steps:
-                point = run.validate()
-                if report is not None:
-                    report(point)
-            if checkpoints is not None and time.monotonic() - saved > execution.checkpoint_seconds:
-                with TemporaryDirectory(prefix="deftx-") as folder:
-                    run.save(Path(folder) / "checkpoint")
-                    checkpoints.save(Path(folder) / "checkpoint")
-                saved = time.monotonic()
-        run.load_best()
+    with _gradient_checkpointing(model, execution.gradient_checkpointing):
+        with _memory_errors(settings, execution):
+            run = Run(model, objective, settings, seed, trainable, execution)
+        # closed after a failure too, so that the model can be trained again
+        with closing(run), _memory_errors(settings, execution):
+            _drive(run, settings, execution, checkpoints, report)
     return run.result
+
+
+def _drive(
+    run: Run, settings: Training, execution: Execution, checkpoints: Checkpoints | None, report: Report | None
+) -> None:
+    """Take the steps of a run, with validations and checkpoints between, and leave the model at its best."""
+    if checkpoints is not None:
+        with TemporaryDirectory(prefix="deftx-") as folder:
+            if (file := checkpoints.load(Path(folder))) is not None:
+                run.restore(file)
+    if report is not None:
+        report({"step": float(run.step), "steps": float(run.result.steps)})
+    saved = time.monotonic()
+    while run.step < run.result.steps:
+        run.train_step()
+        if run.step % settings.validate_every == 0 or run.step == run.result.steps:
+            point = run.validate()
+            if report is not None:
+                report(point)
+        if checkpoints is not None and time.monotonic() - saved > execution.checkpoint_seconds:
+            with TemporaryDirectory(prefix="deftx-") as folder:
+                run.save(Path(folder) / "checkpoint")
+                checkpoints.save(Path(folder) / "checkpoint")
+            saved = time.monotonic()
+    run.load_best()
 
 
 @contextmanager
@@ -153,11 +159,12 @@ def _gradient_checkpointing(model: Any, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    cached, model.config.use_cache = getattr(model.config, "use_cache", None), False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it names a successor that older releases lack
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    cached = getattr(model.config, "use_cache", None)
     try:
+        model.config.use_cache = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it names a successor that older releases lack
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         yield
     finally:
         with warnings.catch_warnings():
@@ -188,15 +195,24 @@ class Run:
         """
         self._model, self._objective, self.settings, self._seed = model, objective, settings, seed
         self._device = torch.device(execution.device)
-        self._micro_batch = execution.micro_batch or settings.batch_size
-        self._runner = runner or runner_for(self._device, execution.gradient_checkpointing)
-        several = self._micro_batch < settings.batch_size
-        self._step = Step(model, objective, settings, trainable, self._device, self._runner, several, compiled)
-        self._best = torch.empty_like(self._step.weights.values)
+        self._examples = min(settings.batch_size, max(objective.examples, 1))
+        """Of a batch."""
+        self._micro_batch = min(execution.micro_batch or self._examples, self._examples)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))  # epoch, its permutation
         self._ahead: Ahead[_Ready] | None = None
-        self._open = ExitStack()
-        self._open.enter_context(masks_where_given(model))
+        with ExitStack() as stack:
+            if self._device.type == "cuda":
+                stack.enter_context(torch.cuda.device(self._device))
+            self._runner = runner or runner_for(self._device, execution.gradient_checkpointing)
+            biased = stack.enter_context(masks_where_given(model))
+            self._step = Step(
+                model, objective, settings, trainable, self._device, self._runner,
+                self._micro_batch < self._examples, compiled, biased,
+            )  # fmt: skip
+            stack.callback(self._step.close)
+            self._best = torch.empty_like(self._step.weights.values)
+            stack.callback(self._end_ahead)
+            self._open = stack.pop_all()
         self._validated = 0
         self.step = 0
         self.result = TrainResult(settings.steps(objective.examples), way=self.way)
@@ -263,7 +279,13 @@ class Run:
         self._model.eval()
 
     def save(self, file: Path) -> None:
-        """Write everything a run needs to continue."""
+        """Write everything a run needs to continue.
+
+        Raises:
+            TrainingError: when the loss or the gradient became NaN or infinite since anyone has looked.
+        """
+        if self._step.what_went_bad()[2]:
+            self._stop_for_bad_step()
         state: State = {
             "way": self.way,
             "step": self.step,
@@ -279,10 +301,12 @@ class Run:
     def restore(self, file: Path) -> None:
         """Take over the state that `save` wrote; of a run that went another way nothing is taken."""
         state: State = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        if (way := state.get("way")) != self.way:
+        # a graph computes the same bits as its operations by themselves
+        if {**(way := state.get("way") or {}), "steps": ""} != {**self.way, "steps": ""}:
             log.info("a checkpoint was found of a run that went another way (%s, here %s): starting over",
                      way, self.way)  # fmt: skip
             return
+        self._end_ahead()
         self.step, self._validated = state["step"], state["validated"]
         self._step.load(state["tensors"])
         if state["best"] is not None:
@@ -293,10 +317,12 @@ class Run:
 
     def close(self) -> None:
         """End the thread that makes batches, and give the model's parameters memory of their own."""
+        self._open.close()
+
+    def _end_ahead(self) -> None:
         if self._ahead is not None:
             self._ahead.close()
-        self._step.close()
-        self._open.close()
+            self._ahead = None
 
     def _next(self) -> _Ready:
         """What the next step takes, made ahead where a GPU computes meanwhile; a CPU would only be shared with it."""
@@ -318,7 +344,7 @@ class Run:
         targets, parts = max(self._objective.num_targets(batch), 1), []
         for start in range(0, len(numbers), self._micro_batch):
             part = {key: tensor[start : start + self._micro_batch] for key, tensor in batch.items()}
-            part = self._objective.prepare_batch(part, min(self._micro_batch, size))
+            part = self._objective.prepare_batch(part, self._micro_batch)
             if self._device.type == "cuda":
                 part = {key: tensor.pin_memory() for key, tensor in part.items()}
             parts.append(part)
@@ -326,6 +352,7 @@ class Run:
         return _Ready(parts, targets, [int(seed.generate_state(1, np.uint64)[0]) >> 1 for seed in seeds])
 
     def _stop_for_bad_step(self) -> NoReturn:
+        self._end_ahead()
         name, value, step = self._step.what_went_bad()
         # nothing was stepped since, so the step can be computed again
         ready = self._ready(step - 1)

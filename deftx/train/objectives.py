@@ -6,7 +6,8 @@ that the loop passes in; how weights are stepped is in `step`.
 
 A training step repeats the same operations on tensors of the same shapes, so that a GPU can replay them. Therefore a
 batch is filled: with tokens up to one of a few lengths, with copies of its own examples up to its full size, and with
-places that are not predicted up to a fixed number. What is filled in has no label and counts for nothing.
+places that are not predicted up to a fixed number. What is filled in has no label and counts for nothing: a copy is
+NaN only where its original is.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Objective(ABC):
     def prepare_batch(self, batch: Batch, examples: int | None = None) -> Batch:
         """The batch as the model and the loss read it, computed on the CPU so that no step waits for a GPU.
 
-        A mask of ones is left out. Any other becomes bool, [batch, 1, 1, tokens].
+        A mask of ones is left out.
 
         Args:
             batch: of `batch`, or some of its examples.
@@ -85,11 +86,9 @@ class Objective(ABC):
         """
         if examples is not None:
             batch = self._filled(batch, examples)
-        mask = batch.get("attention_mask")
-        if mask is None:
-            return batch
-        others = {key: tensor for key, tensor in batch.items() if key != "attention_mask"}
-        return others if bool(mask.all()) else {**others, "attention_mask": mask[:, None, None, :].bool()}
+        if "attention_mask" in batch and bool(batch["attention_mask"].all()):
+            return {key: tensor for key, tensor in batch.items() if key != "attention_mask"}
+        return dict(batch)
 
     def _filled(self, batch: Batch, examples: int) -> Batch:
         number = len(batch["labels"])
@@ -210,7 +209,7 @@ class MaskedLanguageModelling(Objective):
         """How many of some positions a step predicts at most."""
         share = self._masking.share
         most = share * positions + _DEVIATIONS * math.sqrt(positions * share * (1 - share))
-        room = -(-math.ceil(most) // 16) * 16
+        room = -(-max(math.ceil(most), 1) // 16) * 16
         return min(-(-max(predicted, 1) // room) * room, positions)
 
     @torch.no_grad()

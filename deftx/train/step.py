@@ -2,7 +2,7 @@
 
     g    = gradients of the batch's mean loss at what trains (`weights`)        over the micro-batches: G += g
     g   += lambda / N * sign(val - start)                                       the L1 term, where there is one
-    norm = ||g||                       bad = 1 from the first norm on that is NaN or infinite
+    norm = ||g||                       bad = 1 from the first step on whose norm or loss is NaN or infinite
     val  = AdamW(val, g / max(norm / clip, 1)), unless bad                      then the model's weights from val
 
 A batch is copied into inputs that are made once for each shape. So the operations can be captured and replayed
@@ -12,8 +12,10 @@ a bad step on, the weights are still those before it. Which batch is next, and v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from deftx.train.trainable import Trainable
 from deftx.train.weights import Weights
 
 State = dict[str, Tensor]
+_APPLY = "apply"
+"""The key of the function that steps on gradients which were added up."""
 _EPSILON = 1e-8
 """AdamW's."""
 _CLIP_EPSILON = 1e-6
@@ -50,6 +54,7 @@ class Step:
         runner: Runner,
         accumulates: bool = False,
         compiled: bool = False,
+        biased: bool = True,
     ) -> None:
         """Make every tensor that stays: moments of zero, and the start where the L1 term pulls to it.
 
@@ -62,12 +67,21 @@ class Step:
             runner: carries out the functions.
             accumulates: whether a batch comes in several parts.
             compiled: whether the loss and its gradients are compiled, by torch.compile.
+            biased: whether the model's attention reads a mask as a bias on its scores; else it is given as it is.
         """
         self._model, self._objective, self._settings = model, objective, settings
-        self._device, self._runner = device, runner
+        self._device, self._runner, self._biased = device, runner, biased
         size = sum(parameter.numel() for parameter in model.parameters())
         self.weights = Weights(model, trainable, device, settings.precision == "bf16")
-        values = self.weights.values
+        self._compiled = torch.compile(self._mean_loss, fullgraph=True, dynamic=False) if compiled else None
+        try:
+            self._make_tensors(size, accumulates)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_tensors(self, size: int, accumulates: bool) -> None:
+        settings, device, values = self._settings, self._device, self.weights.values
         self._values = self.weights.views(values)
         self._mean, self._square = torch.zeros_like(values), torch.zeros_like(values)
         self._means, self._squares = self.weights.views(self._mean), self.weights.views(self._square)
@@ -86,10 +100,7 @@ class Step:
             self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
         self._inputs: dict[Any, Batch] = {}
         self._prepared: set[Any] = set()
-        self._last: list[tuple[Any, Callable[[], None]]] = []
-        self._loss_of: Callable[[Batch], Tensor] = self._mean_loss
-        if compiled:
-            self._loss_of = torch.compile(self._mean_loss, fullgraph=True, dynamic=False)
+        self._last: list[Any] = []
 
     def run(self, parts: Sequence[Batch], targets: int, rate: float, seeds: Sequence[int]) -> None:
         """Take a step.
@@ -100,28 +111,25 @@ class Step:
             rate: the learning rate.
             seeds: of the draws in each part.
         """
-        jobs = [self._job(part) for part in parts]
-        finish = ("apply", self._apply_accumulated)
-        for key, function in [*jobs, finish] if self._gradients else jobs:
-            self._prepare(key, function)
+        keys = [self._key(part) for part in parts]
+        for key in [*keys, _APPLY] if self._gradients else keys:
+            self._prepare(key)
         self._rate.fill_(rate)
         self._targets.fill_(targets)
-        for (key, function), part, seed in zip(jobs, parts, seeds, strict=True):
+        for key, part, seed in zip(keys, parts, seeds, strict=True):
             for name, tensor in self._inputs[key].items():
                 tensor.copy_(part[name], non_blocking=True)
             self._generator.manual_seed(seed)
-            self._runner.run(key, function)
+            self._runner.run(key, self._function(key))
         if self._gradients:
-            self._runner.run(*finish)
+            self._runner.run(_APPLY, self._function(_APPLY))
         self._runner.end_step()
-        self._last = jobs
+        self._last = keys
 
     def repeat(self) -> None:
         """Carry out the functions of the last step again on what their inputs hold."""
-        for job in self._last:
-            self._runner.run(*job)
-        if self._gradients:
-            self._runner.run("apply", self._apply_accumulated)
+        for key in [*self._last, _APPLY] if self._gradients else self._last:
+            self._runner.run(key, self._function(key))
 
     def take_losses(self) -> float:
         """The sum of the losses since the last call. Waits for them."""
@@ -130,13 +138,17 @@ class Step:
         return total
 
     def what_went_bad(self) -> tuple[str, float, int]:
-        """(what, its value, step from 1): the loss or the norm of the gradient that was no number first."""
+        """(what, its value, step from 1): the loss or the norm of the gradient that was no number first; step 0: none.
+
+        Waits for the steps that are under way.
+        """
         loss, norm = self._what_went_bad.tolist()
-        name, value = ("norm of the gradient", norm) if torch.tensor(loss).isfinite() else ("loss", loss)
+        name, value = ("norm of the gradient", norm) if math.isfinite(loss) else ("loss", loss)
         return name, value, int(self._bad_step)
 
     def no_numbers(self, parts: Sequence[Batch], targets: int, seeds: Sequence[int]) -> Iterator[str]:
-        """The names of values, then of a batch's gradients, that are NaN or infinite somewhere."""
+        """The names of values, then of a batch's gradients, that are NaN or infinite somewhere. No step can follow."""
+        self._runner.close()  # a GPU may have no room for this beside its graphs
         for name, value in self.weights.by_name():
             if not bool(value.isfinite().all()):
                 yield name
@@ -161,6 +173,8 @@ class Step:
         """Take over the tensors of `state`; those here stay where they are."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+        for number in (self._bad, self._bad_step, self.noticed):
+            number.zero_()
         self.weights.write_back()
 
     @torch.no_grad()
@@ -177,37 +191,48 @@ class Step:
 
     def close(self) -> None:
         """Free what was captured, and give the model's parameters memory of their own. May be called twice."""
-        self._runner.close()
-        self.weights.close()
+        try:
+            self._runner.close()
+        finally:
+            self._compiled = None  # it holds this object, and with it every tensor
+            self.weights.close()
 
-    def _prepare(self, key: Any, function: Callable[[], None]) -> None:
+    def _prepare(self, key: Any) -> None:
         """Let the runner see a function for the first time. It may carry it out, as a bad step, which leaves no trace.
 
         A step that is bad from the start changes no value and no moment; the numbers that it does change are put back.
         """
         if key in self._prepared:
             return
-        self._prepared.add(key)
         numbers = [self._bad, self._bad_step, self._what_went_bad, self._steps, self._loss, self._losses]
         before = [number.clone() for number in numbers]
         self._bad.fill_(1.0)
-        self._runner.prepare(key, function)
-        torch._foreach_copy_(numbers, before)
-        for gradient in self._gradients:  # they were zero
-            gradient.zero_()
+        try:
+            self._runner.prepare(key, self._function(key))
+        finally:
+            for number, kept in zip(numbers, before, strict=True):
+                number.copy_(kept)
+            for gradient in self._gradients:  # they were zero
+                gradient.zero_()
+        self._prepared.add(key)
 
     # -- what is captured ---------------------------------------------------------------------------------------------
 
-    def _job(self, part: Batch) -> tuple[Any, Callable[[], None]]:
-        """The key of a part's shapes and the function that computes on inputs of them, which are made here once."""
+    def _key(self, part: Batch) -> Any:
+        """The key of a part's shapes, for which inputs are made here once."""
         key = tuple((name, tuple(tensor.shape)) for name, tensor in part.items())
         if key not in self._inputs:
             # their first content is this part's: a row without any token would make NaN while the step is prepared
             self._inputs[key] = {
                 name: tensor.to(self._device, non_blocking=True, copy=True) for name, tensor in part.items()
             }
-        inputs = self._inputs[key]
-        return key, (lambda: self._accumulate(inputs)) if self._gradients else (lambda: self._whole(inputs))
+        return key
+
+    def _function(self, key: Any) -> Callable[[], None]:
+        """What is carried out under a key."""
+        if key == _APPLY:
+            return self._apply_accumulated
+        return partial(self._accumulate if self._gradients else self._whole, self._inputs[key])
 
     def _whole(self, inputs: Batch) -> None:
         self._apply(self.weights.gather(self._gradients_of(inputs)))
@@ -221,7 +246,7 @@ class Step:
 
     def _gradients_of(self, inputs: Batch) -> tuple[Tensor, ...]:
         """The gradients of a part's share of the mean loss, in the order of `weights.parameters`."""
-        loss = self._loss_of(inputs)
+        loss: Tensor = (self._compiled or self._mean_loss)(inputs)
         gradients = torch.autograd.grad(loss, self.weights.parameters, materialize_grads=True)
         self._loss += loss.detach()
         return gradients
@@ -235,13 +260,13 @@ class Step:
     def _with_bias(self, inputs: Batch) -> Batch:
         """The inputs with their attention mask as a bias, 0 or -inf, which every layer would make again otherwise.
 
-        It is in the precision of the scores that it is added to.
+        It is [batch, 1, 1, tokens], in the precision of the scores that it is added to.
         """
-        if (mask := inputs.get("attention_mask")) is None:
+        if not self._biased or (mask := inputs.get("attention_mask")) is None:
             return inputs
         dtype = torch.bfloat16 if self._settings.precision == "bf16" else self.weights.values.dtype
-        bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-        return {**inputs, "attention_mask": bias}
+        bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask == 0, -torch.inf)
+        return {**inputs, "attention_mask": bias[:, None, None, :]}
 
     @torch.no_grad()
     def _apply(self, gradients: list[Tensor]) -> None:
@@ -251,7 +276,7 @@ class Step:
             torch._foreach_sign_(pull)
             torch._foreach_add_(gradients, pull, alpha=self._pull)
         norm = torch.nn.utils.get_total_norm(gradients)
-        newly = torch.logical_and(~norm.isfinite(), self._bad == 0)
+        newly = torch.logical_and(~(norm + self._loss).isfinite(), self._bad == 0)
         self._what_went_bad.copy_(torch.where(newly, torch.stack([self._loss, norm.double()]), self._what_went_bad))
         self._bad_step.copy_(torch.where(newly, self._steps + 1, self._bad_step))
         self._bad.copy_(torch.logical_or(newly, self._bad != 0))

@@ -6,7 +6,7 @@
 
 With a mask the optimiser never sees the weights, so the entries off it stay bit-identical whatever weight decay,
 momentum and clipping do. After a step `write_back` puts the values into W, and what changed into S: no product casts a
-weight. It allocates nothing that stays and waits for no value. Losses and optimisers are elsewhere.
+weight that trains. It allocates nothing that stays and waits for no value. Losses and optimisers are elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deftx.errors import DataError
 from deftx.masks.select import Indices
 from deftx.train.capture import deterministic
 from deftx.train.trainable import Trainable
@@ -64,10 +65,33 @@ class Weights:
             trainable: what trains.
             device: where it trains.
             narrow: whether matrix products are computed in bfloat16.
+
+        Raises:
+            DataError: when nothing trains.
         """
         by_name = dict(trainable.parameters)
+        if not by_name:
+            raise DataError("nothing trains: the mask is empty, and the settings freeze everything else")
+        self.names: list[str] = []
+        self.parameters: list[nn.Parameter] = []
+        self._moved: list[str] = []
         _freeze_all_but(model, by_name)
-        self._output = _FrozenOutput(model, device, narrow)
+        self._output = _FrozenOutput(model)
+        try:
+            self._output.pad(device, narrow)
+            self._move(model, by_name, trainable.index, device, narrow)
+        except BaseException:  # a GPU without room for all of it, above all
+            self.close()
+            raise
+
+    def _move(
+        self,
+        model: nn.Module,
+        by_name: dict[str, nn.Parameter],
+        mask: Indices | None,
+        device: torch.device,
+        narrow: bool,
+    ) -> None:
         products = _linear(model) if narrow else set()
         groups = _groups(by_name, products)
         self.names = [name for group in groups for name in group]
@@ -78,9 +102,10 @@ class Weights:
         self._flat = torch.zeros(sum(sizes.values()), dtype=self.parameters[0].dtype, device=device)
         for name, parameter in by_name.items():
             parameter.data = self._view(self._flat, name).copy_(parameter.detach())
+            self._moved.append(name)
         model.to(device)
-        self._sparse = trainable.index is not None
-        self._parts = self._divided(groups, sizes, trainable.index)
+        self._sparse = mask is not None
+        self._parts = self._divided(groups, sizes, mask)
         self.values = self._flat
         if self._sparse:
             self.values = torch.cat([self._flat[p.start : p.stop].index_select(0, p.index) for p in self._parts])
@@ -133,11 +158,21 @@ class Weights:
 
     @torch.no_grad()
     def close(self) -> None:
-        """Give each parameter memory of its own, in the model's precision. May be called twice."""
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            parameter.data = self._view(self._flat, name).clone()
+        """Give each parameter memory of its own, in the model's precision, and forget all. May be called twice.
+
+        On a GPU that is full the model is left on the CPU.
+        """
         self._output.close()
-        self.names, self.parameters = [], []
+        by_name = dict(zip(self.names, self.parameters, strict=True))
+        while self._moved:
+            view = self._view(self._flat, self._moved[-1])
+            try:
+                by_name[self._moved[-1]].data = view.clone()
+            except torch.OutOfMemoryError:
+                by_name[self._moved[-1]].data = view.cpu()
+            self._moved.pop()
+        self.names, self.parameters, self._parts = [], [], []
+        self.values = self._flat = self._narrow = torch.empty(0)
 
     def _view(self, whole: Tensor, name: str, origin: int = 0) -> Tensor:
         start, shape = self._start[name] - origin, self._shapes[name]
@@ -204,22 +239,29 @@ class _FrozenOutput:
     Its loss leaves out the rows without a bias (see `kernels.linear_cross_entropy`).
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, narrow: bool) -> None:
+    def __init__(self, model: nn.Module) -> None:
         decoder = getattr(getattr(model, "lm_head", None), "decoder", None)
-        self._weight: nn.Parameter | None = None
-        if decoder is None or decoder.weight.requires_grad:
+        frozen = decoder is not None and not decoder.weight.requires_grad
+        self._weight: nn.Parameter | None = decoder.weight if frozen else None  # type: ignore[union-attr]
+        self._own: Tensor | None = None
+
+    def pad(self, device: torch.device, narrow: bool) -> None:
+        """Move it to the device with its further rows; the original waits on the CPU."""
+        if self._weight is None:
             return
-        self._weight, own = decoder.weight, decoder.weight.detach()
-        self._rows = len(own)
-        self._own = own.cpu() if narrow else None  # bfloat16 would not give it back
-        dtype = torch.bfloat16 if narrow else own.dtype
-        padded = torch.zeros(-(-len(own) // _OUTPUT_ROWS) * _OUTPUT_ROWS, own.shape[1], dtype=dtype, device=device)
+        own = self._weight.detach()
+        rows, dtype = -(-len(own) // _OUTPUT_ROWS) * _OUTPUT_ROWS, torch.bfloat16 if narrow else own.dtype
+        padded = torch.zeros(rows, own.shape[1], dtype=dtype, device=device)
         padded[: len(own)].copy_(own)
+        # bfloat16 would not give it back
+        self._own = own.cpu() if narrow else padded[: len(own)]
         self._weight.data = padded
 
     def close(self) -> None:
         """Put the output embedding back. May be called twice."""
-        if self._weight is not None:
-            padded = self._weight.detach()
-            self._weight.data = padded[: self._rows].clone() if self._own is None else self._own.to(padded.device)
-            self._weight = self._own = None
+        if self._weight is not None and self._own is not None:
+            try:
+                self._weight.data = self._own.to(self._weight.device, copy=True)
+            except torch.OutOfMemoryError:
+                self._weight.data = self._own.cpu()
+        self._weight = self._own = None

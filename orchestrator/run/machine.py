@@ -80,7 +80,7 @@ class Machine:
             return
         kinds = ", ".join(kind for kind in KINDS if any(stage.kind == kind for stage in slow))
         # a stage trains by the settings of its language, else of what it is about: the backbone or the task
-        groups = {"language" if stage.language else stage.subject for stage in slow}
+        groups = {"language" if stage.subject == stage.language else stage.subject for stage in slow}
         settings = " and ".join(f"{group}.training.precision=float32" for group in sorted(groups))
         raise ConfigError(
             f"precision: bf16 for {kinds}, which would run on the CPU here; it has {hardware.WITHOUT_BF16}: "

@@ -459,7 +459,7 @@ def test_the_loss_compiles_as_one_graph_for_each_shape(backbone: Path, kind: str
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     with closing(Run(model, objective_of(kind), settings, SEED, phase(model, settings), Execution())) as run:
-        run._step._loss_of = torch.compile(run._step._mean_loss, fullgraph=True, dynamic=False, backend=counter)
+        run._step._compiled = torch.compile(run._step._mean_loss, fullgraph=True, dynamic=False, backend=counter)
         for _ in range(50):
             run.train_step()
         shapes = len(run._step._inputs)
