@@ -29,8 +29,8 @@ from deftx.rank import Rank, percentage
 
 PresetName = Literal["paper", "paper-l1", "lt-sft"]
 TaskKind = Literal["sentiment", "nli"]
-Precision = Literal["auto", "float32", "tf32", "bf16"]
-"""`auto` is for those who ask: it is decided before a stage is built (`Training.decided`)."""
+Precision = Literal["float32", "tf32", "bf16"]
+"""What training computes in."""
 Metric = Literal["macro_f1", "accuracy"]
 RetentionOf = Literal["numel", "nonzero"]
 LeakRule = Literal["strict", "lt-sft", "none"]
@@ -165,7 +165,8 @@ class Training(Settings):
     dropout: float | None = Field(None, ge=0.0, lt=1.0, description="null: the backbone's own")
     freeze_embeddings: bool = Field(False, description="whether the embeddings stay as they are")
     freeze_lm_head: bool = Field(False, description="whether the LM head stays as it is (language vectors)")
-    precision: Precision = Field(
+    # `auto` is for those who ask: it is decided before a stage is built, which `Stage.precision` relies on
+    precision: Literal["auto", Precision] = Field(
         "float32",
         description="bf16 where the processor or the GPU computes it; tf32 on a GPU; auto: bf16 where the stages "
         "that train so ask for a GPU, else float32",

@@ -17,12 +17,14 @@ _CPUINFO = Path("/proc/cpuinfo")
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """The flags that say so: two of x86, one of aarch64."""
 _BELOW_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
-"""Instruction sets that `ONEDNN_MAX_CPU_ISA` may hold oneDNN to, in which there is no product in bf16."""
+"""Instruction sets that a user may hold oneDNN to, in which there is no product in bf16."""
 
 
 def multiplies_bf16() -> bool:
     """Whether this processor multiplies in bf16, as far as oneDNN may use it; True where the system does not say."""
-    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _BELOW_BF16:
+    # the second is its older name, which oneDNN reads where the first is not set
+    held_to = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    if held_to.upper() in _BELOW_BF16:
         return False
     try:
         with _CPUINFO.open(encoding="utf-8", errors="replace") as lines:

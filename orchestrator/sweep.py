@@ -6,7 +6,7 @@ Arguments, messages and exit codes; and in which order a call prepares, runs, ch
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -157,15 +157,17 @@ def _run(
     from orchestrator.tracking.mirror import Mirror
 
     folder = prepared.folder
+    machine = None if address else Machine.here()
+    workplace = Workplace.of(prepared.space, folder, machine)
+    driver = Driver(prepared.space, prepared.planner, workplace, folder, retry_failed=retry_failed)
+    _warn_of_precision(prepared)
+    if machine:  # what is refused leaves the sweep's records as they are
+        _look_over(machine, prepared.space, driver.schedule.missing())
     with session.held(prepared) as info:
         if retry_failed:
             session.forget_failures(folder)
         mirror, screen = Mirror(folder.store, folder, info, uri), Screen(console(file=sys.stdout), quiet)
-        machine = None if address else Machine.here()
-        workplace = Workplace.of(prepared.space, folder, machine)
-        driver = Driver(prepared.space, prepared.planner, workplace, folder, [mirror, screen])
-        if machine:
-            _look_over(machine, prepared.space, driver.schedule.missing())
+        driver.callbacks += [mirror, screen]
         if driver.finished() and not driver.schedule.failures and not quiet:
             place = without_password(folder.store.url)
             out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
@@ -227,9 +229,15 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
         out.print(f"browse: {escape(to_type(place))}", soft_wrap=True)
 
 
-def _look_over(machine: Machine, space: Space, stages: Iterable[Stage]) -> None:
+def _warn_of_precision(prepared: session.Prepared) -> None:
+    if before := session.trained_before(prepared):
+        again = "what trains in another precision now is trained again, under other addresses"
+        err.print(f"[yellow]warning:[/yellow] this sweep had precision {before}: {again}", soft_wrap=True)
+
+
+def _look_over(machine: Machine, space: Space, stages: Sequence[Stage]) -> None:
     """Say what this machine lacks for stages that are to be made on it; on a cluster only its workers know."""
-    if kinds := machine.lacks_gpu_for(space):
+    if kinds := machine.lacks_gpu_for(space, stages):
         asked = f"the space asks for a GPU for {', '.join(kinds)}; there is none here, so they run on the CPU"
         err.print(f"[yellow]warning:[/yellow] {asked}", soft_wrap=True)
     machine.check_precision(space, stages)
@@ -255,6 +263,7 @@ def _print_plan(prepared: session.Prepared, *, on_cluster: bool) -> None:
     out.print(f"precision: {format_precision(prepared.space.model_dump(mode='json'))}", soft_wrap=True)
     rates = ", ".join(f"{rate:g} TFLOP/s {name}" for name, rate in SUSTAINED_TFLOPS.items())
     out.print(f"[dim]GPU hours are of one A100 at an assumed {rates}[/dim]", soft_wrap=True)
+    _warn_of_precision(prepared)
     for name in preview.unresolved:
         out.print(f"[yellow]not resolved without a network:[/yellow] {escape(name)}", soft_wrap=True)
     if not on_cluster:

@@ -95,7 +95,8 @@ def format_precision(space: Mapping[str, Any]) -> str:
     """What the backbone, where it is pre-trained here, and both kinds of vector train in."""
     recipes = {"backbone": space.get("backbone"), "language vectors": space["language"], "task vectors": space["task"]}
     trained = {name: recipe.get("training", {}) for name, recipe in recipes.items() if isinstance(recipe, Mapping)}
-    return ", ".join(f"{name} {Training.model_validate(training).precision}" for name, training in trained.items())
+    default = Training().precision  # not all of it is read: another version may have written it
+    return ", ".join(f"{name} {training.get('precision', default)}" for name, training in trained.items())
 
 
 def format_score(score: float, selection: str) -> str:

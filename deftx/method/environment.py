@@ -78,7 +78,7 @@ def check_precision(precision: Precision, device: str) -> None:
     """
     if precision != "bf16" or (lacks := _lack_of_bf16(torch.device(device))) is None:
         return
-    raise ConfigError(f"precision: bf16, but {lacks}: set the precision to float32, or run this elsewhere")
+    raise ConfigError(f"precision: bf16, but {lacks}: set training.precision to float32, or run this elsewhere")
 
 
 def _lack_of_bf16(device: torch.device) -> str | None:

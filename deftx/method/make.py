@@ -49,7 +49,7 @@ def make(stage: Stage, store: Store, execution: Execution | None = None, watch: 
 def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None) -> Manifest:
     started, report = time.monotonic(), watch(stage) if watch else None
     log.info("%s: starts (%s)", stage.label, stage.address)
-    environment.prepare(stage.seed, execution, stage.training.precision if stage.training else "float32")
+    environment.prepare(stage.seed, execution, stage.precision)
     environment.reset_peak_memory()
     attempt: Attempt = store.attempt(stage.address)
     try:

@@ -9,7 +9,6 @@ import torch
 
 from deftx.config import Execution
 from deftx.errors import ConfigError
-from deftx.method.environment import check_device
 
 PathLike = str | Path
 """A folder, file, URL or hub id."""
@@ -43,17 +42,16 @@ def list_of_labels(value: object) -> tuple[str, ...]:
 
 
 def execution_of(value: object) -> Execution:
-    """How to carry stages out.
+    """How to carry stages out; whether torch can compute on the device is not looked at.
 
     Args:
         value: an `Execution`; None: on this machine's GPU where it has one, in as many threads as torch would take.
 
     Raises:
-        ConfigError: for anything else, and for a device that torch cannot compute on.
+        ConfigError: for anything else.
     """
     if value is None:
         return Execution(device="cuda" if torch.cuda.is_available() else "cpu", threads=torch.get_num_threads())
     if not isinstance(value, Execution):
         raise ConfigError(f"execution: a deftx.Execution, such as Execution(threads=8), not {type(value).__name__}")
-    check_device(value.device)
     return value

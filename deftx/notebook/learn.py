@@ -6,14 +6,14 @@ How the arguments become stages is in `stages`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from deftx.config import Execution, LeakRule, Metric, PresetName, RetentionOf, TaskKind
 from deftx.data.catalogue import OwnBenchmark
 from deftx.errors import Problems
-from deftx.method.environment import restored
+from deftx.method.environment import check_device, check_precision, restored
 from deftx.method.make import make
 from deftx.notebook.arguments import PathLike, execution_of, path_of
 from deftx.notebook.progress import Bars
@@ -150,9 +150,21 @@ def _learn(
     problems = Problems()
     stage = problems.get(described)
     run = problems.get(lambda: execution_of(execution))
+    if run:
+        problems.get(lambda: check_device(run.device))
     place = problems.get(lambda: store if isinstance(store, Store) else Store(path_of("store", store)))
     problems.tell()
     assert stage and run and place, "each is missing only after an error, which was raised"
+    for needed in _to_make(stage, place):
+        check_precision(needed.precision, run.device)
     with restored(), Bars(progress) as bars:
         make(stage, place, run, bars.watch)
     return replace(SparseFineTuning.from_pretrained(place.fetch_folder(stage.address, SFT)), stage=stage)
+
+
+def _to_make(stage: Stage, store: Store) -> Iterator[Stage]:
+    """The stages that are to be made for a stage, itself included: inputs first."""
+    if not store.has(stage.address):
+        for needed in stage.reads:
+            yield from _to_make(needed, store)
+        yield stage

@@ -63,8 +63,9 @@ def language_stage(
 ) -> Stage:
     """The stage that `learn_language` makes, not run; it takes the same arguments and raises the same errors."""
     problems = Problems()
+    run = problems.get(lambda: execution_of(execution))
     recipe = problems.get(
-        lambda: _recipe(language_stage, LanguageRecipe, _below(preset, "sentiment", "language"), training, execution)
+        lambda: _recipe(language_stage, LanguageRecipe, _below(preset, "sentiment", "language"), training, run)
     )
     denoise = problems.get(lambda: denoising(rank, retention, retention_of))
     place = problems.get(lambda: path_of("text", text))
@@ -112,9 +113,8 @@ def task_stage(
         "train": problems.get(lambda: _table("train", train)), "valid": problems.get(lambda: _table("valid", valid)),
     }  # fmt: skip
     task_kind = benchmark(task_benchmark).kind if task_benchmark else "sentiment"
-    recipe = problems.get(
-        lambda: _recipe(task_stage, TaskRecipe, _below(preset, task_kind, "task"), training, execution)
-    )
+    run = problems.get(lambda: execution_of(execution))
+    recipe = problems.get(lambda: _recipe(task_stage, TaskRecipe, _below(preset, task_kind, "task"), training, run))
     denoise = problems.get(lambda: denoising(rank, retention, retention_of))
     problems.get(lambda: _check_seed(seed))
     problems.get(lambda: _check_leaks(leaks))
@@ -137,13 +137,11 @@ def _below(name: PresetName, kind: TaskKind, part: str) -> dict[str, Any]:
 
 
 def _recipe(
-    door: Callable[..., Stage], kind: type[Recipe], below: Mapping[str, Any], training: Any, execution: object
+    door: Callable[..., Stage], kind: type[Recipe], below: Mapping[str, Any], training: Any, run: Execution | None
 ) -> Recipe:  # fmt: skip
-    """The recipe; a misspelt setting may have been meant for an argument of the door."""
+    """The recipe, its precision decided by the device; a misspelt setting may have been meant for an argument."""
     recipe = recipe_of(kind, below, training, inspect.signature(door).parameters.keys() - {"training"})
-    if recipe.training.precision != "auto":
-        return recipe
-    on_gpu = execution_of(execution).device.startswith("cuda")
+    on_gpu = run is not None and run.device.startswith("cuda")
     return recipe.model_copy(update={"training": recipe.training.decided(on_gpu)})
 
 

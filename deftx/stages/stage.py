@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from deftx.config import Settings, Training
+from deftx.config import Precision, Settings, Training
 from deftx.stages.kinds import kind_of
 
 S = TypeVar("S", bound=Settings)
@@ -77,6 +77,14 @@ class Stage:
         """The settings of its training; None where nothing is trained."""
         training = getattr(self.trained.settings, "training", None) if self.trained else None
         return training if isinstance(training, Training) else None
+
+    @property
+    def precision(self) -> Precision:
+        """What its training computes in; float32 where nothing is trained."""
+        if self.training is None:
+            return "float32"
+        assert self.training.precision != "auto", "the settings of a stage refuse it"
+        return self.training.precision
 
     @property
     def seed(self) -> int:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deftx.config import Training
+from deftx.config import Precision, Training
 from deftx.models.sizes import Size
 from deftx.sources.files import FileSource, file_size
 from deftx.stages.stage import Stage
 from orchestrator.kinds import Reading, shown_as
 
-SUSTAINED_TFLOPS = {"float32": 12.0, "tf32": 60.0, "bf16": 120.0}
-"""Assumed of an A100 at these batch sizes, by precision."""
+SUSTAINED_TFLOPS: dict[Precision, float] = {"float32": 12.0, "tf32": 35.0, "bf16": 50.0}
+"""Assumed of an A100 over a whole step, by precision.
+
+bf16: a dense step of 8 x 256 at XLM-R base's shape is 1.40 TFLOP here, and about 28 ms by the estimate in
+docs/performance.md; in tf32 its products, 10 of the 28 ms, take twice as long, and the rest moves more bytes.
+"""
 BYTES_PER_TOKEN = 4.0
 """Assumed of plain text whose tokens are not counted yet."""
 
@@ -26,7 +30,7 @@ class Cost:
     """Bytes a set of stages would publish, and the floating-point operations they would train with, by precision."""
 
     bytes: float
-    flops: dict[str, float]
+    flops: dict[Precision, float]
 
     @property
     def gpu_hours(self) -> float:
@@ -44,7 +48,7 @@ def estimate(stages: Iterable[Stage]) -> Cost | None:
             return None
         total += kind.bytes(stage, size) if kind.bytes and size else 0.0
         if (training := stage.training) is not None and size is not None:
-            flops[training.precision] += _flops(stage, training, size)
+            flops[stage.precision] += _flops(stage, training, size)
     return Cost(total, flops)
 
 

@@ -43,10 +43,15 @@ class Driver:
     """One run of a sweep."""
 
     def __init__(
-        self, space: Space, planner: Planner, workplace: Workplace, folder: SweepFolder, callbacks: list[Callback]
+        self, space: Space, planner: Planner, workplace: Workplace, folder: SweepFolder, *, retry_failed: bool = False
     ) -> None:
+        """Read how far the sweep is; nothing is written.
+
+        Args:
+            retry_failed: take no failure on record for permanent.
+        """
         self.space, self.folder, self.workplace = space, folder, workplace
-        self._callbacks = callbacks
+        self.callbacks: list[Callback] = []
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
         self.jobs: list[Job] = []
@@ -54,7 +59,8 @@ class Driver:
         self.interrupted = False
         """Whether Ctrl-C was pressed: then no further job is handed out."""
         self._asks = Replay(space)
-        reasons = {address: failure.reason for address, failure in folder.final_failures().items()}
+        failures = {} if retry_failed else folder.final_failures()
+        reasons = {address: failure.reason for address, failure in failures.items()}
         store, choice = folder.store, Choice(space, self.facts)
         self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
         self.schedule.begin()
@@ -70,14 +76,14 @@ class Driver:
         job = None if self.interrupted else self.schedule.ready()
         self.jobs += [job] if job else []
         for stage in job.stages if job else ():
-            for callback in self._callbacks:
+            for callback in self.callbacks:
                 callback.stage_started(stage)
         return job
 
     def progress(self, address: str, point: dict[str, float]) -> None:
         """Pass a point of a running stage's curve on to the callbacks."""
         metrics = {name: value for name, value in point.items() if name not in ("step", "steps")}
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.progress(address, int(point["step"]), metrics)
 
     def settle(self, job: Job, error: str = NO_MESSAGE) -> None:
@@ -117,7 +123,7 @@ class Driver:
             self.folder.forget_failure(stage.address)
         self._manifests.pop(stage.address, None)  # a stage that is made again has a new one
         self.schedule.done(stage.address)
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.stage_done(stage, False)
 
     def _failed(self, stage: Stage, failure: Failure | None, error: str) -> None:
@@ -126,13 +132,13 @@ class Driver:
         failure = failure.model_copy(update={"final": True})
         self.folder.write_failure(failure)
         self.schedule.failed(stage.address, failure.reason)
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.stage_failed(stage, failure)
 
     def _tell_reused(self) -> None:
         for address in sorted(self.schedule.done_before - self._told):
             self._told.add(address)
-            for callback in self._callbacks:
+            for callback in self.callbacks:
                 callback.stage_done(self.schedule.stages[address], True)
 
     def _entry(self, stage: Stage) -> StageEntry:

@@ -61,9 +61,10 @@ class Machine:
         """Resources cut to what the machine has, so that the space of a cluster runs on a laptop without a GPU too."""
         return need.model_copy(update={"cpu": min(need.cpu, self.cpus), "gpu": min(need.gpu, float(self.gpus))})
 
-    def lacks_gpu_for(self, space: Space) -> list[str]:
-        """The stage kinds for which the space asks for a GPU, where there is none."""
-        return [] if self.gpus else [kind for kind in KINDS if space.resources_of(kind).gpu]
+    def lacks_gpu_for(self, space: Space, stages: Iterable[Stage]) -> list[str]:
+        """The kinds of stages to be made here for which the space asks for a GPU, where there is none."""
+        kinds = {stage.kind for stage in stages}
+        return [kind for kind in KINDS if kind in kinds and space.resources_of(kind).gpu and not self.gpus]
 
     def check_precision(self, space: Space, stages: Iterable[Stage]) -> None:
         """Check that no training in bf16 is left to a CPU that cannot multiply in it.
@@ -74,7 +75,7 @@ class Machine:
         Raises:
             ConfigError: naming the stages' kinds, and the settings to change.
         """
-        in_bf16 = [stage for stage in stages if stage.training and stage.training.precision == "bf16"]
+        in_bf16 = [stage for stage in stages if stage.precision == "bf16"]
         slow = [stage for stage in in_bf16 if not self.fit(space.resources_of(stage.kind)).gpu]
         if not slow or hardware.multiplies_bf16():
             return
@@ -82,9 +83,13 @@ class Machine:
         # a stage trains by the settings of its language, else of what it is about: the backbone or the task
         groups = {"language" if stage.subject == stage.language else stage.subject for stage in slow}
         settings = " and ".join(f"{group}.training.precision=float32" for group in sorted(groups))
+        asks = any(space.resources_of(stage.kind).gpu for stage in slow)
+        elsewhere = (
+            "run where there is a GPU (for a cluster, plan and run with --address)" if asks else "run this elsewhere"
+        )
         raise ConfigError(
             f"precision: bf16 for {kinds}, which would run on the CPU here; it has {hardware.WITHOUT_BF16}: "
-            f"set {settings}, or run where there is a GPU (on a cluster: --address)"
+            f"set {settings}, or {elsewhere}"
         )
 
     def slots(self, resources: Mapping[str, Resources]) -> int:

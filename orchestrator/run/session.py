@@ -29,8 +29,13 @@ from orchestrator.record.sweep import State, SweepFolder, SweepInfo
 from orchestrator.run.driver import Driver
 from orchestrator.search.replay import export_journal
 from orchestrator.space.schema import Pretraining, Space
+from orchestrator.wording import format_precision
 
 Run = Callable[[Driver], None]
+
+_PRETRAINED = "stage "
+"""How the identity of a backbone that is pre-trained here begins."""
+_CHANGED = "its settings, or a newer version of this software, changed it; --name starts a new sweep beside this one"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Prepared:
         """The identity of the backbone: hub id and commit, content of a folder, or address of the stage."""
         backbone = self.resolved.backbone
         if isinstance(backbone, Stage):
-            return f"stage {backbone.address}"
+            return f"{_PRETRAINED}{backbone.address}"
         if isinstance(backbone, LocalFolder):
             return f"folder {backbone.sha256}"
         return f"{backbone.repo}@{backbone.commit}"
@@ -74,7 +79,10 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
         resolved = resolve(space, root)
     prepared = Prepared(title, space, folder, resolved, Planner(space, resolved), revisions)
     if info is not None and not lenient and info.backbone_identity != prepared.backbone:
-        raise ConfigError(_another(info, "backbone", info.backbone_identity, prepared.backbone))
+        identities = info.backbone_identity, prepared.backbone
+        if all(identity.startswith(_PRETRAINED) for identity in identities):
+            raise ConfigError(_another(info, "backbone", *identities, advice=_CHANGED))
+        raise ConfigError(_another(info, "backbone", *identities))
     return prepared
 
 
@@ -119,6 +127,13 @@ def held(prepared: Prepared) -> Iterator[SweepInfo]:
         info = _info(prepared)
         prepared.folder.write_info(info)
         yield info
+
+
+def trained_before(prepared: Prepared) -> str | None:
+    """What an earlier start of the sweep trained in, in words, where that is another precision than now's."""
+    info = prepared.folder.info()
+    before = format_precision(info.space) if info else None
+    return before if before != format_precision(prepared.space.model_dump(mode="json")) else None
 
 
 def forget_failures(folder: SweepFolder) -> int:
@@ -172,8 +187,10 @@ def _check_same(info: SweepInfo | None, space: Space) -> None:
         raise ConfigError(_another(info, "seed", info.seed, space.seed))
 
 
-def _another(info: SweepInfo, setting: str, old: object, new: object) -> str:
-    return f"sweep {info.name!r} has {setting} {old}, not {new}: give this one another --name"
+def _another(
+    info: SweepInfo, setting: str, old: object, new: object, advice: str = "give this one another --name"
+) -> str:
+    return f"sweep {info.name!r} has {setting} {old}, not {new}: {advice}"
 
 
 def _demo_data(space: Space, store: Store, *, keep: bool) -> str:

@@ -40,7 +40,7 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
         options: top-level keys that the command has options for; None leaves the space's own value.
 
     Returns:
-        (the space's name, the space; each `precision: auto` in it is decided).
+        (the space's name, the space).
 
     Raises:
         ConfigError: listing every problem with its path and, for a misspelt name, the nearest valid one.
@@ -61,7 +61,7 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
         problems += [_explain(problem, merged) for problem in error.errors() if not _other_branch(problem, merged)]
     if problems:
         raise ConfigError(f"{name}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
-    return title, space.decided()
+    return title, space
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -86,9 +86,11 @@ def _override(raw: dict[str, Any], text: str) -> str | None:
     *parents, last = key.strip().split(".")
     group = raw
     for parent in parents:
-        group = group.setdefault(parent, {})
-        if not isinstance(group, dict):
+        inner = group.get(parent, {})
+        if not isinstance(inner, dict):
             return f"--set {text}: {parent} is not a group of settings"
+        # a copy: YAML's anchors have one group in several places
+        group[parent] = group = dict(inner)
     try:
         group[last] = yaml.safe_load(value)
     except yaml.YAMLError:

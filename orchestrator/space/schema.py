@@ -43,9 +43,10 @@ Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-tas
 class Resources(Settings):
     """What one trial of a stage kind may use; a stage runs with as many threads as it has CPUs.
 
-    Not part of any address, though results depend on it: by rounding, and where there is dropout, whose draws depend on
-    `micro_batch`, the card and the way of running. A stage's manifest records these in its details (`training`), and a
-    stage that is resumed and cannot go the same way starts over.
+    Not part of any address, except that `gpu` decides a `precision: auto`, which is. Results depend on the others too:
+    by rounding, and where there is dropout, whose draws depend on `micro_batch`, the card and the way of running. A
+    stage's manifest records these in its details (`training`), and a stage that is resumed and cannot go the same way
+    starts over.
     """
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
@@ -223,6 +224,23 @@ class Space(Settings):
             raise ValueError("baselines: other-language needs at least two targets")
         return self
 
+    @model_validator(mode="after")
+    def _decide_precision(self) -> Space:
+        """Decide each `precision: auto`: by what the stages ask for, whatever machine this is.
+
+        Both phases share one `training`: it is decided for bf16 where both ask for a GPU.
+        """
+        on_gpu = all(self.resources_of(kind.name).gpu for kind in KINDS.values() if kind.is_phase)
+        parts: list[tuple[str, LanguageRecipe | TaskRecipe | Pretraining, bool]] = [
+            ("language", self.language, on_gpu), ("task", self.task, on_gpu),
+        ]  # fmt: skip
+        if isinstance(self.backbone, Pretraining):
+            parts.append(("backbone", self.backbone, self.resources_of("backbone").gpu > 0))
+        for name, part, gpu in parts:
+            # frozen from here on: nobody has seen it yet
+            object.__setattr__(self, name, part.model_copy(update={"training": part.training.decided(gpu)}))
+        return self
+
     @property
     def benchmark_spec(self) -> Benchmark:
         """The definition of the benchmark."""
@@ -260,21 +278,6 @@ class Space(Settings):
             if value not in self.parameters[name]:
                 raise ValueError(f"{where}: {name} {value} is not among {', '.join(map(str, self.parameters[name]))}")
         return Combination.read(cell, self.retention_of)
-
-    def decided(self) -> Space:
-        """This space with each `precision: auto` decided: by what its stages ask for, whatever machine this is.
-
-        Both phases share one `training`: it is decided for bf16 where both ask for a GPU.
-        """
-        on_gpu = all(self.resources_of(kind.name).gpu for kind in KINDS.values() if kind.is_phase)
-        parts: list[tuple[str, LanguageRecipe | TaskRecipe | Pretraining, bool]] = [
-            ("language", self.language, on_gpu), ("task", self.task, on_gpu),
-        ]  # fmt: skip
-        if isinstance(self.backbone, Pretraining):
-            parts.append(("backbone", self.backbone, self.resources_of("backbone").gpu > 0))
-        return self.model_copy(
-            update={name: part.model_copy(update={"training": part.training.decided(gpu)}) for name, part, gpu in parts}
-        )
 
     def resources_of(self, kind: str) -> Resources:
         """What a trial of a stage kind may use."""

@@ -45,7 +45,7 @@ def test_bf16_on_a_processor_without_it_is_refused_and_leaves_the_process_as_it_
         environment.prepare(8, Execution(), "bf16")
     assert str(refused.value) == (
         "precision: bf16, but the CPU here has no bf16 instructions, without which bf16 is 23 to 60 times slower than "
-        "float32 (measured): set the precision to float32, or run this elsewhere"
+        "float32 (measured): set training.precision to float32, or run this elsewhere"
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_float32_matmul_precision() == "high"
@@ -69,7 +69,8 @@ def test_a_card_that_only_emulates_bf16_is_refused_by_its_name(monkeypatch: pyte
     with pytest.raises(ConfigError) as refused:
         environment.check_precision("bf16", "cuda")
     assert str(refused.value) == (
-        "precision: bf16, but the GPU here, Tesla T4, has no bf16: set the precision to float32, or run this elsewhere"
+        "precision: bf16, but the GPU here, Tesla T4, has no bf16: "
+        "set training.precision to float32, or run this elsewhere"
     )
     environment.check_precision("tf32", "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)

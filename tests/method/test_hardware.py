@@ -18,7 +18,8 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd {}\nCPU part\t: 0xd40\n\n"
 
 @pytest.fixture
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
     return tmp_path / "cpuinfo"
 
@@ -55,6 +56,10 @@ def test_a_processor_held_below_its_bf16_has_none(
     cpuinfo.write_text(X86.format("avx512_bf16"), encoding="utf-8")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", held_to)
     assert hardware.multiplies_bf16() is multiplies
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    assert hardware.multiplies_bf16() is (multiplies and held_to != ""), "the older name is read where it is alone"
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert not hardware.multiplies_bf16()
 
 
 class Driver:

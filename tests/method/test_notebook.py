@@ -183,6 +183,18 @@ def test_objects_in_memory_and_devices_that_are_not_there_are_told_at_once(
     ]
     assert told[3].startswith("device: 'gpu' cannot be computed on here: ")
     assert told[4:] == ["store: a path, URL or hub id, not NoneType"]
+    with pytest.raises(ConfigError) as caught:
+        deftx.learn_language(text, backbone=make_sft, execution=deftx.Execution(device="gpu"), precision="auto")  # type: ignore[arg-type]
+    told = str(caught.value).splitlines()
+    assert told[0] == "backbone: a path, URL or hub id, not function"
+    assert told[1].startswith("device: 'gpu' cannot be computed on here: ")
+    for call in (language_stage, deftx.learn_language):
+        with pytest.raises(ConfigError) as caught:
+            call(text, backbone=make_sft, execution=5)  # type: ignore[operator]
+        assert str(caught.value).splitlines() == [
+            "execution: a deftx.Execution, such as Execution(threads=8), not int",
+            "backbone: a path, URL or hub id, not function",
+        ]
     for wrong, message in (
         ({"execution": {"device": "cpu"}}, "execution: a deftx.Execution, such as Execution(threads=8), not dict"),
         ({"language": 5}, "language: 5 is no code of a language"),
@@ -441,7 +453,6 @@ def test_auto_is_decided_by_the_device_that_learns(
     on_cpu, in_bf16 = language_stage(text, **given), language_stage(text, **given, precision="bf16")
     auto = {**given, "precision": "auto"}
     assert language_stage(text, **auto, execution=deftx.Execution()) == on_cpu
-    monkeypatch.setattr("deftx.notebook.arguments.check_device", lambda name: None)
     assert language_stage(text, **auto, execution=deftx.Execution(device="cuda:1")) == in_bf16
     for has_gpu, expected in ((True, in_bf16), (False, on_cpu)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
@@ -460,4 +471,15 @@ def test_bf16_on_a_processor_without_it_is_refused_where_a_stage_would_train_in_
         deftx.learn_language(text, backbone=backbone, store=tmp_path, precision="bf16", **TEXT)
     stage = language_stage(text, backbone=backbone, precision="bf16", **TEXT)
     made = [needed.kind for needed in walk([stage]) if Store(str(tmp_path)).has(needed.address)]
-    assert made == ["text"]
+    assert made == []
+    assert not list(tmp_path.iterdir())
+    in_float32 = deftx.learn_language(text, backbone=backbone, store=tmp_path, **TEXT)
+    own = {**TABLES, **{split: table(tmp_path / f"{split}.csv", 20, 3) for split in ("train", "valid")}}
+    task = {**own, "labels": LABELS, "backbone": backbone, "source": in_float32, "store": tmp_path, **SHORT, "rank": 2}
+    with pytest.raises(ConfigError, match=r"^precision: bf16, but the CPU here has no bf16 instructions, "):
+        deftx.learn_task(**task, precision="bf16")
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: True)
+    in_bf16 = deftx.learn_language(text, backbone=backbone, store=tmp_path, precision="bf16", **TEXT)
+    monkeypatch.setattr(hardware, "multiplies_bf16", lambda: False)
+    assert deftx.learn_language(text, backbone=backbone, store=tmp_path, precision="bf16", **TEXT).stage == stage
+    assert deftx.learn_task(**{**task, "source": in_bf16}).stage is not None, "what is made already is only read"

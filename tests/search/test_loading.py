@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.plans import make_planner
 
 from deftx.config import Execution
 from deftx.errors import ConfigError
@@ -194,5 +195,16 @@ def test_how_a_trial_keeps_to_its_memory_reaches_the_stage() -> None:
 
 def test_a_space_that_asks_for_gpus_where_there_are_none_is_told() -> None:
     _, space = load_space("nusax", ())
-    assert Machine(cpus=2, gpus=0).lacks_gpu_for(space) == ["dense", "sparse", "grade"]
-    assert Machine(cpus=2, gpus=1).lacks_gpu_for(space) == []
+    planner = make_planner(space)
+    row = planner.combination(0, space.cells()[0])
+    stages = [*planner.checks(), *row.stages]
+    assert Machine(cpus=2, gpus=0).lacks_gpu_for(space, stages) == ["dense", "sparse", "grade"]
+    assert Machine(cpus=2, gpus=0).lacks_gpu_for(space, [row.task]) == ["sparse"]
+    assert Machine(cpus=2, gpus=1).lacks_gpu_for(space, stages) == []
+
+
+def test_a_setting_of_a_group_that_is_in_two_places_is_changed_in_the_one_named(tmp_path: Path) -> None:
+    shared = BASE + "language: &both {training: {epochs: null, max_steps: 5, min_steps: 0}}\ntask: *both\n"
+    space = load(tmp_path, shared, "language.training.max_steps=7", "language.k=10%")
+    assert (space.language.training.max_steps, space.task.training.max_steps) == (7, 5)
+    assert (space.language.k, space.task.k) == ("10%", 14_155_776)

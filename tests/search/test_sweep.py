@@ -169,7 +169,10 @@ def test_status_and_failed_read_the_store_without_ray(finished: Path) -> None:
     [
         (["--seed", "1"], "has seed 0, not 1"),
         (["--set", "benchmark=nusax", "--set", "targets=null"], "problem"),
-        (["--set", "backbone.hidden=32"], "has backbone stage"),
+        (
+            ["--set", "backbone.hidden=32"],
+            "newer version of this software, changed it; --name starts a new sweep beside this",
+        ),
         (["--set", "rank_l=[0.9]"], "write 90%"),
         (["--name", "a/b"], "sweep name 'a/b'"),
         (["--tracking-uri", "ftp://x"], "ftp://x"),
