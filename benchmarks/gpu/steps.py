@@ -115,7 +115,8 @@ def real_rows(options: Options, benchmark: str) -> Iterator[Row]:
             run.train_step()
         works = {"fresh": (run.train_step, STEPS), "plain": reference(options, work, lengths=lengths)}
         took = milliseconds(options, works)
-        yield Row(name, "ms a step", took["fresh"], took["plain"], "task", f"{note}; {way(run)}")
+        note = f"{note}; the limit is that of 16 x 128; {way(run)}"
+        yield Row(name, "ms a step", took["fresh"], took["plain"], "task", note)
 
 
 def wide_rows(options: Options) -> Iterator[Row]:

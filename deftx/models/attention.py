@@ -20,14 +20,15 @@ def masks_where_given(model: Any) -> Iterator[bool]:
     """Within the block a model with SDPA attention reads a mask only where it is given one.
 
     Yields:
-        Whether it does: a model with another attention is left as it is.
+        Whether the model adds a mask of 0 and -inf to its scores as it is given. DeBERTa, for one, multiplies by its
+        mask.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     before = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if before != "sdpa":
-        yield False
+        yield bool(getattr(model, "_supports_sdpa", False))
         return
     AttentionInterface.register(_NAME, sdpa_attention_forward)
     AttentionMaskInterface.register(_NAME, _mask)

@@ -2,8 +2,8 @@
 
 What trains is in `trainable`, one step in `step`. Every random choice at a step is a function of (seed, step), so a run
 that continues from a checkpoint equals one that was never interrupted. What is dropped depends also on the way a run
-goes: on the micro-batches, the kind of device, the version of torch, and whether steps are captured as graphs. A
-checkpoint of a run that went another way is left alone: the run starts over.
+goes: on the micro-batches, the kind of device and the version of torch. A checkpoint of a run that went another way is
+left alone: the run starts over. Whether steps are captured as graphs changes no bit.
 """
 
 from __future__ import annotations

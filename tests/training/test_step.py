@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import math
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from support.recorder import Recorder
 from support.tiny import make_encoded, make_mlm, same_bits, weights_of
 from support.trainings import HARD, SEED, Always, both, half_mask
@@ -21,12 +26,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.models import Shape, classifier, masked_lm, random_mask, sentences, text
 from deftx.config import Execution, Training
-from deftx.errors import TrainingError
+from deftx.errors import DataError, TrainingError
 from deftx.masks.select import Indices
+from deftx.train.ahead import Ahead
 from deftx.train.capture import Eager, Runner
 from deftx.train.loop import Run, train
 from deftx.train.objectives import IGNORED, Batch, Classification, MaskedLanguageModelling, Objective
-from deftx.train.trainable import phase
+from deftx.train.trainable import Trainable, phase
 
 SETTINGS = HARD.model_copy(update={"max_steps": 50, "l1": 0.0, "validate_every": 10})
 LABELS = ("negative", "neutral", "positive")
@@ -77,9 +83,6 @@ def trained(
             if interrupt is not None and run.step == 23:
                 run.save(interrupt)
                 run.train_step()  # forgotten again
-                if run._ahead is not None:
-                    run._ahead.close()
-                    run._ahead = None
                 run.restore(interrupt)
         run.load_best()
     return weights_of(model.cpu()), run.result.curve, run
@@ -303,18 +306,185 @@ class Poisoned(Always):
 
 
 @pytest.mark.parametrize("make", [Eager, Recorder])
-def test_nothing_is_stepped_from_a_bad_step_on(backbone: Path, make: Any) -> None:
+def test_nothing_is_stepped_from_a_bad_step_on(backbone: Path, make: Any, tmp_path: Path) -> None:
     model, objective = both("mlm", backbone)
     run = Run(model, Poisoned(objective, 4), SETTINGS, SEED, phase(model, SETTINGS), Execution(), make())
     run._ready = cached(run._ready)  # type: ignore[method-assign]
     for _ in range(3):
         run.train_step()
     before = {name: tensor.clone() for name, tensor in run._step.state().items() if name != "losses"}
-    for _ in range(2):  # the second as a GPU takes it before anyone has looked
-        with pytest.raises(Exception, match=r"the loss became nan at step 4; the first .* gradient of "):
-            run.train_step()
+    for step in (3, 4):  # as a GPU takes them before anyone has looked
+        ready = run._ready(step)
+        run._step.run(ready.parts, ready.targets, 1e-3, ready.seeds)
         assert same_bits({n: t for n, t in run._step.state().items() if n != "losses"}, before)
+    told = r"the loss became nan at step 4; the first .* gradient of "
+    with pytest.raises(TrainingError, match=told):
+        run.save(tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+    with pytest.raises(TrainingError, match=told):
+        run.validate()
     run.close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_bad_though_its_gradient_is_one(backbone: Path, value: float) -> None:
+    model, objective = both("mlm", backbone)
+
+    class Constant(Always):
+        def __init__(self, inner: Objective) -> None:
+            super().__init__(inner)
+            self.loss = lambda model, batch: inner.loss(model, batch) + value  # type: ignore[method-assign]
+
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step 1; "):
+        train(model, Constant(objective), SETTINGS, seed=SEED, trainable=phase(model, SETTINGS))
+
+
+def test_a_weight_that_is_no_number_is_never_kept(backbone: Path) -> None:
+    model, objective = both("mlm", backbone)
+    with closing(Run(model, Always(objective), SETTINGS, SEED, phase(model, SETTINGS), Execution())) as run:
+        run.train_step()
+        name = run._step.weights.names[3]
+        dict(run._step.weights.by_name())[name].view(-1)[0] = float("inf")
+        with pytest.raises(TrainingError, match=f"{name} became NaN or infinite by step 1; lower"):
+            run.validate()
+
+
+def test_a_restored_run_forgets_a_bad_step(backbone: Path, tmp_path: Path) -> None:
+    model, objective = both("mlm", backbone)
+    with closing(Run(model, Poisoned(objective, 3), SETTINGS, SEED, phase(model, SETTINGS), Execution())) as run:
+        run.train_step()
+        run.save(tmp_path / "checkpoint")
+        run.train_step()
+        with pytest.raises(TrainingError):
+            run.train_step()
+        run.restore(tmp_path / "checkpoint")
+        assert run.step == 1
+        run.train_step()
+        assert math.isfinite(run.validate()["train_loss"])
+
+
+@pytest.mark.parametrize("where", ["zeros_like", "empty_like"])
+def test_a_model_comes_back_whole_where_there_is_no_room_for_a_run(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    model, objective = both("mlm", backbone)
+    before = weights_of(model)
+
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = SETTINGS.model_copy(update={"precision": "bf16"})
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(torch, where, full)
+        Run(model, objective, settings, SEED, phase(model, settings), Execution())
+    assert same_bits(weights_of(model), before)
+    assert model.config._attn_implementation == "sdpa"
+    storages = [parameter.untyped_storage().data_ptr() for parameter in model.parameters()]
+    assert len(set(storages)) == len(storages)
+
+
+def test_nothing_that_a_run_held_outlives_it(backbone: Path) -> None:
+    model, objective = both("mlm", backbone)
+    run = Run(model, objective, SETTINGS, SEED, phase(model, SETTINGS), Execution(micro_batch=2))
+    run.train_step()
+    held = [weakref.ref(run._step), weakref.ref(run._step.weights.values), weakref.ref(run._best)]
+    gc.disable()
+    try:
+        run.close()
+        del run
+        assert [ref() for ref in held] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_nothing_to_train_is_an_error(backbone: Path) -> None:
+    model, objective = both("mlm", backbone)
+    settings = SETTINGS.model_copy(update={"freeze_lm_head": True})
+    with pytest.raises(DataError, match="nothing trains"):
+        train(model, objective, settings, seed=SEED, trainable=phase(model, settings, {}))
+
+
+def test_micro_batches_draw_differently(backbone: Path) -> None:
+    model, objective = both("mlm", backbone, 0.3)
+    with closing(Run(model, objective, SETTINGS, SEED, phase(model, SETTINGS), Execution(micro_batch=1))) as run:
+        ready, again = run._ready(0), run._ready(1)
+        assert len({*ready.seeds, *again.seeds}) == 8
+        run._step._targets.fill_(1.0)
+        same = dict(ready.parts[0])
+        losses = []
+        for seed in (*ready.seeds[:2], ready.seeds[0]):
+            run._step._generator.manual_seed(seed)
+            losses.append(float(run._step._mean_loss(same)))
+        assert losses[0] == losses[2] != losses[1]
+
+
+def test_batches_made_ahead_change_nothing(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, curve, _ = trained(backbone, "lengths", None)
+
+    def ahead(run: Run) -> Any:
+        if run._ahead is None:
+            run._ahead = Ahead(run._ready, range(run.step, run.result.steps))
+        return run._ahead.take()
+
+    monkeypatch.setattr(Run, "_next", ahead)
+    found, same, run = trained(backbone, "lengths", None, interrupt=tmp_path / "checkpoint")
+    assert curve == same and same_bits(found, expected)
+    assert run._ahead is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "deftx-batches"]
+
+
+def test_ahead_keeps_the_order_and_ends_with_an_error_that_stays() -> None:
+    made = Ahead(lambda number: number * 10, range(20))
+    assert [made.take() for _ in range(20)] == [number * 10 for number in range(20)]
+    for _ in range(2):
+        with pytest.raises(IndexError, match="no further batch"):
+            made.take()
+    made.close()
+
+
+def test_what_goes_wrong_ahead_is_raised_where_it_is_taken() -> None:
+    made = Ahead(lambda number: 12 // (3 - number), range(20))
+    assert [made.take() for _ in range(3)] == [4, 6, 12]
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            made.take()
+    made.close()
+    full = Ahead(lambda number: number, range(1000))
+    assert full.take() == 0
+    full.close()  # while the maker waits for room
+    assert not full._thread.is_alive()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["DebertaV2", "Bert", "Electra", "DistilBert"])
+def test_other_architectures_take_the_step_of_their_own_forward_pass(kind: str, attention: str) -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+        "max_position_embeddings": 40, "pad_token_id": 1, "num_labels": 3,
+    }  # fmt: skip
+    if kind == "DistilBert":
+        sizes = {"vocab_size": 50, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "num_labels": 3}
+    if kind == "DebertaV2" and attention == "sdpa":
+        pytest.skip("it has an attention of its own")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    model.config._attn_implementation = attention
+    for module in model.modules():
+        if "Dropout" in type(module).__name__:
+            module.p = module.drop_prob = 0.0
+    objective, settings = Lengths(), Training(max_steps=4, batch_size=4)
+    parameters = dict(model.named_parameters())
+    execution = Execution()
+    with closing(Run(model, objective, settings, SEED, Trainable(parameters), execution, Recorder())) as run:
+        for step in range(3):
+            numbers = run._order[1] if run._order[0] == 0 else np.random.default_rng([SEED, 1, 0]).permutation(22)
+            batch = objective.batch(numbers[step * 4 : step * 4 + 4], np.random.default_rng(0))
+            with torch.no_grad():
+                plain = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            expected = torch.nn.functional.cross_entropy(plain, batch["labels"]).item()
+            run.train_step()
+            assert run._step.take_losses() == pytest.approx(expected, rel=1e-5)
 
 
 def cached(function: Any) -> Any:
