@@ -230,7 +230,10 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet:
 
 
 def _warn_of_precision(prepared: session.Prepared) -> None:
-    if before := session.trained_before(prepared):
+    """Say that an earlier start of the sweep trained in another precision, which counts in addresses."""
+    info = prepared.folder.info()
+    before = format_precision(info.space) if info else None
+    if before not in (None, format_precision(prepared.space.model_dump(mode="json"))):
         again = "what trains in another precision now is trained again, under other addresses"
         err.print(f"[yellow]warning:[/yellow] this sweep had precision {before}: {again}", soft_wrap=True)
 

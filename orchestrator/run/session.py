@@ -29,7 +29,6 @@ from orchestrator.record.sweep import State, SweepFolder, SweepInfo
 from orchestrator.run.driver import Driver
 from orchestrator.search.replay import export_journal
 from orchestrator.space.schema import Pretraining, Space
-from orchestrator.wording import format_precision
 
 Run = Callable[[Driver], None]
 
@@ -127,13 +126,6 @@ def held(prepared: Prepared) -> Iterator[SweepInfo]:
         info = _info(prepared)
         prepared.folder.write_info(info)
         yield info
-
-
-def trained_before(prepared: Prepared) -> str | None:
-    """What an earlier start of the sweep trained in, in words, where that is another precision than now's."""
-    info = prepared.folder.info()
-    before = format_precision(info.space) if info else None
-    return before if before != format_precision(prepared.space.model_dump(mode="json")) else None
 
 
 def forget_failures(folder: SweepFolder) -> int:

@@ -42,7 +42,7 @@ def row(plan: Planner, rank_l: str, rank_t: str, retention_of: RetentionOf = "nu
 
 def test_the_addresses_are_those_of_the_space_nusax(data: Path, backbone: Path) -> None:
     languages, task = row(planner(data, backbone), "100", "90%")
-    common: dict[str, Any] = {"backbone": backbone, "k": "10%"}
+    common: dict[str, Any] = {"backbone": backbone, "k": "10%", "precision": "bf16"}
     for code in ("ace", "ban", "bjn", "mad", "min"):
         ours = language_stage(data / "corpora" / f"{code}.txt", **common)
         assert ours.identity() == languages[code].identity()
@@ -73,7 +73,7 @@ def test_the_addresses_are_those_of_the_space_nusax(data: Path, backbone: Path) 
 def test_a_setting_is_a_spaces(data: Path, backbone: Path, overrides: list[str], settings: dict[str, Any]) -> None:
     plan = planner(data, backbone, "source=null", *overrides)
     languages, task = row(plan, "100", "100", settings.get("retention_of", "numel"))
-    common: dict[str, Any] = {"backbone": backbone, "k": "10%", **settings}
+    common: dict[str, Any] = {"backbone": backbone, "k": "10%", "precision": "bf16", **settings}
     assert task_stage("nusax", data_root=data, **common).address == task.address
     common.pop("leaks", None)
     assert language_stage(data / "corpora/ace.txt", **common).address == languages["ace"].address
@@ -82,7 +82,7 @@ def test_a_setting_is_a_spaces(data: Path, backbone: Path, overrides: list[str],
 def test_settings_of_one_kind_and_lt_sft_and_a_donor_of_the_head(data: Path, backbone: Path) -> None:
     plan = planner(data, backbone, "source=null", "language.text.block=64", "task.max_rows=9", f"lm_head={backbone}")
     lt_sft = next(planned for planned in plan.baselines() if planned.kind == "lt-sft")
-    common: dict[str, Any] = {"backbone": backbone, "k": "10%", "rank": None}
+    common: dict[str, Any] = {"backbone": backbone, "k": "10%", "precision": "bf16", "rank": None}
     ours = language_stage(data / "corpora/ban.txt", block=64, lm_head=backbone, **common)
     assert ours.address == lt_sft.languages["ban"].address
     assert task_stage("nusax", data_root=data, max_rows=9, **common).address == lt_sft.task.address
@@ -101,7 +101,7 @@ def test_tables_of_ones_own_are_those_of_a_spaces_benchmark(data: Path, backbone
     _, task = row(planner(data, backbone, own, "targets=[gay]", "source=null"), "100", "100")
     ours = task_stage(
         "reviews", train=reviews / "train.csv", valid=reviews / "valid.csv", labels=labels, language="id",
-        backbone=backbone, k="10%",
+        backbone=backbone, k="10%", precision="bf16",
     )  # fmt: skip
     assert ours.address == task.address
 
