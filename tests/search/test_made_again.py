@@ -21,7 +21,7 @@ from orchestrator.record.sweep import GradeRow, SweepFolder
 from orchestrator.report.__main__ import app as report_app
 from orchestrator.tracking.__main__ import app as tracking_app
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "storage_98c4cd8.tar.xz"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "storage_f04e5a7.tar.xz"
 WRITTEN = ("results.csv", "chosen.json")
 """What the grades alone decide."""
 
