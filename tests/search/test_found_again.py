@@ -1,8 +1,8 @@
 """A storage made at f04e5a7, when the stages that train had their version 3, is found again whole.
 
-Nothing of it is made again. `fixtures/storage_f04e5a7.tar.xz` holds the space and the storage of one tiny sweep, run with
-`--serial` at that commit on the data that `islands.write_data` writes (plots and MLflow's mirror left out, for they are
-made from the rest).
+Nothing of it is made again. `fixtures/storage_f04e5a7.tar.xz` holds the space and the storage of one tiny sweep, run
+with `--serial` at that commit on the data that `islands.write_data` writes (plots and the mirror in MLflow left out,
+for they are made from the rest).
 """
 
 from __future__ import annotations
