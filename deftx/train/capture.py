@@ -1,8 +1,9 @@
 """How a step's functions are carried out: as Python, or captured once as CUDA graphs and replayed.
 
 A function given to a runner takes nothing and returns nothing: it reads and writes tensors that never move, and waits
-for no value of theirs. So the operations that it dispatched once can be repeated without Python. The choice of the
-runner is the one place where training asks what device it is on. What the functions compute is in `step`.
+for no value of theirs. So the operations that it dispatched once can be repeated without Python. Elsewhere training asks
+what device it is on only to place tensors, to pin batches and to make them ahead. What the functions compute is in
+`step`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Runner(Protocol):
     """Carries out functions, each under a key that names its inputs' shapes.
 
     Attributes:
-        way: `eager` or `graph`, for the record: the draws of dropout may depend on it.
+        way: `eager` or `graph`, for the record.
     """
 
     way: str

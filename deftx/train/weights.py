@@ -160,7 +160,7 @@ class Weights:
     def close(self) -> None:
         """Give each parameter memory of its own, in the model's precision, and forget all. May be called twice.
 
-        On a GPU that is full the model is left on the CPU.
+        On a GPU that is full, what no longer fits is left on the CPU.
         """
         self._output.close()
         by_name = dict(zip(self.names, self.parameters, strict=True))
@@ -246,14 +246,13 @@ class _FrozenOutput:
         self._own: Tensor | None = None
 
     def pad(self, device: torch.device, narrow: bool) -> None:
-        """Move it to the device with its further rows; the original waits on the CPU."""
+        """Move it to the device with its further rows. Where bfloat16 rounds it, the original waits on the CPU."""
         if self._weight is None:
             return
         own = self._weight.detach()
         rows, dtype = -(-len(own) // _OUTPUT_ROWS) * _OUTPUT_ROWS, torch.bfloat16 if narrow else own.dtype
         padded = torch.zeros(rows, own.shape[1], dtype=dtype, device=device)
         padded[: len(own)].copy_(own)
-        # bfloat16 would not give it back
         self._own = own.cpu() if narrow else padded[: len(own)]
         self._weight.data = padded
 
