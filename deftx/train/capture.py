@@ -63,6 +63,15 @@ def runner_for(device: torch.device, recomputes: bool) -> Runner:
     return Graphs(device) if device.type == "cuda" and not recomputes else Eager()
 
 
+def generator_of(device: torch.device) -> torch.Generator:
+    """The generator that dropout draws from on a device, of GPUs the current one's."""
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()
+    generator: torch.Generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    return generator
+
+
 class Eager:
     """Every operation is dispatched from Python, every time."""
 
@@ -90,8 +99,7 @@ class Graphs:
         """Capture nothing yet."""
         self.way = "graph"
         self._device = device
-        torch.cuda.init()
-        self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        self._generator = generator_of(device)
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from deftx.config import Training
-from deftx.train.capture import Runner, exact
+from deftx.train.capture import Runner, exact, generator_of
 from deftx.train.objectives import Batch, Objective
 from deftx.train.trainable import Trainable
 from deftx.train.weights import Weights
@@ -94,10 +94,7 @@ class Step:
         self._what_went_bad = torch.zeros(2, dtype=torch.float64, device=device)
         self._loss, self._losses = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         self.noticed = torch.zeros(()).pin_memory() if device.type == "cuda" else torch.zeros(())
-        self._generator = torch.default_generator
-        if device.type == "cuda":
-            torch.cuda.init()
-            self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        self._generator = generator_of(device)
         self._inputs: dict[Any, Batch] = {}
         self._prepared: set[Any] = set()
         self._last: list[Any] = []
