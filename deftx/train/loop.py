@@ -275,7 +275,7 @@ class Run:
     def load_best(self) -> None:
         """Put the model back to its best checkpoint, in evaluation mode."""
         if self.result.best_step < self.step:
-            self._step.load_values(self._best)
+            self._step.weights.load(self._best)
         self._model.eval()
 
     def save(self, file: Path) -> None:

@@ -174,12 +174,6 @@ class Step:
             number.zero_()
         self.weights.write_back()
 
-    @torch.no_grad()
-    def load_values(self, values: Tensor) -> None:
-        """Set what trains, and leave the moments."""
-        self.weights.values.copy_(values)
-        self.weights.write_back()
-
     def autocast(self) -> AbstractContextManager[Any]:
         """Within the block the model computes in the settings' precision."""
         if self._settings.precision == "bf16":

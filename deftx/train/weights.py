@@ -152,6 +152,12 @@ class Weights:
                 first = self._parts[0]
                 self._narrow.index_copy_(0, first.index, self.values[first.place].to(self._narrow.dtype))
 
+    @torch.no_grad()
+    def load(self, values: Tensor) -> None:
+        """Set `values`, and the parameters with them."""
+        self.values.copy_(values)
+        self.write_back()
+
     def by_name(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter that trains, in the precision of `values`."""
         return ((name, self._view(self._flat, name)) for name in self.names)
