@@ -1,8 +1,8 @@
 """How a step's functions are carried out: as Python, or captured once as CUDA graphs and replayed.
 
 A function given to a runner takes nothing and returns nothing: it reads and writes tensors that never move, and waits
-for no value of theirs. So the operations that it dispatched once can be repeated without Python. Elsewhere training asks
-what device it is on only to place tensors, to pin batches and to make them ahead. What the functions compute is in
+for no value of theirs. So the operations that it dispatched once can be repeated without Python. Elsewhere training
+asks what device it is on only to place tensors, to pin batches and to make them ahead. What the functions compute is in
 `step`.
 """
 
