@@ -18,7 +18,7 @@ import torch
 from support.composable_files import encode
 from support.hub_stand_in import ANSELL, NUSAX, TINY, VECTOR, WIKIPEDIA, Client, HubStandIn, dataset, parquet
 from support.islands import sweep, write_data, write_space
-from support.tiny import make_sft, make_tokenizer
+from support.tiny import make_sft, make_tokenizer, write_pickled
 
 from deftx.data.catalogue import BENCHMARKS
 from deftx.data.corpora import corpus_source, read_lines
@@ -30,7 +30,7 @@ from deftx.sft.composable import FILE
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import online_file, read_text
 from deftx.sources.hub import HubSource, hub_commit, hub_table
-from deftx.sources.published import HubFolder, local_folder, resolve_folder
+from deftx.sources.published import HubFolder, local_folder, resolve_folder, settings_folder
 from deftx.sources.revisions import Revisions, pinned_revisions
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
@@ -222,6 +222,40 @@ def test_a_backbone_by_its_id_is_the_one_that_was_published(
     loaded = {line.rpartition("/")[2] for line in hub.asked if line.startswith(f"GET /{TINY}/resolve/")}
     assert {"model.safetensors", "tokenizer.json"} <= loaded
     assert loaded.isdisjoint({"pytorch_model.bin", "model.onnx"}), "the weights come once"
+
+
+def test_of_a_repository_comes_what_a_model_needs_and_none_of_its_checkpoints(
+    hub: HubStandIn, online: Client, backbone: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in backbone.iterdir()}
+    weights = files["model.safetensors"]
+    checkpoint = {f"checkpoint-500/{name}": content for name, content in files.items()}
+    other = {"model.fp16.safetensors": weights, "training_args.bin": b"a pickle", "tf_model.h5": b"and again"}
+    source = HubFolder(repo="somebody/trained", commit=hub.push("somebody/trained", files | checkpoint | other))
+    described = online(settings_folder, source)
+    assert {path.name for path in described.iterdir()} == files.keys() - {"model.safetensors"}
+    folder = online(local_folder, source)
+    assert folder == described
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    commit = hub.push("somebody/between", checkpoint | {"config.json": files["config.json"]})
+    with pytest.raises(HubError, match=r"holds no weights .*; it has checkpoint-500/config.json, checkpoint-500/model"):
+        online(settings_folder, HubFolder(repo="somebody/between", commit=commit))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickled_weights_in_shards_come_whole(
+    hub: HubStandIn, home: Path, online: Client, backbone: Path, tmp_path: Path, shards: int
+) -> None:
+    write_pickled(backbone, tmp_path / "pickled", shards)
+    repo = f"somebody/pickled-{shards}"
+    source = HubFolder(repo=repo, commit=hub.push(repo, tmp_path / "pickled"))
+    online(settings_folder, source)
+    with Client(hub.url, home) as early:
+        hub.stop()
+        with pytest.raises(HubError, match="is not in the local cache, and the hub could not be reached"):
+            early(local_folder, source)
+        hub.start_again()
+    assert online(load_model, repo) == (fingerprint(load_masked_lm(backbone)), make_tokenizer()("w0 w3")["input_ids"])
 
 
 def test_vectors_by_their_id(hub: HubStandIn, online: Client, fetched: dict[str, Any], backbone: Path) -> None:
