@@ -44,8 +44,12 @@ def load_composed(
 
 
 def _check_head(model: Any, task: SparseFineTuning, labels: tuple[str, ...]) -> None:
-    """Check that the task vector brings a whole classifier for these labels; the model's own is a random draw."""
-    if missing := [name for name in head_of(model) if name not in task.head]:
+    """Check that the task vector brings a whole classifier for these labels; the model's own is a random draw.
+
+    Published vectors of a BERT bring its first layer, the pooler, as entries.
+    """
+    entries = {f"{model.base_model_prefix}.{name}" for name in task.indices}
+    if missing := [name for name in head_of(model) if name not in task.head.keys() | entries]:
         raise DataError(f"the task vector has no {missing[0]}: it brings no classifier, so it is not that of a task")
     if task.metadata.labels and tuple(task.metadata.labels) != labels:
         raise DataError(f"the labels are {', '.join(labels)}; the task vector's: {', '.join(task.metadata.labels)}")
