@@ -8,7 +8,7 @@ device, where tensors have no storage. Which names a model expects is in `deftx.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from deftx.errors import DataError, reason
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The files with which a model's weights begin, in the order in which transformers looks for them."""
 _INDEX = ".index.json"
-_POINTER = b"version https://git-lfs"
 
 
 class Header(NamedTuple):
@@ -30,6 +29,11 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     floating: bool
     """Whether it consists of floating-point numbers, not of whole numbers as a quantised weight does."""
+
+    @classmethod
+    def of(cls, shape: Iterable[int], dtype: str) -> Header:
+        """That of a tensor by what a safetensors file says of it."""
+        return cls(tuple(shape), dtype.startswith(("F", "BF")))
 
 
 Headers = Mapping[str, Header]
@@ -59,12 +63,6 @@ def headers_in(path: Path) -> Headers:
         raise DataError(f"{path}: torn, or no file of weights: {_why(path, error)}") from None
 
 
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in place of a large one that was not fetched."""
-    with path.open("rb") as file:
-        return file.read(len(_POINTER)) == _POINTER
-
-
 def _files_of(folder: Path) -> list[Path]:
     config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
     named = config.get("transformers_weights")
@@ -85,8 +83,6 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _why(path: Path, error: Exception) -> str:
-    if path.is_file() and is_pointer(path):
-        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
     if isinstance(error, UnpicklingError):
         return "there is more than tensors in it, and no code of a pickle is run"
     return "it is empty" if path.is_file() and not path.stat().st_size else reason(error).split(". ")[0]
@@ -106,7 +102,7 @@ def _safe(path: Path) -> Iterator[tuple[str, Header]]:
     with safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
-            yield name, Header(tuple(part.get_shape()), part.get_dtype().startswith(("F", "BF")))
+            yield name, Header.of(part.get_shape(), part.get_dtype())
 
 
 def _pickled(path: Path) -> Iterator[tuple[str, Header]]:

@@ -19,6 +19,7 @@ from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
 from deftx.folders import Contents, contents_of, files_of
 from deftx.sources.hub import gated_error, hub_commit, hub_info
+from deftx.sources.revisions import UNRESOLVED
 
 _SETTINGS = ["*.json", "*.model", "*.txt"]
 """Files beside the weights: configuration, tokenizer, index of the shards, and what is said of a vector."""
@@ -53,6 +54,12 @@ Published = LocalFolder | HubFolder
 def name_of(source: Published) -> str:
     """The hub id or the folder's path, for messages."""
     return source.repo if isinstance(source, HubFolder) else source.path
+
+
+def openable(source: object) -> Published | None:
+    """What was given, where it is a published folder that can be opened: its commit is known, or it lies here."""
+    known = isinstance(source, LocalFolder) or (isinstance(source, HubFolder) and source.commit != UNRESOLVED)
+    return source if known else None  # type: ignore[return-value]
 
 
 def resolve_folder(name: str, revision: str = "main") -> Published:
@@ -136,7 +143,8 @@ def _downloaded(repo: str, commit: str, *, whole: bool = True) -> Path:
         raise gated_error(repo, commit, "model") from None
     except Exception as error:  # the hub client does not wrap the errors of its HTTP library
         if problem:
-            raise HubError(f"{repo} at commit {commit[:12]} is not in the local cache, and {problem}") from None
+            words = f"{repo} at commit {commit[:12]} is not in the local cache, and {problem}"
+            raise type(problem)(words) from None
         raise HubError(
             f"{repo} at commit {commit[:12]} could not be downloaded from the hub ({reason(error)}); "
             f"give a local folder instead, or run where there is a network"
