@@ -354,7 +354,7 @@ def test_the_forms_that_people_have_pass_and_load(backbone: Path, tmp_path: Path
     load_classifier(folder, ("no", "yes"), seed=0)
     model = load_masked_lm(folder, lm_head="random" if without_head else "own")
     same = same_bits(*({n: p.detach() for n, p in encoder_of(m).items()} for m in (model, load_masked_lm(backbone))))
-    assert same == (name not in ("A9, a classifier", "B1", "B4, more rows", "B5, fp16", "B5, bf16", "B6, untied"))
+    assert same == (name not in ("A9, a classifier", "B4, more rows", "B5, fp16", "B5, bf16", "B6, untied"))
 
 
 @pytest.mark.parametrize("lm_head", [True, False])
