@@ -24,5 +24,6 @@ def contents_of(folder: Path) -> Contents:
 
 def pointers_in(folder: Path) -> list[Path]:
     """The files of a folder that Git LFS would have fetched: each is a few lines that say which file it stands for."""
-    small = [path for path in files_of(folder) if path.stat().st_size < 1024]
+    # a repository of which nothing was fetched has no folder
+    small = [path for path in files_of(folder) if path.stat().st_size < 1024] if folder.is_dir() else []
     return [path for path in small if path.read_bytes().startswith(b"version https://git-lfs")]
