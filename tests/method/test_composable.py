@@ -181,7 +181,8 @@ def test_a_published_vector_of_a_bert_brings_its_classifiers_first_layer_as_a_ch
 
 def test_a_published_vector_of_a_bert_needs_the_pooler_that_it_changes(bert: Path, tmp_path: Path) -> None:
     deltas = changed(bert, "bert.pooler.dense.weight")
-    write(tmp_path, {name: encode(delta) for name, delta in deltas.items()})
+    head = {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.ones(3)}
+    write(tmp_path, {name: encode(delta) for name, delta in deltas.items()}, head)
     task = SparseFineTuning.from_pretrained(tmp_path)
     poolerless = write_encoder(tmp_path / "backbone", "bert")
     with pytest.raises(

@@ -12,8 +12,9 @@ import pytest
 import torch
 from support.encoders import CONFIGS, write_encoder
 from support.recorder import Recorder
-from support.tiny import LABELS, make_encoded, make_mlm, same_bits, weights_of
+from support.tiny import END, LABELS, PAD, START, make_encoded, make_mlm, make_tokenizer, same_bits, weights_of
 from support.trainings import HARD, SEED, half_mask
+from tokenizers.processors import TemplateProcessing
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
@@ -23,7 +24,7 @@ from deftx.models.load import load_classifier, load_masked_lm, reads_segments
 from deftx.models.parameters import base_of
 from deftx.train.capture import Eager, Runner
 from deftx.train.loop import Run
-from deftx.train.objectives import Classification, Objective
+from deftx.train.objectives import Classification, Objective, encode, predict
 from deftx.train.trainable import phase
 
 KINDS = [kind for kind in CONFIGS if kind not in ("xlm-roberta", "roberta")]  # theirs is in test_step
@@ -125,3 +126,34 @@ def test_the_loss_compiles_as_one_graph_for_each_shape(folders: dict[str, Path],
             run.train_step()
         shapes = len(run._step._inputs)
     assert counter.frame_count == shapes <= 5
+
+
+def paired_tokenizer() -> Any:
+    """One that says which of two texts a token is of, as BERT's does."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        "<s> $A </s>", "<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", START), ("</s>", END)]
+    )
+    return tokenizer
+
+
+def test_pairs_are_read_with_the_segments_that_the_tokenizer_gives_them(folders: dict[str, Path]) -> None:
+    """And predicted as by transformers itself, so that an exported classifier says what was graded."""
+    tokenizer, model = paired_tokenizer(), load_classifier(folders["bert"], LABELS, 1).eval()
+    first, second = ["w1 w2 w3", "w4", "w5 w6"], ["w7", "w8 w9 w10 w11", "w1 w12"]
+    encoded = encode(tokenizer, first, second, [0, 1, 2], 16, reads_segments(model))
+    assert encoded.segments is not None
+    assert encoded.segments[1] == [0, 0, 0, 1, 1, 1, 1, 1]
+    plain = tokenizer(first, second, padding=True, return_tensors="pt")
+    assert torch.equal(encoded.padded([0, 1, 2], PAD)["token_type_ids"], plain["token_type_ids"])
+    logits = model(**plain).logits
+    assert predict(model, encoded, PAD, torch.device("cpu")).tolist() == logits.argmax(-1).tolist()
+    assert not torch.equal(logits, model(plain["input_ids"], attention_mask=plain["attention_mask"]).logits)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "modernbert"])
+def test_a_model_without_segments_is_given_none(folders: dict[str, Path], kind: str) -> None:
+    """Also with a tokenizer that makes some, such as a RoBERTa's with BERT's vocabulary."""
+    model = load_classifier(folders[kind], LABELS, 1)
+    assert encode(paired_tokenizer(), ["w1"], ["w2"], [0], 16, reads_segments(model)).segments is None
+    assert encode(paired_tokenizer(), ["w1"], None, [0], 16, True).segments is None
