@@ -131,6 +131,7 @@ def test_the_loss_compiles_as_one_graph_for_each_shape(folders: dict[str, Path],
 def paired_tokenizer() -> Any:
     """One that says which of two texts a token is of, as BERT's does."""
     tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         "<s> $A </s>", "<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", START), ("</s>", END)]
     )
