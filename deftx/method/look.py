@@ -8,23 +8,15 @@ of pickles on the hub; left to the load are the numbers themselves. What cannot 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
-
-from deftx.errors import ConfigError, DataError, DeftxError, Problems, reason
+from deftx.errors import DataError, DeftxError, Problems
 from deftx.folders import pointers_in
-from deftx.models.architectures import Architecture, MaskedLMHead, architecture_of
 from deftx.models.headers import Header, Headers, headers_of
-from deftx.models.load import load_tokenizer, quiet
-from deftx.models.parameters import encoder_of
-from deftx.models.sizes import bounded
+from deftx.models.outline import Outline
 from deftx.sft.compose import check_shapes
 from deftx.sft.vector import shapes_of
 from deftx.sources.hub import UnreachableError, hub_headers
@@ -54,7 +46,7 @@ def look(
     def tell(setting: str, look_at: Callable[[], T]) -> T | None:
         return problems.get(lambda: _of(setting, look_at))
 
-    encoder = tell("backbone", partial(_encoder, backbone)) if backbone else None
+    encoder = tell("backbone", partial(_outline, backbone)) if backbone else None
     if encoder:
         tell("backbone", encoder.check_weights)
         tell("backbone", partial(encoder.check_tokenizer, masks=lm_head is not None))
@@ -62,138 +54,11 @@ def look(
             tell(setting, partial(encoder.check_length, tokens))
         if lm_head == "own":
             tell("lm_head", encoder.check_own_head)
-    if lm_head is not None and not isinstance(lm_head, str) and (donor := tell("lm_head", partial(_encoder, lm_head))):
+    if lm_head is not None and not isinstance(lm_head, str) and (donor := tell("lm_head", partial(_outline, lm_head))):
         tell("lm_head", donor.check_weights)
         tell("lm_head", partial(donor.check_gives_head, encoder))
     for setting, vector in (vectors or {}).items():
         tell(setting, partial(_check_vector, vector, encoder))
-
-
-@dataclass(frozen=True)
-class _Encoder:
-    """A published encoder as far as it is known without its weights.
-
-    Attributes:
-        name: folder or hub id.
-        folder: of its configuration and tokenizer.
-        model: with its LM head, on the `meta` device.
-        headers: of its weights; None: not known before they are downloaded.
-    """
-
-    name: str
-    folder: Path
-    architecture: Architecture
-    model: Any
-    headers: Headers | None
-
-    def check_weights(self) -> None:
-        """Check that the files hold every weight of the encoder."""
-        if self.headers is None:
-            return
-        prefix, absent = f"{self.model.base_model_prefix}.", []
-        for name, parameter in encoder_of(self.model).items():
-            if (header := self._found.get(id(parameter))) is None:
-                absent.append(prefix + name)
-            elif not header.floating:
-                raise DataError(f"{self.name}: {prefix}{name} is quantised; give its weights as floating-point numbers")
-            elif header.shape != tuple(parameter.shape):
-                shapes = f"{header.shape}, but config.json means {tuple(parameter.shape)}"
-                raise DataError(f"{self.name}: {prefix}{name} has shape {shapes}")
-        if absent:
-            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-            raise DataError(f"{self.name}: the weights lack {absent[0]}{more}; give a whole checkpoint")
-
-    def check_length(self, tokens: int) -> None:
-        """Check that the model has positions for so many tokens."""
-        if tokens > (reads := self.architecture.positions(self.model.config)):
-            raise ConfigError(f"{tokens} tokens, but {self.name} reads {reads} at most")
-
-    def check_own_head(self) -> None:
-        """Check that the files hold an LM head."""
-        if lacks := self._lacks_of_head():
-            raise DataError(
-                f"own, but {self.name} has no LM head (no {lacks}); set lm_head to a donor such as "
-                f"FacebookAI/xlm-roberta-base, or to random"
-            )
-
-    def check_gives_head(self, other: _Encoder | None) -> None:
-        """Check that the files hold an LM head, and one that fits another encoder."""
-        if lacks := self._lacks_of_head():
-            raise DataError(f"{self.name}: has no LM head to give (no {lacks})")
-        own = self._head.trained()
-        for name, wanted in (other._head.trained() if other else {}).items():
-            if name not in own or own[name].shape != wanted.shape:
-                has = tuple(own[name].shape) if name in own else "none"
-                raise DataError(f"{self.name}: its LM head does not fit: {name} is {has}, not {tuple(wanted.shape)}")
-
-    def check_tokenizer(self, *, masks: bool) -> None:
-        """Check that the tokenizer loads, has the special tokens that are needed, and numbers that the model knows."""
-        tokenizer, problems, config = self._tokenizer(), [], self.model.config
-        at = f"{self.name}: the tokenizer has"
-        vocabulary, rows = tokenizer.get_vocab(), self.model.get_input_embeddings().num_embeddings
-        if len(vocabulary) <= len(tokenizer.all_special_ids):
-            problems.append(f"{at} no tokens but its {len(vocabulary)} special ones; is its vocabulary file empty?")
-        if tokenizer.pad_token_id is None:
-            problems.append(f'{at} no padding token; name one as "pad_token" in tokenizer_config.json')
-        elif self.architecture.counts_padding and config.pad_token_id is None:
-            right = f"write {tokenizer.pad_token_id}, the tokenizer's"
-            problems.append(f"{self.name}/config.json: pad_token_id: null, but positions are counted by it; {right}")
-        if masks and tokenizer.mask_token_id is None:
-            needs = "which a language vector is learnt with"
-            problems.append(f'{at} no mask token, {needs}; name one as "mask_token" in tokenizer_config.json')
-        if beyond := sorted((number, token) for token, number in vocabulary.items() if number >= rows):
-            number, token = beyond[0]
-            more = f" (and {len(beyond) - 1} more beyond it)" if len(beyond) > 1 else ""
-            problems.append(
-                f"{at} {token!r} as token {number}{more}, but the word embedding has {rows} rows; call "
-                f"resize_token_embeddings({beyond[-1][0] + 1}) and save the model, or give the tokenizer it came with"
-            )
-        if problems:
-            raise DataError("\n".join(problems))
-
-    def check_vector(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Check that what a vector changes is in the model, or is the pooler beside it."""
-        own = {name: tuple(parameter.shape) for name, parameter in encoder_of(self.model).items()}
-        prefix, headers = f"{self.model.base_model_prefix}.", self.headers
-        beside = shapes if headers is None else {name.removeprefix(prefix): h.shape for name, h in headers.items()}
-        check_shapes(own | {name: shape for name, shape in beside.items() if name.startswith("pooler.")}, shapes)
-
-    @cached_property
-    def _found(self) -> dict[int, Header]:
-        """The header of each parameter, by its id."""
-        named = _as_named(self.headers or {}, self.model)
-        return {id(p): named[name] for name, p in self.model.named_parameters(remove_duplicate=False) if name in named}
-
-    @property
-    def _head(self) -> MaskedLMHead:
-        head = self.architecture.lm_head(self.model)
-        assert head is not None, "a masked language model has an LM head"
-        return head
-
-    def _lacks_of_head(self) -> str:
-        """The parts of the LM head that transformers would draw: not in the files, or there in another shape."""
-        head, absent = self._head, []
-        for name, parameter in head.trained().items() if self.headers is not None else ():
-            names = [parameter, getattr(head.owner, "bias", None)] if name == "bias" else [parameter]
-            found = [self._found.get(id(part)) for part in names]
-            if not any(header and header.shape == tuple(parameter.shape) for header in found):
-                absent.append(name)
-        return ", ".join(absent)
-
-    def _tokenizer(self) -> Any:
-        from sentencepiece import SentencePieceProcessor
-
-        for path in self.folder.glob("*.model") if not (self.folder / "tokenizer.json").is_file() else ():
-            try:
-                SentencePieceProcessor(model_file=str(path))
-            except Exception:  # with words that name a line of C++
-                raise DataError(f"{self.name}/{path.name}: torn, or no SentencePiece model") from None
-        try:
-            return load_tokenizer(self.folder)
-        except DataError:
-            raise
-        except Exception as error:  # a wrong value makes transformers raise anything
-            raise DataError(f"{self.name}: no tokenizer there: {reason(error)}") from None
 
 
 def _of(setting: str, look_at: Callable[[], T]) -> T | None:
@@ -206,17 +71,6 @@ def _of(setting: str, look_at: Callable[[], T]) -> T | None:
         raise type(error)("\n".join(f"{setting}: {line}" for line in str(error).splitlines())) from None
 
 
-def _encoder(source: Published) -> _Encoder:
-    folder, name = _folder(source), name_of(source)
-    config = _config(folder, name)
-    try:
-        headers = _headers(source, folder)
-    except UnreachableError:
-        headers = None
-    architecture = architecture_of(config)
-    return _Encoder(name, folder, architecture, _on_meta(config, architecture, headers or {}, name), headers)
-
-
 def _folder(source: Published) -> Path:
     folder = settings_folder(source)
     if pointers := [path.name for path in pointers_in(folder)]:
@@ -224,33 +78,9 @@ def _folder(source: Published) -> Path:
     return folder
 
 
-def _config(folder: Path, name: str) -> Any:
-    """The config of the model in a folder, of an architecture that vectors can be learnt for."""
-    from transformers import AutoConfig
-
-    path = folder / "config.json"
-    if not path.is_file():
-        adapter = ": it is a LoRA or another adapter (adapter_config.json)"
-        raise DataError(f"{name}: no model there, no config.json{adapter * (folder / 'adapter_config.json').is_file()}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}/config.json: not JSON: {reason(error)}") from None
-    try:
-        if not isinstance(content, dict):
-            raise DataError("not a JSON object")
-        if not bounded(content):
-            raise DataError("no model can be built from it: a number in it is larger than that of any encoder")
-        if "model_type" in content:
-            architecture_of(SimpleNamespace(**content))
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        architecture_of(config)
-    except DataError as error:
-        raise DataError(f"{name}/config.json: {error}") from None
-    except Exception as error:  # a wrong value makes transformers raise anything
-        raise DataError(f"{name}/config.json: no model can be built from it: {reason(error)}") from None
-    return config
+def _outline(source: Published) -> Outline:
+    folder = _folder(source)
+    return Outline.of(name_of(source), folder, lambda: _headers(source, folder))
 
 
 def _headers(source: Published, folder: Path) -> Headers | None:
@@ -261,38 +91,15 @@ def _headers(source: Published, folder: Path) -> Headers | None:
     return {name: Header.of(shape, dtype) for name, (shape, dtype) in found.items()}
 
 
-def _on_meta(config: Any, architecture: Architecture, headers: Headers, name: str) -> Any:
-    """The masked language model of a config, without storage."""
-    from transformers import AutoModelForMaskedLM
-
-    try:
-        config.update({**architecture.classifier, **architecture.settings_for(headers)})
-        with quiet(), torch.device("meta"):
-            return AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # a wrong value makes transformers raise anything
-        raise DataError(f"{name}/config.json: no model can be built from it: {reason(error)}") from None
-
-
-def _as_named(headers: Headers, model: Any) -> dict[str, Header]:
-    """Headers by the names in a model, as transformers finds them: with its prefix or without, norms named of old."""
-    prefix, names = f"{model.base_model_prefix}.", {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    named = {}
-    for old, header in headers.items():
-        name = old.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if name.removeprefix(prefix) in names:
-            name = name.removeprefix(prefix)
-        elif prefix + name in names:
-            name = prefix + name
-        named[name] = header
-    return named
-
-
-def _check_vector(source: Published, encoder: _Encoder | None) -> None:
+def _check_vector(source: Published, encoder: Outline | None) -> None:
+    """Check that this is a vector, and that what it changes is in an encoder."""
     _folder(source)
-    shapes = shapes_of(source)
-    if shapes is None or encoder is None:
+    theirs = shapes_of(source)
+    if theirs is None or encoder is None:
         return
+    if encoder.headers is None:  # whether there is a pooler is not known
+        theirs = {name: shape for name, shape in theirs.items() if not name.startswith("pooler.")}
     try:
-        encoder.check_vector(shapes)
+        check_shapes(encoder.shapes(), theirs)
     except DataError as error:
         raise DataError(f"{name_of(source)}: {error}") from None

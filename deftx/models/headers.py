@@ -2,7 +2,7 @@
 
 Which files are a model's is decided as transformers decides it when it loads them. A header is read by safetensors,
 which refuses one that is longer than its file or than 100 MB; a pickle by torch's restricted unpickler onto the `meta`
-device, where tensors have no storage. Which names a model expects is in `deftx.method.look`.
+device, where tensors have no storage. Which names a model expects is in `outline`.
 """
 
 from __future__ import annotations

@@ -330,11 +330,12 @@ def test_a_look_fetches_settings_and_headers_alone(hub: HubStandIn, home: Path, 
     hub.push("somebody/large", files | {"model.safetensors": large(backbone)})
     hub.push("somebody/wrong", files | {"config.json": json.dumps(config | {"intermediate_size": 32}).encode()})
     hub.push("somebody/headless", headless)
+    hub.push("somebody/vector-2", hub.commits["model", VECTOR][hub.branches["model", VECTOR]["main"]])
     hub.push("somebody/of-2022", {FILE: b"not fetched"})
     hub.push("somebody/lora", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"})
     hub.sent.clear()
     with Client(hub.url, home) as client:
-        assert client(look_at, "somebody/large", length=38, source=VECTOR, other="somebody/of-2022") == []
+        assert client(look_at, "somebody/large", length=38, source="somebody/vector-2", other="somebody/of-2022") == []
         assert client(look_at, "somebody/headless", lm_head="somebody/large", length=38) == []
         sent = {path.rpartition("/")[2]: size for path, size in hub.sent.items() if "/resolve/" in path}
         assert {"config.json", "tokenizer.json", "sft.json"} <= sent.keys()
