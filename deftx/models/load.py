@@ -50,7 +50,7 @@ def load_masked_lm(folder: Path, lm_head: LMHeadFrom = "own", dropout: float | N
     from transformers import AutoModelForMaskedLM
 
     model, missing = _load(AutoModelForMaskedLM, folder, dropout)
-    if lm_head == "own" and missing & head_of(model).keys():
+    if lm_head == "own" and _absent_head(model, missing):
         raise DataError(
             f"{folder}: has no LM head; set lm_head to a donor such as FacebookAI/xlm-roberta-base, or to random"
         )
@@ -221,6 +221,14 @@ def _check_finite(folder: Path, model: Any) -> None:
                 f"{folder}: {number:,} of the {parameter.numel():,} weights of {name} are NaN or infinite; the file is "
                 f"damaged, or was saved in a precision too small for it"
             )
+
+
+def _absent_head(model: Any, missing: set[str]) -> set[str]:
+    """The parts of the LM head that a checkpoint lacks; one of the two names of the decoder's bias is enough."""
+    head, names = _lm_head(model), {id(parameter): name for name, parameter in model.named_parameters()}
+    biases = {names[id(bias)] for bias in (head.decoder.bias, getattr(head.owner, "bias", None)) if bias is not None}
+    absent = missing & head_of(model).keys()
+    return absent if biases <= missing else absent - biases
 
 
 def _lm_head(model: Any) -> MaskedLMHead:

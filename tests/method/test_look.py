@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from support.composable_files import encode, write
 from support.encoders import CONFIGS, write_encoder
 from support.islands import sweep, write_data, write_space
-from support.tiny import make_config, make_sft, make_tokenizer, same_bits, write_backbone, write_pickled
+from support.tiny import VOCABULARY, make_config, make_sft, make_tokenizer, same_bits, write_backbone, write_pickled
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -367,6 +367,27 @@ def test_every_architecture_is_seen_as_it_loads(tmp_path: Path, kind: str, lm_he
     )
     assert problems_of(folder, lm_head="random") == []
     load_masked_lm(folder, lm_head="own" if lm_head else "random")
+
+
+@pytest.mark.parametrize("gone", ["lm_head.bias", "lm_head.decoder.bias"])
+def test_an_untied_decoders_bias_may_have_one_name(backbone: Path, tmp_path: Path, gone: str) -> None:
+    folder = copied(backbone, tmp_path)
+    untied(folder)
+    bias = torch.rand(VOCABULARY)
+    biases = dict.fromkeys({"lm_head.bias", "lm_head.decoder.bias"} - {gone}, bias)
+    rewrite_weights(folder, lambda w: {name: weight for name, weight in w.items() if name != gone} | biases)
+    assert problems_of(folder) == []
+    model = load_masked_lm(folder)
+    assert torch.equal(model.lm_head.decoder.bias, bias)
+    assert torch.equal(model.lm_head.decoder.weight, load_file(folder / SAFE)["lm_head.decoder.weight"])
+
+
+def test_v3_of_deberta_is_known_by_the_names_of_its_weights(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "model", "deberta-v3")
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("legacy") is False
+    (folder / "config.json").write_text(json.dumps(config))
+    assert problems_of(folder) == []
 
 
 def test_a_bert_as_it_was_pretrained_passes(tmp_path: Path) -> None:
