@@ -117,8 +117,9 @@ def load_classifier(folder: Path, labels: tuple[str, ...], seed: int, dropout: f
 
 def longest_input(model: Any) -> int:
     """The tokens that a model reads at most; `sys.maxsize` for one that has no such limit."""
-    architecture = known_architecture(model.config)
-    return architecture.positions(model.config) if architecture else sys.maxsize
+    if (architecture := known_architecture(model.config)) is not None:
+        return architecture.positions(model.config)
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
 
 def reads_segments(model: Any) -> bool:

@@ -23,6 +23,7 @@ from deftx.models.parameters import base_of, embeddings_of, encoder_of, fingerpr
 from deftx.sft.compose import composed
 
 KINDS = list(CONFIGS)
+ROBERTAS = ("xlm-roberta", "roberta", "camembert")
 WORDS = {"modernbert": "embeddings.tok_embeddings.weight"}
 
 
@@ -204,10 +205,10 @@ def test_as_many_tokens_as_it_reads_and_not_one_more(folders: dict[str, Path], k
     model = load_masked_lm(folders[kind]).eval()
     reads = longest_input(model)
     endless = dict.fromkeys(("deberta-v2", "deberta-v3"), sys.maxsize)
-    assert reads == {"xlm-roberta": 38, "roberta": 38, **endless}.get(kind, 40)
+    assert reads == {**dict.fromkeys(ROBERTAS, 38), **endless}.get(kind, 40)
     long = torch.full((1, min(reads, 90)), 7)
     assert bool(base_of(model)(long).last_hidden_state.isfinite().all())
-    if kind in ("xlm-roberta", "roberta", "bert"):
+    if kind in (*ROBERTAS, "bert"):
         with pytest.raises((IndexError, RuntimeError)):
             base_of(model)(torch.full((1, reads + 1), 7))
 

@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     BertConfig,
+    CamembertConfig,
     DebertaV2Config,
     ModernBertConfig,
     RobertaConfig,
@@ -32,6 +33,7 @@ _WINDOWS = {"local_attention": 8, "global_attn_every_n_layers": 2}
 CONFIGS: dict[str, Callable[..., Any]] = {
     "xlm-roberta": lambda **c: XLMRobertaConfig(**{**SMALL, "type_vocab_size": 1, **c}),
     "roberta": lambda **c: RobertaConfig(**{**SMALL, "type_vocab_size": 1, **c}),
+    "camembert": lambda **c: CamembertConfig(**{**SMALL, "type_vocab_size": 1, **c}),
     "bert": lambda **c: BertConfig(**{**SMALL, **c}),
     "deberta-v2": lambda **c: DebertaV2Config(**{**SMALL, **_RELATIVE, **c}),
     "deberta-v3": lambda **c: DebertaV2Config(**{**SMALL, **_RELATIVE, "legacy": False, **c}),
