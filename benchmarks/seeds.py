@@ -1,4 +1,4 @@
-"""A shipped space run with one seed after another, for a claim that one seed cannot make. What is read out is elsewhere."""
+"""A shipped space run with one seed: for claims over several. What is read out of it is the caller's."""
 
 from __future__ import annotations
 
