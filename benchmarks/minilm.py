@@ -151,10 +151,10 @@ def losses_of(store: Store, vector: Stage) -> Losses:
     with composed(model, sft):
         found = objective.validate(model, cpu)["valid_loss"]
     blocks = LazyTensors(store.fetch(dense.needed("text").address, BLOCKS))
-    return Losses(_by_frequency(blocks, tokenizer.all_special_ids), start, without, found)
+    return Losses(frequency_loss(blocks, tokenizer.all_special_ids), start, without, found)
 
 
-def _by_frequency(blocks: Mapping[str, torch.Tensor], special: Sequence[int]) -> float:
+def frequency_loss(blocks: Mapping[str, torch.Tensor], special: Sequence[int]) -> float:
     """The cross-entropy of the held-out tokens under the frequencies of the training text, each counted once more."""
     train, valid = (part[~np.isin(part, special)] for part in (blocks["train"].numpy(), blocks["valid"].numpy()))
     counts = np.bincount(train, minlength=int(valid.max()) + 1) + 1.0

@@ -184,7 +184,9 @@ def test_a_folder_that_is_no_model_is_refused_by_name(
 ) -> None:
     folder = copied(backbone, tmp_path)
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"broken.*(not a model that can be loaded|no weights there|no file of weights)"):
+    with pytest.raises(
+        DataError, match=r"broken.*(not a model that can be loaded|no weights there|no file of weights)"
+    ):
         load_masked_lm(folder)
 
 
