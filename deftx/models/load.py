@@ -23,6 +23,7 @@ from torch import nn
 from deftx.errors import DataError, reason
 from deftx.folders import Contents, contents_of
 from deftx.models.architectures import Architecture, MaskedLMHead, architecture_of, known_architecture, lm_head_of
+from deftx.models.headers import headers_of
 from deftx.models.parameters import base_of, encoder_of, fingerprint, head_of, norms, pooler_of
 
 LMHeadFrom = Path | Literal["own", "random"]
@@ -163,7 +164,7 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
             architecture = _architecture(folder, config)
             dropouts = {} if dropout is None else dict.fromkeys(architecture.dropout, dropout)
-            config.update({**architecture.classifier, **dropouts, **architecture.settings_for(_names(folder))})
+            config.update({**architecture.classifier, **dropouts, **architecture.settings_for(headers_of(folder))})
             model, info = auto.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=None, output_loading_info=True,
                 ignore_mismatched_sizes=True, trust_remote_code=False,
@@ -180,18 +181,6 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
         _FINGERPRINTS[key] = fingerprint(model)
     model.deftx_fingerprint = _FINGERPRINTS[key]
     return model, missing | {name for name, *_ in info["mismatched_keys"]}
-
-
-def _names(folder: Path) -> set[str]:
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            names |= set(file.keys())
-    for path in folder.glob("pytorch_model*.bin") if not names else ():
-        names |= set(torch.load(path, map_location="meta", weights_only=True, mmap=True))
-    return names
 
 
 def _architecture(folder: Path, config: Any) -> Architecture:
