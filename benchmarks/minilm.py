@@ -246,7 +246,7 @@ def _verdict(seeds: Sequence[Seed]) -> str:
     helped, beyond = sum(of.vector < of.without for of in losses), sum(of.vector < of.frequencies for of in losses)
     return (
         f"Of {len(averages)} averages {near} have an interval that includes chance. DEFT-X less no language vector, "
-        f"average of the targets: {gains}. Of {len(losses)} language vectors {helped} lower their target's loss against "
+        f"average of the targets: {gains}. Of {len(losses)} language vectors {helped} lower their loss against "
         f"the same head alone, and {beyond} below what frequencies give."
     )
 
