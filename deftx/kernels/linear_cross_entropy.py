@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gelu, linear, pad
+from torch.nn.functional import cross_entropy, linear, pad
 
 IGNORED = -100
 """The label of a position that is not predicted: torch's default `ignore_index`."""
@@ -28,22 +28,6 @@ _CHUNK = 1 << 25
 """Logits that exist at once: 128 MiB in float32, of 134 positions with XLM-R's vocabulary."""
 _CHUNK_ON_GPU = 1 << 26
 """There, few large products: 268 positions."""
-
-
-def lm_head_cross_entropy(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy of a RoBERTa-like LM head (dense, GELU, LayerNorm, output embedding), summed over positions.
-
-    Args:
-        head: the `lm_head` of a model.
-        hidden: [positions, width].
-        labels: [positions] int64, the token ids to predict, or -100.
-
-    Returns:
-        A scalar, in float32 at least.
-    """
-    # a product with 0 would let a NaN of a position without a label into the gradients of the head
-    hidden = torch.where((labels != IGNORED).unsqueeze(1), hidden, 0.0)
-    return fused_linear_cross_entropy(head.layer_norm(gelu(head.dense(hidden))), head.decoder, labels)
 
 
 def fused_linear_cross_entropy(hidden: Tensor, output: nn.Linear, labels: Tensor) -> Tensor:

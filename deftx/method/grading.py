@@ -14,7 +14,7 @@ from deftx.evaluate.metrics import score
 from deftx.masks.mask import mask_size
 from deftx.masks.select import non_zero
 from deftx.method.context import Context, Made, backbone_folder, dense_of, sft_of
-from deftx.models.load import cut_length, load_classifier, load_tokenizer
+from deftx.models.load import cut_length, load_classifier, load_tokenizer, reads_segments
 from deftx.sft.compose import composed
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
 from deftx.sources.hub import Source
@@ -46,7 +46,7 @@ def grade(context: Context) -> Made:
     with composed(model, task, language, settings.weights):
         for split, source, name in _evaluated(settings):
             rows = read_examples(spec, source, settings.language, split)
-            encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, length)
+            encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, length, reads_segments(model))
             predicted = predict(model, encoded, tokenizer.pad_token_id, device)
             scores = {str(m): score(encoded.labels.tolist(), predicted.tolist(), spec.labels, m) for m in METRICS}
             record: dict[str, Any] = {

@@ -23,7 +23,7 @@ from deftx.masks.mask import choose, denoise_all, mask_size, save_svd_factors, s
 from deftx.masks.select import Indices
 from deftx.method import environment
 from deftx.method.context import Context, Made, backbone_folder, sft_of
-from deftx.models.load import cut_length, load_classifier, load_masked_lm, load_tokenizer, longest_input
+from deftx.models.load import cut_length, load_classifier, load_masked_lm, load_tokenizer, longest_input, reads_segments
 from deftx.models.parameters import head_of
 from deftx.sft.compose import apply
 from deftx.sft.vector import SFTMetadata, SparseFineTuning
@@ -129,7 +129,7 @@ def _prepare(context: Context, dense: Stage) -> tuple[Any, Objective]:
     model = load_classifier(folder, spec.labels, dense.seed, settings.training.dropout)
     if (source := sft_of(context.store, dense, "start", settings.start)) is not None:
         apply(model, source)
-    return model, _task_objective(context, settings.task, tokenizer, cut_length(settings.task.max_length, model))
+    return model, _task_objective(context, settings.task, tokenizer, model)
 
 
 def _check_block(model: Any, block: int, folder: Path) -> None:
@@ -146,13 +146,13 @@ def language_objective(store: Store, dense: Stage, tokenizer: Any) -> Objective:
     return MaskedLanguageModelling(blocks, masking, tokenizer.pad_token_id, text.seed)
 
 
-def _task_objective(context: Context, task: TaskData, tokenizer: Any, max_length: int) -> Objective:
-    spec = benchmark(task.benchmark)
+def _task_objective(context: Context, task: TaskData, tokenizer: Any, model: Any) -> Objective:
+    spec, length, segments = benchmark(task.benchmark), cut_length(task.max_length, model), reads_segments(model)
     cleaned = _labelled(spec, task)
     dropped = [asdict(row) for row in cleaned.dropped]
     (context.folder / DROPPED).write_text(json.dumps(dropped, indent=1, ensure_ascii=False), encoding="utf-8")
     encoded = [
-        encode(tokenizer, rows.texts, rows.pairs, rows.labels, max_length)
+        encode(tokenizer, rows.texts, rows.pairs, rows.labels, length, segments)
         for rows in (cleaned.train.take(range(len(cleaned.train))[: task.max_rows]), cleaned.valid)
     ]
     return Classification(encoded[0], encoded[1], spec.labels, spec.metric, tokenizer.pad_token_id)

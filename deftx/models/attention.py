@@ -21,7 +21,7 @@ def masks_where_given(model: Any) -> Iterator[bool]:
 
     Yields:
         Whether the model adds a mask of 0 and -inf to its scores as it is given. DeBERTa, for one, multiplies by its
-        mask.
+        mask, and ModernBERT makes one of its own for each kind of layer, with a window or without.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -34,7 +34,7 @@ def masks_where_given(model: Any) -> Iterator[bool]:
     AttentionMaskInterface.register(_NAME, _mask)
     model.config._attn_implementation = _NAME
     try:
-        yield True
+        yield all(kind == "full_attention" for kind in getattr(model.config, "layer_types", None) or ())
     finally:
         model.config._attn_implementation = before
 
@@ -44,4 +44,7 @@ def _mask(*sizes: Any, **options: Any) -> Any:
     from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
     everywhere = options.get("mask_function") is bidirectional_mask_function and not options.get("local_size")
-    return None if everywhere and options.get("attention_mask") is None else sdpa_mask(*sizes, **options)
+    if everywhere and options.get("attention_mask") is None:
+        return None
+    # else it would look at the mask's content, for which a GPU has to be waited for
+    return sdpa_mask(*sizes, **{**options, "allow_is_bidirectional_skip": False})

@@ -25,7 +25,7 @@ _SHAPE = (
     "hidden_size",
     "intermediate_size",
 )
-"""The keys of a config.json that decide the size of an encoder such as XLM-R."""
+"""The keys of a config.json that decide the size of an encoder such as XLM-R, besides what an entry names itself."""
 _MOST, _MOST_PARTS = 2**20, 1000
 """Largest number in the config of a model that is built, and largest number of layers, heads and the like: four and
 forty times those of XLM-R large. A config with larger ones is a mistake, or takes long to build."""
@@ -73,7 +73,7 @@ def size_of(config: Mapping[str, Any]) -> Size | None:
     """The size of the backbone that a config.json describes; None where it cannot be built."""
     decoder = config.get("add_cross_attention")  # each layer has a second attention then, which `_SHAPE` does not tell
     for entry in () if decoder else _table():
-        if all(config.get(name) == entry["config"][name] for name in _SHAPE):
+        if all(config.get(name) == entry["config"].get(name) for name in {*_SHAPE, *entry["config"]}):
             return Size(**entry["size"])
     return _built(json.dumps(config, sort_keys=True))
 

@@ -13,7 +13,7 @@ from deftx.data.examples import Examples, read_training
 from deftx.errors import ConfigError, DataError, Problems
 from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
 from deftx.method.environment import check_device
-from deftx.models.load import longest_input, quiet
+from deftx.models.load import longest_input, quiet, reads_segments
 from deftx.notebook.arguments import PathLike, list_of_labels, path_of
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
@@ -108,7 +108,7 @@ def grade(classifier: TextClassificationPipeline, table: PathLike, *, metric: Me
     labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
     rows = _rows(path_of("table", table), labels)
     length = min(tokenizer.model_max_length, longest_input(model))
-    encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, length)
+    encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, length, reads_segments(model))
     predicted = predict(model, encoded, tokenizer.pad_token_id, classifier.device)
     system = {"table": Predictions(rows.ids, encoded.labels.tolist(), predicted.tolist())}
     return Bootstrap(labels, metric).interval(system)["table"]

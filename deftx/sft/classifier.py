@@ -7,7 +7,7 @@ from typing import Any
 
 from deftx.errors import DataError
 from deftx.models.load import cut_length, load_classifier, load_tokenizer
-from deftx.models.parameters import head_of
+from deftx.models.parameters import head_of, pooler_of
 from deftx.sft.compose import compose_in_place
 from deftx.sft.vector import SparseFineTuning
 
@@ -44,8 +44,15 @@ def load_composed(
 
 
 def _check_head(model: Any, task: SparseFineTuning, labels: tuple[str, ...]) -> None:
-    """Check that the task vector brings a whole classifier for these labels; the model's own is a random draw."""
-    if missing := [name for name in head_of(model) if name not in task.head]:
+    """Check that the task vector brings a whole classifier for these labels; the model's own is a random draw.
+
+    Published vectors of a BERT bring its first layer, the pooler, as changes of the pretrained one.
+    """
+    pooler = pooler_of(model)
+    published = (
+        {f"{model.base_model_prefix}.{name}" for name in pooler} if pooler.keys() & task.indices.keys() else set()
+    )
+    if missing := [name for name in head_of(model) if name not in task.head.keys() | published]:
         raise DataError(f"the task vector has no {missing[0]}: it brings no classifier, so it is not that of a task")
     if task.metadata.labels and tuple(task.metadata.labels) != labels:
         raise DataError(f"the labels are {', '.join(labels)}; the task vector's: {', '.join(task.metadata.labels)}")

@@ -19,7 +19,7 @@ from deftx.errors import DataError, reason
 from deftx.sft.entries import Entries, check_entries
 
 FILE = "pytorch_diff.bin"
-_PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "model.")
+_PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "deberta.", "model.")
 
 
 def load(path: Path) -> Entries:

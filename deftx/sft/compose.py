@@ -6,7 +6,7 @@ bit-identical afterwards. Works on any module with a Hugging Face base model; kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deftx.errors import DataError
-from deftx.models.parameters import base_of
+from deftx.models.parameters import base_of, pooler_of
 from deftx.sft.vector import SparseFineTuning
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -94,6 +94,8 @@ def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
         if name in sft.indices and sft.indices[name].shape != sft.values[name].shape:
             counts = f"{sft.indices[name].numel():,} indices for {sft.values[name].numel():,} values"
             raise DataError(f"the vector's {name} contradicts itself: {counts}")
+    if (pooler := _pooler_in(model, sft)) and not getattr(model, "deftx_pooler", None):
+        raise DataError(f"the vector changes {pooler[0]}, which is not in this backbone's files: it is for another one")
     measured = getattr(model, "deftx_fingerprint", None)
     asserted = sft.metadata.fingerprint
     if measured and asserted and measured != asserted:
@@ -113,10 +115,19 @@ def _compose(
     pairs = [(sft, weight) for sft, weight in zip((task, language), weights, strict=True) if sft is not None]
     for sft, _ in pairs:
         check_fits(model, sft)
+    if task is not None and _pooler_in(model, task):
+        # published vectors of a BERT change the pooler that it was published with; one learnt here draws its own
+        pretrained: Mapping[str, Tensor] = model.deftx_pooler  # type: ignore[assignment]
+        _replace(pooler_of(model), pretrained, saved)
     for sft, weight in pairs:
         _add(model, sft, weight, saved)
     if task is not None:
         _replace_head(model, task, saved)
+
+
+def _pooler_in(model: nn.Module, sft: SparseFineTuning) -> list[str]:
+    """The names of the pooler's parameters that a vector changes as it changes those of the encoder."""
+    return [name for name in pooler_of(model) if name in sft.indices]
 
 
 @torch.no_grad()
@@ -138,6 +149,11 @@ def _replace_head(model: nn.Module, task: SparseFineTuning, saved: list[_Saved])
         if name not in parameters or parameters[name].shape != value.shape:
             shape = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             raise DataError(f"the task vector's head has {name} {tuple(value.shape)}; the model has {shape}")
-    for name, value in task.head.items():
+    _replace(parameters, task.head, saved)
+
+
+@torch.no_grad()
+def _replace(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], saved: list[_Saved]) -> None:
+    for name, value in values.items():
         saved.append((parameters[name].data, None, parameters[name].detach().clone()))
         parameters[name].data.copy_(value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ from torch.nn.functional import pad as pad_to
 from deftx.config import Metric
 from deftx.data.blocks import Blocks
 from deftx.evaluate.metrics import score
-from deftx.kernels.linear_cross_entropy import IGNORED, lm_head_cross_entropy, sum_of_losses
+from deftx.kernels.linear_cross_entropy import IGNORED, fused_linear_cross_entropy, sum_of_losses
+from deftx.models.architectures import lm_head_of
 from deftx.models.parameters import base_of
 
 Batch = dict[str, Tensor]
@@ -99,9 +100,9 @@ class Objective(ABC):
         more = min(-(-length // _LENGTHS) * _LENGTHS, self.longest) - length
         if more <= 0:
             return batch
-        fill = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORED}
+        fill = {"input_ids": self.pad_id, "labels": IGNORED}
         return {
-            key: pad_to(tensor, (0, more), value=fill[key]) if tensor.dim() > 1 else tensor
+            key: pad_to(tensor, (0, more), value=fill.get(key, 0)) if tensor.dim() > 1 else tensor
             for key, tensor in batch.items()
         }
 
@@ -189,7 +190,11 @@ class MaskedLanguageModelling(Objective):
             batch = self.prepare_batch(batch)
         hidden = base_of(model)(batch["input_ids"], attention_mask=batch.get("attention_mask")).last_hidden_state
         there = hidden.flatten(0, 1).index_select(0, batch["places"])
-        return lm_head_cross_entropy(model.lm_head, there, batch["targets"])
+        # a product with 0 would let a NaN of a position without a label into the gradients of the head
+        there = torch.where((batch["targets"] != IGNORED).unsqueeze(1), there, 0.0)
+        head = lm_head_of(model)
+        assert head is not None, "a masked language model has an LM head"
+        return fused_linear_cross_entropy(head.transform(there), head.decoder, batch["targets"])
 
     def prepare_batch(self, batch: Batch, examples: int | None = None) -> Batch:
         """The batch with `places` in place of labels, flat positions to predict, and `targets`, the tokens there.
@@ -229,18 +234,38 @@ class MaskedLanguageModelling(Objective):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Sentences or pairs as token ids, and their labels as indices, [examples]."""
+    """Sentences or pairs as token ids, and their labels as indices, [examples].
+
+    Attributes:
+        segments: the segment of each token, 0 or 1, for a model that tells the two texts of a pair apart by it.
+    """
 
     ids: tuple[list[int], ...]
     labels: NDArray[np.int64]
+    segments: tuple[list[int], ...] | None = None
 
     def __len__(self) -> int:
         """How many examples there are."""
         return len(self.ids)
 
+    def padded(self, numbers: Iterable[int], pad_id: int) -> Batch:
+        """`input_ids`, `attention_mask` (0 where padded) and, if there are any, `token_type_ids` of some examples.
+
+        Each is [examples, tokens of the longest] int64.
+        """
+        batch = pad([self.ids[number] for number in numbers], pad_id)
+        if self.segments is not None:
+            batch["token_type_ids"] = _rectangle([self.segments[number] for number in numbers], 0)
+        return batch
+
 
 def encode(
-    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[int], max_length: int
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    labels: Sequence[int],
+    max_length: int,
+    segments: bool = False,
 ) -> Encoded:
     """The examples as token ids, special tokens included, cut to `max_length` tokens.
 
@@ -250,10 +275,12 @@ def encode(
         pairs: the hypotheses; None for sentences.
         labels: indices of labels.
         max_length: tokens an example at most.
+        segments: whether the model reads token types (see `models.load.reads_segments`), which its tokenizer may give.
     """
     second = {} if pairs is None else {"text_pair": list(pairs)}
     encoded = tokenizer(list(texts), **second, truncation=True, max_length=max_length)
-    return Encoded(tuple(encoded["input_ids"]), np.asarray(labels, dtype=np.int64))
+    types = encoded.get("token_type_ids") if segments and pairs is not None else None
+    return Encoded(tuple(encoded["input_ids"]), np.asarray(labels, dtype=np.int64), types and tuple(types))
 
 
 class Classification(Objective):
@@ -279,11 +306,11 @@ class Classification(Objective):
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Sentences padded to the longest one of the batch, [batch, tokens]."""
-        return {**pad([self._train.ids[n] for n in numbers], self.pad_id), "labels": _long(self._train.labels[numbers])}
+        return {**self._train.padded(numbers, self.pad_id), "labels": _long(self._train.labels[numbers])}
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """Cross-entropy summed over the batch."""
-        logits = model(batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
+        logits = model(**{key: tensor for key, tensor in batch.items() if key != "labels"}).logits
         return sum_of_losses(torch.where((batch["labels"] != IGNORED).unsqueeze(1), logits, 0.0), batch["labels"])
 
     def validate(self, model: Any, device: torch.device) -> dict[str, float]:
@@ -306,20 +333,22 @@ def predict(model: Any, encoded: Encoded, pad_id: int, device: torch.device) -> 
     """
     predicted = np.zeros(len(encoded), dtype=np.int64)
     for numbers in _by_length(encoded):
-        batch = {key: tensor.to(device) for key, tensor in pad([encoded.ids[n] for n in numbers], pad_id).items()}
+        batch = {key: tensor.to(device) for key, tensor in encoded.padded(numbers, pad_id).items()}
         predicted[numbers] = model(**batch).logits.argmax(dim=-1).cpu().numpy()
     return predicted
 
 
 def pad(ids: Sequence[Sequence[int]], pad_id: int) -> Batch:
     """`input_ids` and `attention_mask` (0 where padded) of some examples: [examples, longest] int64."""
-    longest = max(map(len, ids))
-    filled = torch.full((len(ids), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(filled)
-    for row, tokens in enumerate(ids):
-        filled[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return {"input_ids": filled, "attention_mask": mask}
+    return {"input_ids": _rectangle(ids, pad_id), "attention_mask": _rectangle([[1] * len(row) for row in ids], 0)}
+
+
+def _rectangle(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of numbers filled up to the longest, [rows, longest] int64."""
+    filled = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        filled[number, : len(row)] = torch.tensor(row)
+    return filled
 
 
 def _by_length(encoded: Encoded) -> Iterator[NDArray[np.int64]]:

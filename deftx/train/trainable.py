@@ -9,6 +9,7 @@ from torch import nn
 
 from deftx.config import Training
 from deftx.masks.select import Indices
+from deftx.models.architectures import lm_head_of
 from deftx.models.parameters import embeddings_of, head_of, maskable
 
 
@@ -40,6 +41,6 @@ def phase(model: nn.Module, settings: Training, mask: Indices | None = None) -> 
     body = body_of(model, settings)
     if mask is not None:
         body = {name: parameter for name, parameter in body.items() if name in mask}
-    frozen_head = settings.freeze_lm_head and hasattr(model, "lm_head")
+    frozen_head = settings.freeze_lm_head and lm_head_of(model) is not None
     head = {} if frozen_head else {f"head/{name}": parameter for name, parameter in head_of(model).items()}
     return Trainable({**body, **head}, mask)

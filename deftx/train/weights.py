@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deftx.errors import DataError
 from deftx.masks.select import Indices
+from deftx.models.architectures import lm_head_of
 from deftx.train.capture import deterministic
 from deftx.train.trainable import Trainable
 
@@ -246,9 +247,9 @@ class _FrozenOutput:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        decoder = getattr(getattr(model, "lm_head", None), "decoder", None)
-        frozen = decoder is not None and not decoder.weight.requires_grad
-        self._weight: nn.Parameter | None = decoder.weight if frozen else None  # type: ignore[union-attr]
+        head = lm_head_of(model)
+        frozen = head is not None and not head.decoder.weight.requires_grad
+        self._weight: Tensor | None = head.decoder.weight if head is not None and frozen else None
         self._own: Tensor | None = None
 
     def pad(self, device: torch.device, narrow: bool) -> None:

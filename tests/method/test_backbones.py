@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.tiny import LABELS, PAD, VOCABULARY, make_config, same_bits, write_backbone
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertModel, XLMRobertaForMaskedLM
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertForMaskedLM, XLMRobertaForMaskedLM
 
 from deftx.errors import DataError
 from deftx.models.load import cut_length, load_classifier, load_masked_lm, load_tokenizer, longest_input
@@ -199,10 +199,12 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(backbone: Path, tmp_
         load_masked_lm(folder)
 
 
-def test_a_model_without_a_roberta_like_head_is_refused(tmp_path: Path) -> None:
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **small)).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="bert model has no RoBERTa-like LM head"):
+def test_a_model_of_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    small = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
+    DistilBertForMaskedLM(DistilBertConfig(vocab_size=VOCABULARY, **small)).save_pretrained(tmp_path)
+    with pytest.raises(
+        DataError, match=r"config\.json: model_type: 'distilbert' is no encoder .*; valid: xlm-roberta, .*bert"
+    ):
         load_masked_lm(tmp_path)
 
 

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.composable_files import encode, write
-from support.tiny import MASK, make_tokenizer
+from support.encoders import CONFIGS, write_encoder
+from support.tiny import LABELS, MASK, make_tokenizer, same_bits, weights_of
+from transformers import AutoModelForSequenceClassification, BertForPreTraining
 
 from deftx.errors import DataError
-from deftx.models.load import load_masked_lm
+from deftx.models.load import load_classifier, load_masked_lm
 from deftx.models.parameters import base_of
+from deftx.sft.classifier import load_composed
 from deftx.sft.composable import FILE
-from deftx.sft.compose import apply
+from deftx.sft.compose import apply, composed
 from deftx.sft.vector import SparseFineTuning
 
 
@@ -130,3 +134,69 @@ def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(tmp_path: Path, zipp
     assert not mark.exists()
     torch.load(tmp_path / FILE, weights_only=False)  # the file does bite where code may run
     assert mark.exists()
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a pooler, as mBERT is published."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    BertForPreTraining(CONFIGS["bert"]()).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def changed(folder: Path, *names: str) -> dict[str, Any]:
+    """A change of some weights at a few places, as it is published."""
+    weights, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(1)
+    deltas = {}
+    for name in names:
+        delta = torch.randn(weights[name].shape, generator=generator)
+        deltas[name] = torch.where(torch.rand(delta.shape, generator=generator) < 0.2, delta, 0.0)
+    return deltas
+
+
+def test_a_published_vector_of_a_bert_brings_its_classifiers_first_layer_as_a_change_of_the_pooler(
+    bert: Path, tmp_path: Path
+) -> None:
+    """theta0's pooler and its entries are the first layer, `abs` the second: as LT-SFT trained them."""
+    weights = load_file(bert / "model.safetensors")
+    deltas = changed(bert, "bert.encoder.layer.0.output.dense.weight", "bert.pooler.dense.weight")
+    head = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.randn(3)}
+    write(tmp_path, {name: encode(delta) for name, delta in deltas.items()}, head)
+    task = SparseFineTuning.from_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3).eval()
+    for name, parameter in plain.named_parameters():
+        value = head[name] if name in head else weights[name] + deltas.get(name, 0.0)
+        parameter.data.copy_(value)
+    ids = torch.tensor([[0, 7, 8, 9, 2]])
+    model = load_classifier(bert, LABELS, seed=5).eval()
+    before = weights_of(model)
+    with composed(model, task):
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+    assert same_bits(weights_of(model), before)
+    exported, _ = load_composed(bert, task, None, LABELS, (1.0, 1.0), 16)
+    assert torch.equal(exported(ids).logits, plain(ids).logits)
+
+
+def test_a_published_vector_of_a_bert_needs_the_pooler_that_it_changes(bert: Path, tmp_path: Path) -> None:
+    deltas = changed(bert, "bert.pooler.dense.weight")
+    head = {"classifier.weight": torch.ones(3, 16), "classifier.bias": torch.ones(3)}
+    write(tmp_path, {name: encode(delta) for name, delta in deltas.items()}, head)
+    task = SparseFineTuning.from_pretrained(tmp_path)
+    poolerless = write_encoder(tmp_path / "backbone", "bert")
+    with pytest.raises(
+        DataError, match=r"the vector changes pooler.dense.weight, which is not in this backbone's files"
+    ):
+        load_composed(poolerless, task, None, LABELS, (1.0, 1.0), 16)
+
+
+def test_a_published_language_vector_of_a_bert_is_added_as_it_is(bert: Path, tmp_path: Path) -> None:
+    name = "bert.embeddings.word_embeddings.weight"
+    (delta,) = changed(bert, name).values()
+    write(tmp_path, {name: encode(delta)}, {"cls.predictions.bias": torch.randn(50)})
+    language = SparseFineTuning.from_pretrained(tmp_path)
+    model = load_classifier(bert, LABELS, seed=5)
+    expected = load_file(bert / "model.safetensors")[name] + delta
+    with composed(model, language=language):
+        assert torch.equal(model.get_input_embeddings().weight, expected)

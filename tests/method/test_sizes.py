@@ -52,6 +52,23 @@ def test_published_backbones_are_known_by_name(names: list[str], entries: int, l
 
 
 @pytest.mark.usefixtures("table_only")
+@pytest.mark.parametrize(
+    ("name", "body", "words"),
+    [
+        ("google-bert/bert-base-multilingual-cased", 85_017_600, 119_547 * 768),
+        ("microsoft/mdeberta-v3-base", 85_017_600, 251_000 * 768),
+        ("jhu-clsp/mmBERT-base", 22 * (4 * 768 * 768 + 3 * 768 * 1152), 256_000 * 768),  # 110 M in arXiv 2509.06888
+        ("jhu-clsp/mmBERT-small", 22 * (4 * 384 * 384 + 3 * 384 * 1152), 256_000 * 384),  # 42 M
+    ],
+)
+def test_other_architectures_have_the_sizes_that_are_published(name: str, body: int, words: int) -> None:
+    found = size_of_repository(name)
+    assert found is not None
+    assert found.body == body
+    assert 0 <= found.embeddings - words <= 514 * 768  # positions and types, where they are learnt
+
+
+@pytest.mark.usefixtures("table_only")
 def test_a_folder_of_a_known_shape_is_in_the_table_as_transformers_writes_it(tmp_path: Path) -> None:
     shape = {name: value for name, value in BASE.items() if name != "model_type"}
     make_config(**shape, num_labels=3, hidden_dropout_prob=0.2).save_pretrained(tmp_path)
