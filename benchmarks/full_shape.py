@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -54,6 +55,7 @@ class Measured:
     """What a stage took.
 
     Attributes:
+        processor: seconds of all its threads, the start of its process included: what else runs here adds little.
         peak: most bytes of its process, files that are mapped into memory included.
         held: most bytes without these.
         least, most: what `held` should lie between by arithmetic (see `computed`); 0 where nothing trains.
@@ -62,6 +64,7 @@ class Measured:
 
     stage: str
     seconds: float
+    processor: float
     peak: int
     held: int
     least: int
@@ -96,22 +99,27 @@ def measured(shape: Shape, folder: Path, data_root: Path, threads: int) -> Itera
     planner, store = Planner(space, resolve(space, str(data_root))), Store(str(folder / "results"))
     graded = planner.combination(0, Combination.read(COMBINATION)).grades.values()
     for stage in walk([*planner.checks(), *graded]):
-        held = alone(_make, stage, store.url, threads)
+        held, processor = alone(_make, stage, store.url, threads)
         manifest = store.manifest(stage.address)
         assert manifest is not None, "its process ended well"
         size = sum(file.size for file in manifest.files.values())
-        row = Measured(stage.label, manifest.seconds, manifest.peak_bytes, held, *computed(shape, stage), size)
+        least, most = computed(shape, stage)
+        row = Measured(stage.label, manifest.seconds, processor, manifest.peak_bytes, held, least, most, size)
         print(_line(row), flush=True)
         yield row
 
 
-def alone(function: Callable[..., object], *arguments: Any, **options: Any) -> int:
-    """Most bytes that a function's own process holds, mapped files left out, looked at 20 times a second.
+def alone(function: Callable[..., object], *arguments: Any, **options: Any) -> tuple[int, float]:
+    """What a function's own process takes.
+
+    Returns:
+        (most bytes that it holds, mapped files left out, looked at 20 times a second; seconds of its threads).
 
     Raises:
         ChildProcessError: when the process fails or is killed.
     """
     process, held = get_context("spawn").Process(target=function, args=arguments, kwargs=options), 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process.start()
     try:
         while process.is_alive():
@@ -122,7 +130,8 @@ def alone(function: Callable[..., object], *arguments: Any, **options: Any) -> i
     if process.exitcode:
         killed = " (killed: for memory?)" if process.exitcode < 0 else ""
         raise ChildProcessError(f"{function.__name__}: ended with {process.exitcode}{killed}")
-    return held
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return held, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _make(stage: Stage, storage: str, threads: int) -> None:
@@ -188,13 +197,19 @@ def markdown(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 def table(rows: list[Measured]) -> str:
     """Rows as a Markdown table."""
-    head = ["stage", "seconds", "peak, GiB", "held, GiB", "held by arithmetic, GiB", "published, MiB"]
+    head = ["stage", "seconds", "of its threads", "peak, GiB", "held, GiB", "held by arithmetic, GiB", "published, MiB"]
     return "\n".join(["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|", *map(_line, rows)])
 
 
 def _line(row: Measured) -> str:
     arithmetic = f"{row.least / GIB:.1f} to {row.most / GIB:.1f}" if row.most else ""
-    figures = [f"{row.seconds:.0f}", f"{row.peak / GIB:.1f}", f"{row.held / GIB:.1f}", arithmetic]
+    figures = [
+        f"{row.seconds:.0f}",
+        f"{row.processor:.0f}",
+        f"{row.peak / GIB:.1f}",
+        f"{row.held / GIB:.1f}",
+        arithmetic,
+    ]
     return "| " + " | ".join([row.stage, *figures, f"{row.published / 2**20:,.0f}"]) + " |"
 
 
@@ -207,7 +222,8 @@ table of base, `make full-shape SHAPE=large` that of large, and either keeps the
 dense steps of base are 6 minutes on an H200 ([On a GPU](results-gpu.md)).
 
 Each stage is made in a process of its own. Its seconds have loading, validation, factorising every matrix and writing
-in them. Its peak counts the files that it maps into memory, which the system drops where it needs the room: the model,
+in them; those of its threads are what it takes of the processor, about twice the seconds on two cores that do nothing
+else. Its peak counts the files that it maps into memory, which the system drops where it needs the room: the model,
 and in a sparse phase the change with its singular vectors. What it *holds* is the rest, and has to fit. By arithmetic
 ([its parts](../performance.md#xlm-r-large)) a training holds the first number if all that it frees goes back to the
 system, the second if nothing does: malloc may keep pieces below 32 MiB. A worker of a sweep held 0.7 GiB more (Ray, and

@@ -171,8 +171,10 @@ def test_the_table_of_a_shape_replaces_its_own_and_keeps_the_other(
 ) -> None:
     monkeypatch.setattr(full_shape, "machine", lambda options: {"device": "a machine", "load": "another"})
     for shape, stage in (("large", "first"), ("base", "second"), ("large", "third")):
-        row = full_shape.Measured(stage, 61.4, 3 << 30, 2 << 30, 1 << 30, 5 << 29, 1 << 20)
-        assert full_shape.publish(shape, [row], 2, tmp_path).endswith(f"| {stage} | 61 | 3.0 | 2.0 | 1.0 to 2.5 | 1 |")
+        row = full_shape.Measured(stage, 61.4, 99.5, 3 << 30, 2 << 30, 1 << 30, 5 << 29, 1 << 20)
+        assert full_shape.publish(shape, [row], 2, tmp_path).endswith(
+            f"| {stage} | 61 | 100 | 3.0 | 2.0 | 1.0 to 2.5 | 1 |"
+        )
     text = (tmp_path / "full-shape.md").read_text()
     assert "| first |" not in text
     assert (
@@ -184,14 +186,14 @@ def test_the_table_of_a_shape_replaces_its_own_and_keeps_the_other(
 def test_every_stage_of_a_shape_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process and on a tiny model; in one of its own in the test below."""
 
-    def here(function: Callable[..., object], *words: object, **named: object) -> int:
+    def here(function: Callable[..., object], *words: object, **named: object) -> tuple[int, float]:
         function(*words, **named)
-        return 7
+        return 7, 9.0
 
     monkeypatch.setattr(full_shape, "SETTINGS", (*full_shape.SETTINGS, "language.k=2000", "task.k=1000"))
     monkeypatch.setattr(full_shape, "alone", here)
     found = list(full_shape.measured(TINY, tmp_path, write_files(tmp_path / "data"), 1))
-    assert all(row.held == 7 and row.seconds > 0 and row.published > 0 for row in found)
+    assert all((row.held, row.processor) == (7, 9) and row.seconds > 0 and row.published > 0 for row in found)
     computed = {row.stage.partition(" · rank")[0]: (row.least, row.most) for row in found}
     dense, sparse = (memory.parts(TINY, k) for k in (None, 2000))
     task_dense, task_sparse = (memory.parts(TINY, k, examples=16, length=128, task=True) for k in (None, 1000))
@@ -206,15 +208,17 @@ def test_every_stage_of_a_shape_is_measured(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_a_process_of_its_own_holds_and_that_it_failed() -> None:
-    assert 1 << 28 <= full_shape.alone(hold, 1 << 28) < 1 << 30
+    held, seconds = full_shape.alone(hold, 1 << 28)
+    assert 1 << 28 <= held < 1 << 30 and 0.3 < seconds < 60
     with pytest.raises(ChildProcessError, match="hold: ended with 1"):
         full_shape.alone(hold, -1)
 
 
 def hold(size: int) -> None:
-    """Hold some bytes for long enough to be seen."""
-    there = b"1" * size if size > 0 else sys.exit(1)
-    time.sleep(0.3)
+    """Hold some bytes for 0.3 seconds of work, long enough to be seen."""
+    there, began = b"1" * size if size > 0 else sys.exit(1), time.process_time()
+    while time.process_time() < began + 0.3:
+        pass
     del there
 
 
