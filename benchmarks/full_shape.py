@@ -223,12 +223,12 @@ table of base, `make full-shape SHAPE=large` that of large, and either keeps the
 dense steps of base are 6 minutes on an H200 ([On a GPU](results-gpu.md)).
 
 Each stage is made in a process of its own. Its seconds have loading, validation, factorising every matrix and writing
-in them; those of its threads are what it takes of the processor (`OMP_WAIT_POLICY=passive`), about twice the seconds on
-two cores that do nothing else. Its peak counts the files that it maps into memory, which the system drops where it
-needs the room: the model, and in a sparse phase the change with its singular vectors. What it *holds* is the rest, and
-has to fit. By arithmetic ([its parts](../performance.md#xlm-r-large)) a training holds the first number if all that it
-frees goes back to the system, the second if nothing does: malloc may keep pieces below 32 MiB. A worker of a sweep held
-0.7 GiB more (Ray, and what earlier stages left).
+in them; those of its threads are what it takes of the processor (`OMP_WAIT_POLICY=passive`): two cores that do nothing
+else need between half of it and all of it. Its peak counts the files that it maps into memory, which the system drops
+where it needs the room: the model, and in a sparse phase the change with its singular vectors. What it *holds* is the
+rest, and has to fit. By arithmetic ([its parts](../performance.md#xlm-r-large)) a training holds the first number if
+all that it frees goes back to the system, the second if nothing does: malloc may keep pieces below 32 MiB. A worker of
+a sweep held 0.7 GiB more (Ray, and what earlier stages left).
 """
 
 if __name__ == "__main__":
