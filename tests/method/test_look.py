@@ -89,6 +89,26 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda f: edit(f / "config.json", pad_token_id=None),
         "backbone: xlmr/config.json: pad_token_id: null, but positions are counted by it; write 1, the tokenizer's",
     ),
+    "nothing marks the first token": (
+        lambda f: edit(f / "tokenizer.json", post_processor=None),
+        "backbone: xlmr: the tokenizer has no special tokens to put around a text: the classifier reads the "
+        "first token, which none marks; give it a post-processor",
+    ),
+    "reads one side alone": (
+        lambda f: edit(f / "config.json", is_decoder=True),
+        "backbone: xlmr/config.json: is_decoder: an encoder reads both sides of a token; set it to false if "
+        "this is one",
+    ),
+    "quantised by its config": (
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "awq"}),
+        "backbone: xlmr/config.json: quantization_config: quantised weights cannot be trained; give the weights as "
+        "floating-point numbers",
+    ),
+    "fewer layers than the weights": (
+        lambda f: edit(f / "config.json", num_hidden_layers=1),
+        "backbone: xlmr: config.json means a model without roberta.encoder.layer.1.attention.output.LayerNorm.bias "
+        "(and 15 more), which the weights have",
+    ),
     "A10": (
         lambda f: XLMRobertaModel.from_pretrained(f).save_pretrained(f),
         "lm_head: own, but xlmr has no LM head (no dense.weight, dense.bias, norm.weight, norm.bias, bias); set "
