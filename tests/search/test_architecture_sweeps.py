@@ -69,7 +69,7 @@ def test_a_sweep_and_its_export(data: Path, tokenizer: Any, tmp_path: Path, kind
     state = folder.state()
     kinds = [entry.kind for entry in state.stages.values()]
     assert {kind: kinds.count(kind) for kind in KINDS if kinds.count(kind)} == {
-        "check": 3, "text": 3, "dense": 4, "sparse": 7, "grade": 12,
+        "check": 3, "text": 3, "dense": 4, "sparse": 7, "grade": 8,
     }  # fmt: skip
     chosen = state.chosen_row
     assert chosen is not None
