@@ -4,6 +4,7 @@ A `DeftxError` names the file, field or value at fault and what would be right. 
 trial that raises one is not retried. Bugs stay ordinary Python exceptions.
 """
 
+import reprlib
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -11,6 +12,9 @@ from typing import Any, TypeVar
 from deftx.passwords import without_password
 
 T = TypeVar("T")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 100, 100, 2
 
 
 class DeftxError(Exception):
@@ -71,7 +75,12 @@ class Problems:
 def explain(problem: Any) -> str:
     """One of pydantic's `errors()` in words, with the value that was given: `at least 1 (given: 0)`."""
     message, value = str(problem["msg"]).removeprefix("Value error, "), problem.get("input")
-    return message if value is None or hasattr(value, "keys") else f"{message} (given: {value!r})"
+    return message if value is None or hasattr(value, "keys") else f"{message} (given: {shortened(value)})"
+
+
+def shortened(value: object) -> str:
+    """A value as Python writes it, cut where it is long or nested: what is wrong may be its size."""
+    return _SHORT.repr(value)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:
