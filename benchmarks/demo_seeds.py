@@ -9,8 +9,6 @@ from LT-SFT's (Jaccard below 0.95).
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from benchmarks.seeds import run_sweep
 from deftx.method.environment import git_commit
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "demo-seeds.md"
@@ -54,11 +53,8 @@ class Seed:
 
 def run_seed(seed: int, storage: Path) -> Seed:
     """Run (or find in the storage) the demo with another seed."""
-    name, settings = f"demo-seed-{seed}", [word for setting in SETTINGS for word in ("--set", setting)]
-    command = ["run", "demo", "--seed", str(seed), "--name", name, "--storage", str(storage), *settings]
-    began = datetime.now(UTC)
-    subprocess.run([sys.executable, "-m", "orchestrator.sweep", *command], check=True, stdout=subprocess.DEVNULL)
-    seconds = (datetime.now(UTC) - began).total_seconds()
+    settings = (word for setting in SETTINGS for word in ("--set", setting))
+    name, seconds = run_sweep("demo", seed, storage, "--quiet", *settings)
     folder = storage / "sweeps" / name
     results = pd.read_csv(folder / "results.csv")
     average = results[(results["split"] == "test") & (results["language"] == "average")].set_index("kind")["value"]

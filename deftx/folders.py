@@ -1,4 +1,4 @@
-"""The files in the folder of a model or a vector, and whether they changed since they were read; no file is opened."""
+"""The files in the folder of a model or a vector, and whether they changed since they were read."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def contents_of(folder: Path) -> Contents:
     """
     stats = [(str(path), path.stat()) for path in files_of(folder.resolve())]
     return tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats)
+
+
+def pointers_in(folder: Path) -> list[Path]:
+    """The files of a folder that Git LFS would have fetched: each is a few lines that say which file it stands for."""
+    # a repository of which nothing was fetched has no folder
+    small = [path for path in files_of(folder) if path.stat().st_size < 1024] if folder.is_dir() else []
+    return [path for path in small if path.read_bytes().startswith(b"version https://git-lfs")]

@@ -23,6 +23,7 @@ from torch import nn
 from deftx.errors import DataError, reason
 from deftx.folders import Contents, contents_of
 from deftx.models.architectures import Architecture, MaskedLMHead, architecture_of, known_architecture, lm_head_of
+from deftx.models.headers import headers_of
 from deftx.models.parameters import base_of, encoder_of, fingerprint, head_of, norms, pooler_of
 
 LMHeadFrom = Path | Literal["own", "random"]
@@ -50,7 +51,7 @@ def load_masked_lm(folder: Path, lm_head: LMHeadFrom = "own", dropout: float | N
     from transformers import AutoModelForMaskedLM
 
     model, missing = _load(AutoModelForMaskedLM, folder, dropout)
-    if lm_head == "own" and missing & head_of(model).keys():
+    if lm_head == "own" and _absent_head(model, missing):
         raise DataError(
             f"{folder}: has no LM head; set lm_head to a donor such as FacebookAI/xlm-roberta-base, or to random"
         )
@@ -163,7 +164,7 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
             architecture = _architecture(folder, config)
             dropouts = {} if dropout is None else dict.fromkeys(architecture.dropout, dropout)
-            config.update({**architecture.classifier, **dropouts, **architecture.settings_for(_names(folder))})
+            config.update({**architecture.classifier, **dropouts, **architecture.settings_for(headers_of(folder))})
             model, info = auto.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=None, output_loading_info=True,
                 ignore_mismatched_sizes=True, trust_remote_code=False,
@@ -180,18 +181,6 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
         _FINGERPRINTS[key] = fingerprint(model)
     model.deftx_fingerprint = _FINGERPRINTS[key]
     return model, missing | {name for name, *_ in info["mismatched_keys"]}
-
-
-def _names(folder: Path) -> set[str]:
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            names |= set(file.keys())
-    for path in folder.glob("pytorch_model*.bin") if not names else ():
-        names |= set(torch.load(path, map_location="meta", weights_only=True, mmap=True))
-    return names
 
 
 def _architecture(folder: Path, config: Any) -> Architecture:
@@ -221,6 +210,14 @@ def _check_finite(folder: Path, model: Any) -> None:
                 f"{folder}: {number:,} of the {parameter.numel():,} weights of {name} are NaN or infinite; the file is "
                 f"damaged, or was saved in a precision too small for it"
             )
+
+
+def _absent_head(model: Any, missing: set[str]) -> set[str]:
+    """The parts of the LM head that a checkpoint lacks; one of the two names of the decoder's bias is enough."""
+    head, names = _lm_head(model), {id(parameter): name for name, parameter in model.named_parameters()}
+    biases = {names[id(bias)] for bias in (head.decoder.bias, getattr(head.owner, "bias", None)) if bias is not None}
+    absent = missing & head_of(model).keys()
+    return absent if biases <= missing else absent - biases
 
 
 def _lm_head(model: Any) -> MaskedLMHead:

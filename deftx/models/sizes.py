@@ -88,17 +88,17 @@ def _table() -> list[dict[str, Any]]:
 def _built(text: str) -> Size | None:
     config = json.loads(text)
     try:
-        return size_by_definition(config) if _bounded(config) else None
+        return size_by_definition(config) if bounded(config) else None
     except Exception:  # a wrong value makes transformers raise anything
         return None
 
 
-def _bounded(value: object, name: str = "") -> bool:
+def bounded(value: object, name: str = "") -> bool:
     """Whether the model of a config is built in seconds: each module takes time, even on the `meta` device."""
     if isinstance(value, dict):
-        return all(_bounded(part, str(key)) for key, part in value.items())
+        return all(bounded(part, str(key)) for key, part in value.items())
     if isinstance(value, list):
-        return all(_bounded(part, name) for part in value)
+        return all(bounded(part, name) for part in value)
     if not isinstance(value, int | float):
         return True
     return 0 <= value <= _MOST_PARTS if "layer" in name or name.startswith("num_") else value <= _MOST

@@ -28,6 +28,7 @@ from deftx.data.catalogue import BENCHMARKS, OwnBenchmark, benchmark
 from deftx.data.corpora import wikipedia
 from deftx.data.inputs import TaskInputs, read_tables, task_inputs
 from deftx.errors import ConfigError, Problems, hint
+from deftx.method.look import look
 from deftx.notebook.arguments import PathLike, execution_of, list_of_labels, path_of
 from deftx.recipes import Recipe, denoising, explain_all, preset, recipe_of
 from deftx.sft.vector import SparseFineTuning
@@ -76,6 +77,7 @@ def language_stage(
     head = problems.get(lambda: resolve_lm_head(path_of("lm_head", lm_head)))
     if base and recipe:
         problems.get(lambda: check_k(base, recipe, "k"))
+        look(problems, base, {"block": recipe.text.block}, head or "random")
     problems.tell()
     assert recipe and code and source and base and head, "each is missing only after an error, which was raised"
     blocks = text_stage(code, source, recipe.text, base, seed)
@@ -126,6 +128,8 @@ def task_stage(
     start = problems.get(lambda: _start(source))
     if base and recipe:
         problems.get(lambda: check_k(base, recipe, "k"))
+        vectors = {"source": start} if start and not isinstance(start, Stage) else {}
+        look(problems, base, {"max_length": recipe.max_length}, vectors=vectors)
     problems.tell()
     assert task_benchmark and recipe and inputs and base, "each is missing only after an error, which was raised"
     return sparse_stage(dense_task(task_benchmark, inputs, recipe, base, start, seed), recipe, denoise)

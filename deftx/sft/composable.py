@@ -43,7 +43,20 @@ def load(path: Path) -> Entries:
     return Entries(indices, values, shapes, head)
 
 
-def _unpickle(path: Path) -> dict[str, Any]:
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters that a `pytorch_diff.bin` changes, by name in the base model.
+
+    Raises:
+        DataError: when it is not such a file.
+    """
+    try:
+        diffs = _unpickle(path, values=False)["diffs"].items()
+        return {_base_name(name): tuple(int(size) for size in encoded["size"]) for name, encoded in diffs}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
+
+
+def _unpickle(path: Path, *, values: bool = True) -> dict[str, Any]:
     scalar = np.int64(0).__reduce__()[0]
     empty = np.empty(0).__reduce__()[0]
     allowed: list[Any] = [np.dtype, np.ndarray, type(np.dtype("int64")), type(np.dtype("int32"))]
@@ -51,7 +64,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         allowed += [(scalar, f"{module}.scalar"), (empty, f"{module}._reconstruct")]
     try:
         with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu" if values else "meta", weights_only=True)
     except Exception as error:  # what torch's unpickler raises on foreign bytes has no common ancestor
         raise DataError(f"{path}: refused or unreadable: {reason(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):

@@ -84,15 +84,10 @@ def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
     Raises:
         DataError: naming the first parameter, or both fingerprints.
     """
-    parameters = dict(base_of(model).named_parameters())
-    for name, shape in sft.shapes.items():
-        if name not in parameters:
-            raise DataError(f"the vector changes {name}, which this backbone does not have: it is for another one")
-        if tuple(parameters[name].shape) != shape:
-            own = tuple(parameters[name].shape)
-            raise DataError(f"the vector's {name} has shape {shape}, this backbone's {own}: it is for another one")
-        if name in sft.indices and sft.indices[name].shape != sft.values[name].shape:
-            counts = f"{sft.indices[name].numel():,} indices for {sft.values[name].numel():,} values"
+    check_shapes({name: tuple(p.shape) for name, p in base_of(model).named_parameters()}, sft.shapes)
+    for name, index in sft.indices.items():
+        if index.shape != sft.values[name].shape:
+            counts = f"{index.numel():,} indices for {sft.values[name].numel():,} values"
             raise DataError(f"the vector's {name} contradicts itself: {counts}")
     if (pooler := _pooler_in(model, sft)) and not getattr(model, "deftx_pooler", None):
         raise DataError(f"the vector changes {pooler[0]}, which is not in this backbone's files: it is for another one")
@@ -103,6 +98,25 @@ def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
             f"the vector was learnt from {sft.metadata.backbone} with fingerprint {asserted[:12]}, "
             f"but this backbone's is {measured[:12]}"
         )
+
+
+def check_shapes(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that what a vector changes is in a backbone, by names and shapes.
+
+    Args:
+        own: of the backbone's parameters, by name in the base model.
+        theirs: of what the vector changes.
+
+    Raises:
+        DataError: naming the first parameter that is not there, or that has another shape.
+    """
+    for name, shape in theirs.items():
+        if name not in own:
+            raise DataError(f"the vector changes {name}, which this backbone does not have: it is for another one")
+        if own[name] != shape:
+            raise DataError(
+                f"the vector's {name} has shape {shape}, this backbone's {own[name]}: it is for another one"
+            )
 
 
 def _compose(

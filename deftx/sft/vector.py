@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,13 +20,18 @@ from torch import Tensor
 
 from deftx.errors import DataError
 from deftx.masks.select import Indices
+from deftx.models.headers import headers_in
 from deftx.sft import composable
 from deftx.sft.entries import check_entries
-from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder
+from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder, settings_folder
 from deftx.stages.files import METADATA, TENSORS
 
 if TYPE_CHECKING:
     from deftx.stages.stage import Stage
+
+T = TypeVar("T")
+_NO_SFT = {"adapter_config.json": "it is a LoRA or another adapter", "config.json": "it is a model"}
+"""Files by which one sees what a folder is instead."""
 
 
 class SFTMetadata(BaseModel):
@@ -149,7 +154,7 @@ class SparseFineTuning:
             return _load(folder)
         if (folder / composable.FILE).is_file():
             return cls._composable(folder / composable.FILE, revision)
-        raise DataError(f"{name}: holds neither {TENSORS} nor {composable.FILE}, so it is not an SFT")
+        raise _no_sft(folder, name)
 
     @classmethod
     def _composable(cls, path: Path, revision: str | None) -> SparseFineTuning:
@@ -158,6 +163,32 @@ class SparseFineTuning:
         k = sum(index.numel() for index in entries.indices.values())
         metadata = SFTMetadata(backbone="unknown", revision=revision, backbone_basis="asserted", k=k)
         return cls(entries.indices, entries.values, entries.shapes, metadata, entries.head)
+
+
+def shapes_of(source: Published) -> dict[str, tuple[int, ...]] | None:
+    """The shape of each parameter that a published SFT changes, by name, without its values.
+
+    None for a composable-sft vector on the hub, whose one file says all and is not fetched for this.
+
+    Raises:
+        DataError: when it is not an SFT, or its files name different parameters.
+        HubError: when it has to be looked at on the hub and cannot be.
+    """
+    folder = settings_folder(source)
+    if (folder / TENSORS).is_file():
+        _, shapes = _read_record(folder / METADATA)
+        _check_names(folder / TENSORS, _parts(folder / TENSORS, headers_in(folder / TENSORS)), shapes)
+        return shapes
+    if (folder / composable.FILE).is_file():
+        return composable.shapes_in(folder / composable.FILE)
+    if isinstance(source, HubFolder) and not any((folder / name).is_file() for name in _NO_SFT):
+        return _read_record(folder / METADATA)[1] if (folder / METADATA).is_file() else None
+    raise _no_sft(folder, name_of(source))
+
+
+def _no_sft(folder: Path, name: str) -> DataError:
+    what = next((f": {words} ({file})" for file, words in _NO_SFT.items() if (folder / file).is_file()), "")
+    return DataError(f"{name}: holds neither {TENSORS} nor {composable.FILE}, so it is not an SFT{what}")
 
 
 def _as_saved(name: str, value: Tensor, values: Literal["float32", "bf16"]) -> Tensor:
@@ -176,19 +207,29 @@ def _load(folder: Path) -> SparseFineTuning:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{where}: cannot be read: {error}") from None
-    parts: dict[str, dict[str, Tensor]] = {"indices": {}, "values": {}, "head": {}}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition("/")
-        if part not in parts:
-            raise DataError(f"{where}: unknown tensor {key}; indices/, values/ and head/ are expected")
-        parts[part][name] = tensor
-    if parts["indices"].keys() != parts["values"].keys() or parts["indices"].keys() != shapes.keys():
-        raise DataError(f"{where}: indices, values and the shapes in {METADATA} name different parameters")
+    parts = _parts(folder / TENSORS, tensors)
+    _check_names(folder / TENSORS, parts, shapes)
     indices = {name: index.to(torch.int64) for name, index in parts["indices"].items()}
     values = {name: value.to(torch.float32) for name, value in parts["values"].items()}
     for name, index in indices.items():
         check_entries(where, name, index, values[name], shapes[name])
     return SparseFineTuning(indices, values, shapes, metadata, parts["head"])
+
+
+def _parts(path: Path, named: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """What is named `indices/...`, `values/...` and `head/...`, by the rest of its name."""
+    parts: dict[str, dict[str, T]] = {"indices": {}, "values": {}, "head": {}}
+    for key, content in named.items():
+        part, _, name = key.partition("/")
+        if part not in parts:
+            raise DataError(f"{path}: unknown tensor {key}; indices/, values/ and head/ are expected")
+        parts[part][name] = content
+    return parts
+
+
+def _check_names(path: Path, parts: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, Any]) -> None:
+    if parts["indices"].keys() != parts["values"].keys() or parts["indices"].keys() != shapes.keys():
+        raise DataError(f"{path}: indices, values and the shapes in {METADATA} name different parameters")
 
 
 def _read_record(path: Path) -> tuple[SFTMetadata, dict[str, tuple[int, ...]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ def hub_info(repo: str, revision: str, kind: Literal["model", "dataset"]) -> Any
         raise HubError(f"there is no {kind} {repo!r} on the hub, or it is private and no token was given") from None
     except Exception as error:  # the hub client does not wrap the errors of its HTTP library
         local = "data root" if kind == "dataset" else "local folder"
-        raise _UnreachableError(
+        raise UnreachableError(
             f"the hub could not be reached for {kind} {repo!r} ({reason(error)}); "
             f"give a {local} instead, or run where there is a network"
         ) from None
@@ -82,8 +83,32 @@ def gated_error(repo: str, revision: str, kind: Literal["model", "dataset"]) -> 
     )
 
 
-class _UnreachableError(HubError):
+class UnreachableError(HubError):
     """The hub cannot be reached, so that the local cache is asked."""
+
+
+@cache
+def hub_headers(repo: str, commit: str) -> Mapping[str, tuple[Sequence[int], str]] | None:
+    """The shape and safetensors' dtype of each weight of a model, whose files are not downloaded for it.
+
+    None where the weights are pickles, which have no header.
+
+    Raises:
+        HubError: when the hub cannot be reached, or a file lacks or is no safetensors file.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    hub_info(repo, commit, "model")  # fails at once where the client retries for 23 s
+    try:
+        files = HfApi().get_safetensors_metadata(repo, revision=commit).files_metadata.values()
+    except NotASafetensorsRepoError:
+        return None
+    except Exception as error:  # the hub client does not wrap the errors of its HTTP library
+        raise HubError(
+            f"{repo} at commit {commit[:12]}: its weights' headers cannot be read: {reason(error)}"
+        ) from None
+    return {name: (tensor.shape, tensor.dtype) for file in files for name, tensor in file.tensors.items()}
 
 
 def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str:
@@ -92,7 +117,7 @@ def _ask_hub(repo: str, revision: str, kind: Literal["model", "dataset"]) -> str
     cached = Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}", "refs", revision)
     try:
         commit: str | None = hub_info(repo, revision, kind).sha
-    except _UnreachableError:
+    except UnreachableError:
         if cached.is_file():
             return cached.read_text(encoding="ascii").strip()
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -18,11 +19,17 @@ from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
 from deftx.folders import Contents, contents_of, files_of
 from deftx.sources.hub import gated_error, hub_commit, hub_info
+from deftx.sources.revisions import UNRESOLVED
 
-_WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model.bin", "pytorch_diff.bin"]
-
-_WEIGHTS = (".safetensors", "pytorch_model.bin", "pytorch_diff.bin")
-"""How the name of a file with weights ends; the last is composable-sft's."""
+_SETTINGS = ["*.json", "*.model", "*.txt"]
+"""Files beside the weights: configuration, tokenizer, index of the shards, and what is said of a vector."""
+_PICKLES = ["pytorch_model.bin", "pytorch_model-*-of-*.bin"]
+_WEIGHTS = ["*.safetensors", *_PICKLES, "pytorch_diff.bin"]
+"""The last is composable-sft's."""
+_SAFE = {"model.safetensors", "model.safetensors.index.json"}
+"""With one of them the pickles are the same weights again."""
+_LEFT = ["*/*", "model.*.safetensors"]
+"""Of the hub: what lies in folders of a repository, such as checkpoints, and other precisions of the same weights."""
 
 
 class LocalFolder(Settings):
@@ -47,6 +54,12 @@ Published = LocalFolder | HubFolder
 def name_of(source: Published) -> str:
     """The hub id or the folder's path, for messages."""
     return source.repo if isinstance(source, HubFolder) else source.path
+
+
+def openable(source: object) -> Published | None:
+    """What was given, where it is a published folder that can be opened: its commit is known, or it lies here."""
+    known = isinstance(source, LocalFolder) or (isinstance(source, HubFolder) and source.commit != UNRESOLVED)
+    return source if known else None  # type: ignore[return-value]
 
 
 def resolve_folder(name: str, revision: str = "main") -> Published:
@@ -93,8 +106,15 @@ def local_folder(source: Published) -> Path:
     return folder
 
 
+def settings_folder(source: Published) -> Path:
+    """As `local_folder`, but of a repository only the JSON and tokenizer files are sure to be there."""
+    if isinstance(source, HubFolder):
+        return _downloaded(source.repo, source.commit, whole=False)
+    return local_folder(source)
+
+
 @cache
-def _downloaded(repo: str, commit: str) -> Path:
+def _downloaded(repo: str, commit: str, *, whole: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
@@ -105,28 +125,36 @@ def _downloaded(repo: str, commit: str) -> Path:
         names = {file.rfilename for file in hub_info(repo, commit, "model").siblings or []}
     except HubError as error:
         problem = error
-    twice = problem or "model.safetensors" in names
-    if names and not any(name.endswith(_WEIGHTS) for name in names):
+    left = [*_LEFT, *_PICKLES] if problem or names & _SAFE else _LEFT
+    if names and not _has_weights(names, left):
         first = ", ".join(sorted(names)[:8])
-        raise HubError(f"{repo} at commit {commit[:12]} holds no weights (*{', *'.join(_WEIGHTS)}); it has {first}")
+        raise HubError(f"{repo} at commit {commit[:12]} holds no weights ({', '.join(_WEIGHTS)}); it has {first}")
     try:
         folder = snapshot_download(
             repo,
             revision=commit,
             local_files_only=problem is not None,
-            allow_patterns=_WEIGHT_PATTERNS,
-            ignore_patterns=["pytorch_model.bin"] if twice else None,
+            allow_patterns=[*_SETTINGS, *_WEIGHTS] if whole else _SETTINGS,
+            ignore_patterns=left,
         )
+        if problem and whole and not _has_weights({path.name for path in files_of(Path(folder))}, _LEFT):
+            raise problem
     except GatedRepoError:
         raise gated_error(repo, commit, "model") from None
     except Exception as error:  # the hub client does not wrap the errors of its HTTP library
         if problem:
-            raise HubError(f"{repo} at commit {commit[:12]} is not in the local cache, and {problem}") from None
+            words = f"{repo} at commit {commit[:12]} is not in the local cache, and {problem}"
+            raise type(problem)(words) from None
         raise HubError(
             f"{repo} at commit {commit[:12]} could not be downloaded from the hub ({reason(error)}); "
             f"give a local folder instead, or run where there is a network"
         ) from None
     return Path(folder)
+
+
+def _has_weights(names: set[str], left: list[str]) -> bool:
+    wanted = {name for name in names if any(fnmatch(name, pattern) for pattern in _WEIGHTS)}
+    return any(not any(fnmatch(name, pattern) for pattern in left) for name in wanted)
 
 
 def _digest_of(folder: Path) -> str:

@@ -16,7 +16,7 @@ from deftx.data.inputs import TaskInputs, read_tables, task_inputs
 from deftx.errors import ConfigError, DataError, Problems
 from deftx.sources.files import file_source
 from deftx.sources.hub import Source
-from deftx.sources.published import Published, resolve_folder
+from deftx.sources.published import Published, openable, resolve_folder
 from deftx.stages.backbones import check_k, resolve_lm_head
 from deftx.stages.settings import BackboneSettings, BackboneShape, LMHead
 from deftx.stages.stage import Stage
@@ -63,9 +63,24 @@ def resolve(space: Space, data_root: str | None) -> ResolvedInputs:
     if backbone is not None:
         problems.get(lambda: check_k(backbone, space.language, "language.k"))
         problems.get(lambda: check_k(backbone, space.task, "task.k"))
+    _look(problems, space, backbone, lm_head, sft)
     if problems.lines:
         raise DataError("\n".join(problems.lines))
     return ResolvedInputs(backbone, lm_head, sft, corpora, task, evaluation)  # type: ignore[arg-type]
+
+
+def _look(
+    problems: Problems, space: Space, backbone: Published | Stage | None, lm_head: LMHead | None, sft: Published | None
+) -> None:
+    """Look at what is published, which takes torch; a plan of a backbone that is pre-trained here goes without."""
+    own, donor, source = openable(backbone), openable(lm_head), openable(sft)
+    if not (own or donor or source):
+        return
+    from deftx.method.look import look
+
+    lengths = {"task.max_length": space.task.max_length, "language.text.block": space.language.text.block}
+    head = donor or (lm_head if isinstance(lm_head, str) else "random")
+    look(problems, own, lengths, head, {"source.sft": source} if source else {})
 
 
 def _backbone(space: Space, data_root: str | None, corpora: Mapping[str, Source | None]) -> Published | Stage:

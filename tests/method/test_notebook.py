@@ -150,6 +150,7 @@ def test_a_vector_that_lies_nowhere_is_no_start(backbone: Path, tmp_path: Path) 
     loose = make_sft(load_classifier(backbone, LABELS, seed=0))
     train, valid = table(tmp_path / "train.csv", 9, 1), table(tmp_path / "valid.csv", 6, 2)
     common: dict[str, Any] = {"train": train, "valid": valid, "labels": LABELS, "backbone": backbone, "k": "10%"}
+    common |= {"max_length": 16}
     with pytest.raises(ConfigError, match="does not say where it lies"):
         task_stage(**common, source=loose)
     loose.save_pretrained(tmp_path / "vector")
@@ -212,7 +213,7 @@ def test_objects_in_memory_and_devices_that_are_not_there_are_told_at_once(
 def test_a_task_starts_from_the_vector_of_a_language_only(
     backbone: Path, language: SparseFineTuning, task: SparseFineTuning, tmp_path: Path
 ) -> None:
-    common: dict[str, Any] = {"labels": LABELS, "backbone": backbone, "k": "10%"}
+    common: dict[str, Any] = {"labels": LABELS, "backbone": backbone, "k": "10%", "max_length": 16}
     common |= {"train": table(tmp_path / "train.csv", 9, 1), "valid": table(tmp_path / "valid.csv", 6, 2)}
     assert dict(task_stage(**common, source=language).inputs)["dense"].input("start") == language.stage
     assert language.stage is not None
@@ -230,9 +231,10 @@ def test_no_more_tokens_than_the_backbone_reads(backbone: Path, tmp_path: Path) 
     lines = [f"{sentence * 9},{LABELS[n % 3]}" for n, sentence in enumerate(sentences(12, 1))]
     rows = tmp_path / "long.csv"
     rows.write_text("\n".join(["text,label", *(line.replace("w", " w") for line in lines)]))
-    task = deftx.learn_task(
-        train=rows, valid=rows, labels=LABELS, backbone=backbone, store=tmp_path, rank=2, max_length=128, **SHORT
-    )
+    own = {"train": rows, "valid": rows, "labels": LABELS, "backbone": backbone, "store": tmp_path, "rank": 2, **SHORT}
+    with pytest.raises(ConfigError, match=r"^max_length: 128 tokens, but .* reads 38 at most$"):
+        deftx.learn_task(**own)
+    task = deftx.learn_task(**own, max_length=38)
     classify = deftx.compose(backbone, task)
     assert classify.tokenizer.model_max_length == 38
     classify.tokenizer.model_max_length = 10**30
@@ -458,7 +460,7 @@ def test_auto_is_decided_by_the_device_that_learns(
         monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
         assert language_stage(text, **auto) == expected
     own = {**TABLES, **{split: table(tmp_path / f"{split}.csv", 20, 3) for split in ("train", "valid")}}
-    of_task = {"backbone": backbone, **own, "labels": LABELS, **SHORT, "rank": 2}
+    of_task = {"backbone": backbone, **own, "labels": LABELS, **SHORT, "rank": 2, "max_length": 16}
     expected_task = task_stage(**of_task, precision="bf16")
     assert task_stage(**of_task, precision="auto", execution=deftx.Execution(device="cuda")) == expected_task
 
@@ -476,6 +478,7 @@ def test_bf16_on_a_processor_without_it_is_refused_where_a_stage_would_train_in_
     in_float32 = deftx.learn_language(text, backbone=backbone, store=tmp_path, **TEXT)
     own = {**TABLES, **{split: table(tmp_path / f"{split}.csv", 20, 3) for split in ("train", "valid")}}
     task = {**own, "labels": LABELS, "backbone": backbone, "source": in_float32, "store": tmp_path, **SHORT, "rank": 2}
+    task |= {"max_length": 16}
     with pytest.raises(ConfigError, match=r"^precision: bf16, but the CPU here has no bf16 instructions, "):
         deftx.learn_task(**task, precision="bf16")
     monkeypatch.setattr(hardware, "multiplies_bf16", lambda: True)

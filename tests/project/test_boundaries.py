@@ -68,7 +68,11 @@ def test_importing(modules: str, forbidden: tuple[str, ...]) -> None:
 def test_no_plan_of_a_shipped_space_imports_torch(tmp_path: Path) -> None:
     write_files(tmp_path / "data")
     on_files, storage = ["--data-root", str(tmp_path / "data")], ["--plan", "--storage", str(tmp_path / "results")]
-    options = {"demo": [], "americasnli": ["--set", "targets=[aym,gn,quy]"]}
+    options = {
+        "demo": [],
+        "americasnli": ["--set", "targets=[aym,gn,quy]"],
+        "americasnli-minilm": ["--set", "targets=[aym,gn]"],
+    }
     plans = [[name, *options.get(name, on_files), *storage] for name in shipped_spaces()]
     found = imported_by(
         "import os; os.environ['https_proxy'] = 'http://127.0.0.1:9'\n"  # nothing is fetched

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden_addresses.json"
 
 
 # of AmericasNLI's languages these three have a Wikipedia; the others need a data root
-ON_LINE = {"americasnli": ["targets=[aym,gn,quy]"]}
+ON_LINE = {"americasnli": ["targets=[aym,gn,quy]"], "americasnli-minilm": ["targets=[aym,gn]"]}
 
 
 class Answers(dict[str, str]):

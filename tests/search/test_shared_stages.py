@@ -11,6 +11,7 @@ import yaml
 from support import world
 from support.islands import attempts, published, sweep
 from support.nusax_files import write_files
+from support.tiny import write_backbone
 
 import deftx
 from deftx.config import RetentionOf
@@ -26,6 +27,12 @@ from orchestrator.space.load import load_space
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("nusax"))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that reads as many tokens as the presets ask for."""
+    return write_backbone(tmp_path_factory.mktemp("tiny") / "xlmr", max_position_embeddings=258)
 
 
 def planner(data: Path, backbone: Path, *overrides: str, name: str = "nusax") -> Planner:

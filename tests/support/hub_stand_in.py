@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ class HubStandIn:
         self.web: dict[str, bytes] = {}
         """Files by path under `/web/`, which is no part of the hub."""
         self.asked: list[str] = []
+        self.sent: Counter[str] = Counter()
+        """Bytes by path of what was asked for."""
         self.out_of_order = False
         self._server: ThreadingHTTPServer | None = None
         self._start(0)
@@ -205,6 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.hub.sent[urlsplit(self.path).path] += len(body)
             self.wfile.write(body)
 
     def log_message(self, *arguments: Any) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -22,6 +25,7 @@ START, PAD, END, UNKNOWN, MASK = range(5)
 WORDS = 45
 VOCABULARY = WORDS + 5
 SPECIAL = frozenset({START, PAD, END, UNKNOWN, MASK})
+PICKLED = "pytorch_model.bin"
 LABELS = ("negative", "neutral", "positive")
 
 
@@ -59,6 +63,19 @@ def write_backbone(folder: Path, *, lm_head: bool = True, seed: int = 0, **chang
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_pickled(backbone: Path, folder: Path, shards: int = 1) -> Path:
+    """A copy of a backbone whose weights are `pytorch_model.bin`, or so many shards of it with their index."""
+    shutil.copytree(backbone, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    weights = load_file(backbone / "model.safetensors")
+    names = [f"pytorch_model-{n + 1:05}-of-{shards:05}.bin" for n in range(shards)] if shards > 1 else [PICKLED]
+    shard_of = {name: names[number % shards] for number, name in enumerate(weights)}
+    for file in names:
+        torch.save({name: weight for name, weight in weights.items() if shard_of[name] == file}, folder / file)
+    if shards > 1:
+        (folder / f"{PICKLED}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
     return folder
 
 

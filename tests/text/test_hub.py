@@ -6,6 +6,7 @@ Calls are made in processes of their own (`Client`), because the hub's client re
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -15,23 +16,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from support.composable_files import encode
 from support.hub_stand_in import ANSELL, NUSAX, TINY, VECTOR, WIKIPEDIA, Client, HubStandIn, dataset, parquet
 from support.islands import sweep, write_data, write_space
-from support.tiny import make_sft, make_tokenizer
+from support.tiny import make_sft, make_tokenizer, write_pickled
 
 from deftx.data.catalogue import BENCHMARKS
 from deftx.data.corpora import corpus_source, read_lines
 from deftx.data.examples import Examples, evaluation_source, read_examples
-from deftx.errors import DataError, HubError
+from deftx.errors import DataError, HubError, Problems
+from deftx.method.look import look
 from deftx.models.load import load_masked_lm, load_tokenizer
 from deftx.models.parameters import fingerprint
 from deftx.sft.composable import FILE
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import online_file, read_text
 from deftx.sources.hub import HubSource, hub_commit, hub_table
-from deftx.sources.published import HubFolder, local_folder, resolve_folder
+from deftx.sources.published import HubFolder, local_folder, resolve_folder, settings_folder
 from deftx.sources.revisions import Revisions, pinned_revisions
+from deftx.stages.backbones import resolve_lm_head
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
 from orchestrator.run import session
@@ -224,6 +228,40 @@ def test_a_backbone_by_its_id_is_the_one_that_was_published(
     assert loaded.isdisjoint({"pytorch_model.bin", "model.onnx"}), "the weights come once"
 
 
+def test_of_a_repository_comes_what_a_model_needs_and_none_of_its_checkpoints(
+    hub: HubStandIn, online: Client, backbone: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in backbone.iterdir()}
+    weights = files["model.safetensors"]
+    checkpoint = {f"checkpoint-500/{name}": content for name, content in files.items()}
+    other = {"model.fp16.safetensors": weights, "training_args.bin": b"a pickle", "tf_model.h5": b"and again"}
+    source = HubFolder(repo="somebody/trained", commit=hub.push("somebody/trained", files | checkpoint | other))
+    described = online(settings_folder, source)
+    assert {path.name for path in described.iterdir()} == files.keys() - {"model.safetensors"}
+    folder = online(local_folder, source)
+    assert folder == described
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    commit = hub.push("somebody/between", checkpoint | {"config.json": files["config.json"]})
+    with pytest.raises(HubError, match=r"holds no weights .*; it has checkpoint-500/config.json, checkpoint-500/model"):
+        online(settings_folder, HubFolder(repo="somebody/between", commit=commit))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickled_weights_in_shards_come_whole(
+    hub: HubStandIn, home: Path, online: Client, backbone: Path, tmp_path: Path, shards: int
+) -> None:
+    write_pickled(backbone, tmp_path / "pickled", shards)
+    repo = f"somebody/pickled-{shards}"
+    source = HubFolder(repo=repo, commit=hub.push(repo, tmp_path / "pickled"))
+    online(settings_folder, source)
+    with Client(hub.url, home) as early:
+        hub.stop()
+        with pytest.raises(HubError, match="is not in the local cache, and the hub could not be reached"):
+            early(local_folder, source)
+        hub.start_again()
+    assert online(load_model, repo) == (fingerprint(load_masked_lm(backbone)), make_tokenizer()("w0 w3")["input_ids"])
+
+
 def test_vectors_by_their_id(hub: HubStandIn, online: Client, fetched: dict[str, Any], backbone: Path) -> None:
     own = make_sft(load_masked_lm(backbone), language="ace")
     assert fetched["vector"].metadata == own.metadata
@@ -257,18 +295,80 @@ def test_pins_hold_when_main_moves(hub: HubStandIn, online: Client) -> None:
     assert online(commit_under, {}, "somebody/moving")[0] == after
 
 
-def test_a_sweep_keeps_to_the_commit_it_began_with(hub: HubStandIn, online: Client, tmp_path: Path) -> None:
+def test_a_sweep_keeps_to_the_commit_it_began_with(
+    hub: HubStandIn, online: Client, backbone: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in backbone.iterdir()}
     asked = write_space(tmp_path / "tiny.yaml"), write_data(tmp_path / "data"), tmp_path / "storage"
-    first = hub.push("somebody/moving", {"config.json": b"first"})
+    first = hub.push("somebody/moving", files | {"README.md": b"first"})
     assert online(begin, *asked, "old") == f"somebody/moving@{first}"
-    second = hub.push("somebody/moving", {"config.json": b"second"})
+    second = hub.push("somebody/moving", files | {"README.md": b"second"})
     hub.asked.clear()
     assert online(begin, *asked, "old") == f"somebody/moving@{first}"
-    assert hub.asked == []
+    assert all(first in request for request in hub.asked), "nothing is asked of main"
     assert online(begin, *asked, "new") == f"somebody/moving@{second}"
     hub.stop()
     assert online(begin, *asked, "old") == f"somebody/moving@{first}"
     hub.start_again()
+
+
+def large(backbone: Path) -> bytes:
+    """The weights of a backbone, with a megabyte that no model has."""
+    return save(load_file(backbone / "model.safetensors") | {"unused": torch.zeros(2**18)}, {"format": "pt"})
+
+
+def look_at(backbone: str, *, length: int, lm_head: str = "own", **vectors: str) -> list[str]:
+    problems = Problems()
+    resolved = {setting: resolve_folder(vector) for setting, vector in vectors.items()}
+    look(problems, resolve_folder(backbone), {"task.max_length": length}, resolve_lm_head(lm_head), resolved)
+    return problems.lines
+
+
+def test_a_look_fetches_settings_and_headers_alone(hub: HubStandIn, home: Path, backbone: Path, headless: Path) -> None:
+    files = {path.name: path.read_bytes() for path in backbone.iterdir()}
+    config = json.loads(files["config.json"])
+    hub.push("somebody/large", files | {"model.safetensors": large(backbone)})
+    hub.push("somebody/wrong", files | {"config.json": json.dumps(config | {"intermediate_size": 32}).encode()})
+    hub.push("somebody/headless", headless)
+    hub.push("somebody/vector-2", hub.commits["model", VECTOR][hub.branches["model", VECTOR]["main"]])
+    hub.push("somebody/of-2022", {FILE: b"not fetched"})
+    hub.push("somebody/lora", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"})
+    hub.sent.clear()
+    with Client(hub.url, home) as client:
+        assert client(look_at, "somebody/large", length=38, source="somebody/vector-2", other="somebody/of-2022") == []
+        assert client(look_at, "somebody/headless", lm_head="somebody/large", length=38) == []
+        sent = {path.rpartition("/")[2]: size for path, size in hub.sent.items() if "/resolve/" in path}
+        assert {"config.json", "tokenizer.json", "sft.json"} <= sent.keys()
+        assert sent.pop("model.safetensors") <= 3 * 100_001
+        assert not any(name.endswith((".safetensors", ".bin")) for name in sent)
+        assert client(look_at, "somebody/large", length=39) == [
+            "task.max_length: 39 tokens, but somebody/large reads 38 at most"
+        ]
+        told = client(look_at, "somebody/wrong", length=38, lm_head="somebody/headless", source="somebody/lora")
+    assert [line.partition(" (")[0] for line in told] == [
+        "backbone: somebody/wrong: roberta.encoder.layer.0.intermediate.dense.weight has shape",
+        "lm_head: somebody/headless: has no LM head to give",
+        "source: somebody/lora: holds neither sft.safetensors nor pytorch_diff.bin, so it is not an SFT: it is a LoRA "
+        "or another adapter",
+    ]
+
+
+def test_pickles_on_the_hub_are_looked_at_when_they_are_here(
+    hub: HubStandIn, home: Path, backbone: Path, tmp_path: Path
+) -> None:
+    folder = write_pickled(backbone, tmp_path / "pickled")
+    torch.save({}, folder / "pytorch_model.bin")
+    hub.push("somebody/empty", folder)
+    with Client(hub.url, home) as client:
+        assert client(look_at, "somebody/empty", length=38) == []
+        folder = client(local_folder, client(resolve_folder, "somebody/empty"))
+        assert client(look_at, str(folder), length=38)[0].endswith("give a whole checkpoint")
+
+
+def test_a_plan_looks_at_the_hub(hub: HubStandIn, online: Client, backbone: Path, tmp_path: Path) -> None:
+    space, data = write_space(tmp_path / "tiny.yaml"), write_data(tmp_path / "data")
+    code, output = online(plan, space, data, tmp_path / "none", "--backbone", TINY, "--set", "task.max_length=64")
+    assert (code, output) == (2, f"error: task.max_length: 64 tokens, but {TINY} reads 38 at most ")
 
 
 # --- when it is gone
