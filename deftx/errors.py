@@ -4,8 +4,10 @@ A `DeftxError` names the file, field or value at fault and what would be right. 
 trial that raises one is not retried. Bugs stay ordinary Python exceptions.
 """
 
+import errno
+import os
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -43,6 +45,28 @@ class StoreError(DeftxError):
 
 class TrainingError(DeftxError):
     """A loss or a weight became NaN or infinite. Names the step and the tensor."""
+
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+_REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the machine did not let happen, in words: a full, read-only or unwritable disk; None for another error."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno in _REFUSALS:
+            place = f"{link.filename}: " if link.filename else ""
+            return without_password(f"{place}{link.strerror or os.strerror(link.errno or 0)}")
+        # a library's own error with the system's words in it, such as that of a file of weights
+        if words := [words for words in _REFUSED if words in str(link)]:
+            return words[0]
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class Problems:

@@ -1,6 +1,7 @@
 """One call of the sweep command: from its arguments to a prepared sweep, and from there to an exit code.
 
-0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed permanently    130 interrupted
+0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed permanently    4 the machine refused
+130 interrupted
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 
+from deftx.cli.command import REFUSED
 from deftx.data.catalogue import OwnBenchmark
 from deftx.errors import ConfigError
 from deftx.sources.published import LocalFolder
@@ -86,12 +88,15 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
 
 
 def run(driver: Driver, work: Run) -> int:
-    """The exit code (0, 3 or 130) of a sweep that is run to its end; its state was recorded as not ended before."""
+    """The exit code (0, 3, 4 or 130) of a sweep that is run to its end; its state was recorded as not ended before."""
     with suppress(KeyboardInterrupt), _interruptible(driver):
         work(driver)
-    finished = driver.finished() and not driver.interrupted
-    driver.write_state(ended=finished)
-    _export_search(driver)
+    finished = driver.finished() and not driver.interrupted and not driver.refused
+    with driver.refusals():
+        driver.write_state(ended=finished)
+        _export_search(driver)
+    if driver.refused:
+        return REFUSED
     if not finished:
         return 130
     return 3 if driver.schedule.failures else 0

@@ -51,7 +51,7 @@ class ScheduleSearcher(_Unsaved, Searcher):
         """A job as a trial's configuration, None while nothing is ready, FINISHED at the end."""
         job = self._driver.next_job()
         if job is None:
-            return str(Searcher.FINISHED) if self._driver.finished() else None
+            return str(Searcher.FINISHED) if self._driver.finished() or self._driver.refused else None
         self._jobs[trial_id] = job
         return {"job": job}
 
