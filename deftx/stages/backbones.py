@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from deftx.config import LanguageRecipe, TaskRecipe, resolve_k
-from deftx.errors import ConfigError
+from deftx.errors import ConfigError, DeftxError
 from deftx.models.sizes import Size, size_of, size_of_folder, size_of_repository
-from deftx.sources.published import HubFolder, LocalFolder, Published, resolve_folder
+from deftx.sources.published import HubFolder, Published, openable, resolve_folder, settings_folder
 from deftx.stages.settings import BackboneSettings, LMHead
 from deftx.stages.stage import Stage, settings_of
 
@@ -17,9 +16,9 @@ def size_of_backbone(backbone: Published | Stage | None) -> Size | None:
     """The size of a backbone; None where that takes its weights to say."""
     if isinstance(backbone, Stage):
         return size_of({"model_type": "xlm-roberta", **settings_of(backbone, BackboneSettings).config})
-    if isinstance(backbone, HubFolder):
-        return size_of_repository(backbone.repo)
-    return None if backbone is None else _size_of_folder(backbone)
+    if isinstance(backbone, HubFolder) and (known := size_of_repository(backbone.repo)):
+        return known
+    return _size_of_folder(published) if (published := openable(backbone)) else None
 
 
 def check_k(backbone: Published | Stage, recipe: LanguageRecipe | TaskRecipe, name: str) -> None:
@@ -54,6 +53,9 @@ def resolve_lm_head(name: str) -> LMHead:
 
 
 @cache
-def _size_of_folder(backbone: LocalFolder) -> Size | None:
-    """The size of the backbone in a folder; read once, since the folder is identified by its content."""
-    return size_of_folder(Path(backbone.path))
+def _size_of_folder(backbone: Published) -> Size | None:
+    """The size of a published backbone, of which the configuration alone is read; once, since it cannot change."""
+    try:
+        return size_of_folder(settings_folder(backbone))
+    except DeftxError:  # whoever needs the backbone itself tells it
+        return None

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save
-from support.composable_files import encode
+from support.composable_files import encode, write
+from support.encoders import write_encoder
 from support.hub_stand_in import ANSELL, NUSAX, TINY, VECTOR, WIKIPEDIA, Client, HubStandIn, dataset, parquet
 from support.islands import sweep, write_data, write_space
 from support.tiny import make_sft, make_tokenizer, write_pickled
@@ -317,10 +318,11 @@ def large(backbone: Path) -> bytes:
     return save(load_file(backbone / "model.safetensors") | {"unused": torch.zeros(2**18)}, {"format": "pt"})
 
 
-def look_at(backbone: str, *, length: int, lm_head: str = "own", **vectors: str) -> list[str]:
+def look_at(backbone: str, *, length: int, lm_head: str | HubFolder = "own", **vectors: str | HubFolder) -> list[str]:
     problems = Problems()
-    resolved = {setting: resolve_folder(vector) for setting, vector in vectors.items()}
-    look(problems, resolve_folder(backbone), {"task.max_length": length}, resolve_lm_head(lm_head), resolved)
+    head = lm_head if isinstance(lm_head, HubFolder) else resolve_lm_head(lm_head)
+    resolved = {key: resolve_folder(name) if isinstance(name, str) else name for key, name in vectors.items()}
+    look(problems, resolve_folder(backbone), {"task.max_length": length}, head, resolved)
     return problems.lines
 
 
@@ -353,16 +355,18 @@ def test_a_look_fetches_settings_and_headers_alone(hub: HubStandIn, home: Path, 
     ]
 
 
-def test_pickles_on_the_hub_are_looked_at_when_they_are_here(
-    hub: HubStandIn, home: Path, backbone: Path, tmp_path: Path
-) -> None:
-    folder = write_pickled(backbone, tmp_path / "pickled")
+def test_pickles_on_the_hub_are_looked_at_when_they_are_here(hub: HubStandIn, home: Path, tmp_path: Path) -> None:
+    folder = write_pickled(write_encoder(tmp_path / "bert", "bert"), tmp_path / "pickled")
     torch.save({}, folder / "pytorch_model.bin")
     hub.push("somebody/empty", folder)
+    (tmp_path / "vector").mkdir()
+    write(tmp_path / "vector", {"bert.pooler.dense.weight": encode(torch.eye(16))})
     with Client(hub.url, home) as client:
-        assert client(look_at, "somebody/empty", length=38) == []
+        assert client(look_at, "somebody/empty", length=38, source=str(tmp_path / "vector")) == []
         folder = client(local_folder, client(resolve_folder, "somebody/empty"))
-        assert client(look_at, str(folder), length=38)[0].endswith("give a whole checkpoint")
+        weights, vector = client(look_at, str(folder), length=38, lm_head="random", source=str(tmp_path / "vector"))
+    assert weights.endswith("give a whole checkpoint")
+    assert "changes pooler.dense.weight, which this backbone does not have" in vector
 
 
 def test_a_plan_looks_at_the_hub(hub: HubStandIn, online: Client, backbone: Path, tmp_path: Path) -> None:
@@ -379,6 +383,17 @@ def test_what_was_fetched_loads_without_a_hub(offline: Client, fetched: dict[str
     assert offline(SparseFineTuning.from_pretrained, VECTOR).metadata == fetched["vector"].metadata
     assert offline(examples, "ace", "test") == fetched["test"]
     assert offline(lines, "ace") == fetched["text"]
+    assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_look_without_a_hub_sees_what_is_here_and_passes_over_the_rest(
+    hub: HubStandIn, offline: Client, capfd: Any
+) -> None:
+    began = time.monotonic()
+    assert offline(look_at, TINY, length=39) == [f"task.max_length: 39 tokens, but {TINY} reads 38 at most"]
+    never = HubFolder(repo="somebody/never", commit="1" * 40)
+    assert offline(look_at, TINY, length=38, source=never, lm_head=never) == []
+    assert time.monotonic() - began < QUICK
     assert "Retrying" not in capfd.readouterr().err
 
 
