@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ from deftx.config import (
     Settings,
     TaskRecipe,
 )
-from deftx.data.catalogue import Benchmark, OwnBenchmark, benchmark, word
+from deftx.data.catalogue import CODE, Benchmark, OwnBenchmark, benchmark, word
 from deftx.errors import ConfigError, hint
 from deftx.rank import MOST_VALUES, Rank
 from deftx.stages.kinds import KINDS, kind_of
@@ -214,6 +215,7 @@ class Space(Settings):
         spec = benchmark(info.data["benchmark"])
         codes = targets if spec.languages is None else spec.languages
         wrong = [f"unknown language {t!r}{hint(t, codes)}" for t in targets if t not in codes]
+        wrong += [f"{t!r} is no code, of letters, digits, - and _" for t in targets if not re.fullmatch(CODE, t)]
         wrong += [f"{target!r} is named twice" for target in dict.fromkeys(targets) if targets.count(target) > 1]
         if spec.source_language in targets:
             wrong.append(f"{spec.source_language!r} is the source language and cannot be a target")
