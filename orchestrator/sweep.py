@@ -180,7 +180,7 @@ def _run(
             try:
                 forget_choice(folder)
                 code = session.run(driver, lambda d: _work(d, machine, address, serial=serial))
-                if code not in (130, REFUSED):
+                if code in (0, 3):
                     write_choice(folder, prepared.space, prepared.resolved.backbone, driver.schedule.chosen)
                 with driver.refusals():
                     write_report(folder.store, folder)
@@ -210,11 +210,12 @@ def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> No
 
 def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, refused: str | None, *, quiet: bool) -> None:
     state = folder.state()
-    if code == 130:
-        out.print(f"interrupted: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
+    if code > 128:
+        words = {143: "told to end", 129: "the terminal was closed"}.get(code, "interrupted")
+        out.print(f"{words}: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
     if code == REFUSED:
         err.print(f"[red]error:[/red] {escape(str(refused))} ({session.summary(state)}); {GO_ON}", soft_wrap=True)
-    if code in (130, REFUSED):
+    if code not in (0, 3):
         return
     if (row := state.chosen_row) is not None and row.score is not None:
         out.print(f"chosen: {row.title}, {format_score(row.score, space.selection)}", soft_wrap=True)

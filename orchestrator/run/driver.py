@@ -59,8 +59,8 @@ class Driver:
         self._told: set[str] = set()
         self.jobs: list[Job] = []
         """Jobs that were handed out and have not ended."""
-        self.interrupted = False
-        """Whether Ctrl-C was pressed: then no further job is handed out."""
+        self.interrupted: int | None = None
+        """The signal that asked the sweep to end, such as Ctrl-C's: then no further job is handed out."""
         self.refused: str | None = None
         """What the machine refused, in words, such as room on a disk: then no further job is handed out either."""
         self._asks = Replay(space)
