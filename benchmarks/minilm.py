@@ -242,12 +242,12 @@ def _verdict(seeds: Sequence[Seed]) -> str:
     averages = [scores[AVERAGE] for seed in seeds for scores in seed.scores.values()]
     near = sum(100 * score.low <= CHANCE <= 100 * score.high for score in averages)
     gains = ", ".join(f"{signed_points(seed.gain)} (seed {seed.seed})" for seed in seeds)
-    learnt = all(of.vector < min(of.without, of.frequencies) for seed in seeds for of in seed.losses.values())
+    losses = [of for seed in seeds for of in seed.losses.values()]
+    helped, beyond = sum(of.vector < of.without for of in losses), sum(of.vector < of.frequencies for of in losses)
     return (
         f"Of {len(averages)} averages {near} have an interval that includes chance. DEFT-X less no language vector, "
-        f"average of the targets: {gains}. "
-        + ("Every vector lowers" if learnt else "Not every vector lowers")
-        + " its target's loss below both the same head's without it and what frequencies give."
+        f"average of the targets: {gains}. Of {len(losses)} language vectors {helped} lower their loss against "
+        f"the same head alone, and {beyond} below what frequencies give."
     )
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from deftx.errors import DataError, reason
@@ -25,6 +24,7 @@ from deftx.folders import Contents, contents_of
 from deftx.models.architectures import Architecture, MaskedLMHead, architecture_of, known_architecture, lm_head_of
 from deftx.models.headers import headers_of
 from deftx.models.parameters import base_of, encoder_of, fingerprint, head_of, norms, pooler_of
+from deftx.models.tokenizers import as_published
 
 LMHeadFrom = Path | Literal["own", "random"]
 
@@ -149,9 +149,10 @@ def load_tokenizer(folder: Path) -> Any:
         raise DataError(f"{folder}: no tokenizer there: none of {', '.join(_TOKENIZER_FILES)}")
     with quiet():
         try:
-            return AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise _problem(folder, "no tokenizer there", error) from None
+    return as_published(folder, tokenizer)
 
 
 def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tuple[Any, set[str]]:
@@ -164,12 +165,15 @@ def _load(auto: Any, folder: Path, dropout: float | None, **options: Any) -> tup
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
             architecture = _architecture(folder, config)
             dropouts = {} if dropout is None else dict.fromkeys(architecture.dropout, dropout)
-            config.update({**architecture.classifier, **dropouts, **architecture.settings_for(headers_of(folder))})
+            settings = {**architecture.classifier, **dropouts, **architecture.settings_for(headers_of(folder))}
+            config.update({**settings, "return_dict": True})
             model, info = auto.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=None, output_loading_info=True,
                 ignore_mismatched_sizes=True, trust_remote_code=False,
             )  # fmt: skip
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # a wrong value makes transformers raise anything
             raise _problem(folder, "not a model that can be loaded", error) from None
     missing = set(info["missing_keys"])
     _check_encoder(folder, model, missing, info["mismatched_keys"])

@@ -24,6 +24,10 @@ from deftx.models.load import load_tokenizer, quiet
 from deftx.models.parameters import encoder_of
 from deftx.models.sizes import bounded
 
+_BESIDE = (".pooler.", "position_ids", "rotary_emb.", ".embeddings.position_embeddings.", "token_type_ids")
+"""Parts of the names of weights in an encoder that a model may do without: a pooler, positions that are counted, and
+DeBERTa's positions, which its relative attention does not read."""
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -81,6 +85,9 @@ class Outline:
         if absent:
             more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
             raise DataError(f"{self.name}: the weights lack {absent[0]}{more}; give a whole checkpoint")
+        if others := self._not_of_the_model():
+            more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+            raise DataError(f"{self.name}: config.json means a model without {others[0]}{more}, which the weights have")
 
     def check_length(self, tokens: int) -> None:
         """Check that the model has positions for so many tokens."""
@@ -117,6 +124,9 @@ class Outline:
         elif self.architecture.counts_padding and config.pad_token_id is None:
             right = f"write {tokenizer.pad_token_id}, the tokenizer's"
             problems.append(f"{self.name}/config.json: pad_token_id: null, but positions are counted by it; {right}")
+        if tokenizer.num_special_tokens_to_add() == 0:
+            needs = "the classifier reads the first token, which none marks"
+            problems.append(f"{at} no special tokens to put around a text: {needs}; give it a post-processor")
         if masks and tokenizer.mask_token_id is None:
             needs = "which a language vector is learnt with"
             problems.append(f'{at} no mask token, {needs}; name one as "mask_token" in tokenizer_config.json')
@@ -136,6 +146,13 @@ class Outline:
         prefix = f"{self.model.base_model_prefix}."
         beside = {name.removeprefix(prefix): header.shape for name, header in (self.headers or {}).items()}
         return own | {name: shape for name, shape in beside.items() if name.startswith("pooler.")}
+
+    def _not_of_the_model(self) -> list[str]:
+        """The weights of the encoder's own name that no parameter of the model takes."""
+        prefix, named = f"{self.model.base_model_prefix}.", _as_named(self.headers or {}, self.model)
+        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        own = [name for name in named if name.startswith(prefix) and name not in known]
+        return [name for name in own if not any(part in name for part in _BESIDE)]
 
     @cached_property
     def _found(self) -> dict[int, Header]:
@@ -175,6 +192,14 @@ class Outline:
             raise DataError(f"{self.name}: no tokenizer there: {reason(error)}") from None
 
 
+_REFUSED = {
+    "is_decoder": "an encoder reads both sides of a token; set it to false if this is one",
+    "add_cross_attention": "an encoder has none; set it to false if this is one",
+    "quantization_config": "quantised weights cannot be trained; give the weights as floating-point numbers",
+}
+"""Fields of a config with which it is no encoder that can be trained, and why."""
+
+
 def _config(folder: Path, name: str) -> Any:
     """The config of the model in a folder, of an architecture that vectors can be learnt for."""
     from transformers import AutoConfig
@@ -192,6 +217,9 @@ def _config(folder: Path, name: str) -> Any:
             raise DataError("not a JSON object")
         if large := [f"{key}: {value}" for key, value in content.items() if not bounded(value, key)]:
             raise DataError(f"{large[0]}: no encoder is that large")
+        for field, why in _REFUSED.items():
+            if content.get(field):
+                raise DataError(f"{field}: {why}")
         if "model_type" in content:
             architecture_of(SimpleNamespace(**content))
         with quiet():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deftx.errors import DataError
-from deftx.models.load import cut_length, load_classifier, load_tokenizer
+from deftx.models.load import cut_length, load_classifier, load_tokenizer, reads_segments
 from deftx.models.parameters import head_of, pooler_of
 from deftx.sft.compose import compose_in_place
 from deftx.sft.vector import SparseFineTuning
@@ -39,7 +39,10 @@ def load_composed(
     model.config.problem_type = "single_label_classification"
     tokenizer = load_tokenizer(folder)
     tokenizer.model_max_length = cut_length(max_length, model)
-    tokenizer.backend_tokenizer.no_truncation()  # else the length it was last used with stays in tokenizer.json
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()  # else the length it was last used with stays in tokenizer.json
+    if not reads_segments(model):  # a pipeline would give it what the tokenizer makes, whatever the model reads
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return model, tokenizer
 
 

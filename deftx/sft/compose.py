@@ -6,7 +6,7 @@ bit-identical afterwards. Works on any module with a Hugging Face base model; kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -73,7 +73,7 @@ def apply(model: nn.Module, sft: SparseFineTuning, weight: float = 1.0) -> None:
         DataError: when the vector was made for another backbone.
     """
     check_fits(model, sft)
-    _add(model, sft, weight, [])
+    _add(model, sft, weight, [], left=pooler_of(model))  # a pooler is a layer of the head
 
 
 def check_fits(model: nn.Module, sft: SparseFineTuning) -> None:
@@ -145,9 +145,13 @@ def _pooler_in(model: nn.Module, sft: SparseFineTuning) -> list[str]:
 
 
 @torch.no_grad()
-def _add(model: nn.Module, sft: SparseFineTuning, weight: float, saved: list[_Saved]) -> None:
+def _add(
+    model: nn.Module, sft: SparseFineTuning, weight: float, saved: list[_Saved], left: Container[str] = ()
+) -> None:
     parameters = dict(base_of(model).named_parameters())
     for name, index in sft.indices.items():
+        if name in left:
+            continue
         tensor = parameters[name].data
         place = index.to(tensor.device)
         # half the time of tensor.view(-1)[place]; an SFT of 14 million entries is on in 0.2 s

@@ -200,3 +200,14 @@ def test_a_published_language_vector_of_a_bert_is_added_as_it_is(bert: Path, tmp
     expected = load_file(bert / "model.safetensors")[name] + delta
     with composed(model, language=language):
         assert torch.equal(model.get_input_embeddings().weight, expected)
+
+
+def test_a_vector_that_training_starts_from_leaves_the_pooler_as_it_was_drawn(bert: Path, tmp_path: Path) -> None:
+    """A pooler is a layer of the head, and heads are not part of the start."""
+    name, pooler = "bert.encoder.layer.0.output.dense.weight", "bert.pooler.dense.weight"
+    write(tmp_path, {key: encode(delta) for key, delta in changed(bert, name, pooler).items()})
+    model = load_classifier(bert, LABELS, seed=5)
+    before = weights_of(model)
+    apply(model, SparseFineTuning.from_pretrained(tmp_path))
+    moved = {key for key, weight in weights_of(model).items() if not torch.equal(weight, before[key])}
+    assert moved == {name}

@@ -89,6 +89,26 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda f: edit(f / "config.json", pad_token_id=None),
         "backbone: xlmr/config.json: pad_token_id: null, but positions are counted by it; write 1, the tokenizer's",
     ),
+    "nothing marks the first token": (
+        lambda f: edit(f / "tokenizer.json", post_processor=None),
+        "backbone: xlmr: the tokenizer has no special tokens to put around a text: the classifier reads the "
+        "first token, which none marks; give it a post-processor",
+    ),
+    "reads one side alone": (
+        lambda f: edit(f / "config.json", is_decoder=True),
+        "backbone: xlmr/config.json: is_decoder: an encoder reads both sides of a token; set it to false if "
+        "this is one",
+    ),
+    "quantised by its config": (
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "awq"}),
+        "backbone: xlmr/config.json: quantization_config: quantised weights cannot be trained; give the weights as "
+        "floating-point numbers",
+    ),
+    "fewer layers than the weights": (
+        lambda f: edit(f / "config.json", num_hidden_layers=1),
+        "backbone: xlmr: config.json means a model without roberta.encoder.layer.1.attention.output.LayerNorm.bias "
+        "(and 15 more), which the weights have",
+    ),
     "A10": (
         lambda f: XLMRobertaModel.from_pretrained(f).save_pretrained(f),
         "lm_head: own, but xlmr has no LM head (no dense.weight, dense.bias, norm.weight, norm.bias, bias); set "
@@ -328,6 +348,23 @@ def truncating(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def vocabulary_of_bert(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(45))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+
+
+def vocabulary_and_merges(folder: Path) -> None:
+    """A RoBERTa with the files that GPT-2's tokenizer is saved in."""
+    write_encoder(folder, "roberta")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    entries = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "<mask>"]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(entries)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+
+
 FINE: dict[str, Change] = {
     "as it is": lambda f: None,
     "A9, a classifier": lambda f: XLMRobertaForSequenceClassification(make_config(num_labels=5)).save_pretrained(f),
@@ -339,6 +376,8 @@ FINE: dict[str, Change] = {
     "B5, pytorch_model.bin": pickled(1),
     "B5, shards of it": pickled(3),
     "B5, truncating": truncating,
+    "B5, BERT's vocab.txt": vocabulary_of_bert,
+    "B5, vocab.json and merges.txt": vocabulary_and_merges,
     "B6, untied": untied,
     "names of old": old_names,
 }  # fmt: skip
@@ -354,7 +393,8 @@ def test_the_forms_that_people_have_pass_and_load(backbone: Path, tmp_path: Path
     load_classifier(folder, ("no", "yes"), seed=0)
     model = load_masked_lm(folder, lm_head="random" if without_head else "own")
     same = same_bits(*({n: p.detach() for n, p in encoder_of(m).items()} for m in (model, load_masked_lm(backbone))))
-    assert same == (name not in ("A9, a classifier", "B4, more rows", "B5, fp16", "B5, bf16", "B6, untied"))
+    others = "A9, a classifier", "B4, more rows", "B5, fp16", "B5, bf16", "B5, vocab.json and merges.txt", "B6, untied"
+    assert same == (name not in others)
 
 
 @pytest.mark.parametrize("lm_head", [True, False])

@@ -130,6 +130,13 @@ def test_bytes_of_the_full_shapes() -> None:
     assert few.gradients == 4 * (body + head - linear) + 2 * linear + 2 * linear + 8 * (k + head)
     assert narrow.activations == 12 * 2048 * (26 * 768 + 4 * 3072 + 16 + 4 * 12)
     assert narrow.total == narrow.weights + 12 * (body + head) + narrow.gradients
+    task, classifier = memory.parts(BASE, None, examples=16, length=128, task=True), 768 * 768 + 768 + 3 * 769
+    assert (task.weights, task.moments, task.logits) == (4 * (body + classifier), 8 * (body + classifier), 0)
+    assert task.activations == 12 * 2048 * 4 * (10 * 768 + 2 * 3072 + 4 + 3 * 12 * 128)
+    assert task.kept == 5 * 4 * (body + classifier) + task.activations == task.total + task.gradients
+    large = memory.parts(LARGE, None)
+    assert large.delta == 4 * 558_740_480
+    assert large.moments == 8 * (558_740_480 + 1024 * 1024 + 3 * 1024 + 250_002)
     for shape in memory.SHAPES.values():
         for entries in (None, k):
             most = memory.largest_batch(shape, entries)

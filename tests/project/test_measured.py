@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -13,8 +14,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from support.nusax_files import write_files
 
-from benchmarks import deltas, denoise, evaluate, growth, memory, reference, results, select, train, vectors
+from benchmarks import deltas, denoise, evaluate, full_shape, growth, memory, reference, results, select, train, vectors
 from benchmarks.gpu import __main__ as on_gpu
 from benchmarks.gpu import rows as gpu_rows
 from benchmarks.gpu import steps, together
@@ -162,6 +164,62 @@ def test_memory_is_told_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
             assert rows[f"{work}: most at once GiB computed"].ours == pytest.approx(most)
             assert rows[f"{shape}, {phase}, float32 on a CPU: most at once GiB computed"].ours > most
     assert sum(row.measure == "GiB measured" and row.ours == 2 for row in rows.values()) == 2  # dense and sparse
+
+
+def test_the_table_of_a_shape_replaces_its_own_and_keeps_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full_shape, "machine", lambda options: {"device": "a machine", "load": "another"})
+    for shape, stage in (("large", "first"), ("base", "second"), ("large", "third")):
+        row = full_shape.Measured(stage, 61.4, 99.5, 3 << 30, 2 << 30, 1 << 30, 5 << 29, 1 << 20)
+        assert full_shape.publish(shape, [row], 2, tmp_path).endswith(
+            f"| {stage} | 61 | 100 | 3.0 | 2.0 | 1.0 to 2.5 | 1 |"
+        )
+    text = (tmp_path / "full-shape.md").read_text()
+    assert "| first |" not in text
+    assert (
+        text.index("## XLM-R base") < text.index("| second |") < text.index("## XLM-R large") < text.index("| third ")
+    )
+    assert "a machine; a load of" in text and "another" not in text
+
+
+def test_every_stage_of_a_shape_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process and on a tiny model; in one of its own in the test below."""
+
+    def here(function: Callable[..., object], *words: object, **named: object) -> tuple[int, float]:
+        function(*words, **named)
+        return 7, 9.0
+
+    monkeypatch.setattr(full_shape, "SETTINGS", (*full_shape.SETTINGS, "language.k=2000", "task.k=1000"))
+    monkeypatch.setattr(full_shape, "alone", here)
+    found = list(full_shape.measured(TINY, tmp_path, write_files(tmp_path / "data"), 1))
+    assert all((row.held, row.processor) == (7, 9) and row.seconds > 0 and row.published > 0 for row in found)
+    computed = {row.stage.partition(" · rank")[0]: (row.least, row.most) for row in found}
+    dense, sparse = (memory.parts(TINY, k) for k in (None, 2000))
+    task_dense, task_sparse = (memory.parts(TINY, k, examples=16, length=128, task=True) for k in (None, 1000))
+    trained = {
+        "task · dense": task_dense, "task · sparse": task_sparse, "ace · dense": dense, "ace · sparse": sparse,
+    }  # fmt: skip
+    grade = "ace · grade · task rank 90% retention 5 % + ace rank 100 retention 5 %"
+    assert computed == {
+        **dict.fromkeys(["ace · check", "ace · text", grade], (0, 0)),
+        **{name: (parts.total + (1 << 28), parts.kept + (1 << 28)) for name, parts in trained.items()},
+    }
+
+
+def test_what_a_process_of_its_own_holds_and_that_it_failed() -> None:
+    held, seconds = full_shape.alone(hold, 1 << 28)
+    assert 1 << 28 <= held < 1 << 30 and 0.3 < seconds < 60
+    with pytest.raises(ChildProcessError, match="hold: ended with 1"):
+        full_shape.alone(hold, -1)
+
+
+def hold(size: int) -> None:
+    """Hold some bytes for 0.3 seconds of work, long enough to be seen."""
+    there, began = b"1" * size if size > 0 else sys.exit(1), time.process_time()
+    while time.process_time() < began + 0.3:
+        pass
+    del there
 
 
 def test_the_plain_masks_are_ours() -> None:
