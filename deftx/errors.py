@@ -4,13 +4,19 @@ A `DeftxError` names the file, field or value at fault and what would be right. 
 trial that raises one is not retried. Bugs stay ordinary Python exceptions.
 """
 
-from collections.abc import Callable, Iterable
+import errno
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from deftx.passwords import without_password
 
 T = TypeVar("T")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 100, 100, 2
 
 
 class DeftxError(Exception):
@@ -39,6 +45,28 @@ class StoreError(DeftxError):
 
 class TrainingError(DeftxError):
     """A loss or a weight became NaN or infinite. Names the step and the tensor."""
+
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+_REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the machine did not let happen, in words: a full, read-only or unwritable disk; None for another error."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno in _REFUSALS:
+            place = f"{link.filename}: " if link.filename else ""
+            return without_password(f"{place}{link.strerror or os.strerror(link.errno or 0)}")
+        # a library's own error with the system's words in it, such as that of a file of weights
+        if words := [words for words in _REFUSED if words in str(link)]:
+            return words[0]
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class Problems:
@@ -71,7 +99,12 @@ class Problems:
 def explain(problem: Any) -> str:
     """One of pydantic's `errors()` in words, with the value that was given: `at least 1 (given: 0)`."""
     message, value = str(problem["msg"]).removeprefix("Value error, "), problem.get("input")
-    return message if value is None or hasattr(value, "keys") else f"{message} (given: {value!r})"
+    return message if value is None or hasattr(value, "keys") else f"{message} (given: {shortened(value)})"
+
+
+def shortened(value: object) -> str:
+    """A value as Python writes it, cut where it is long or nested: what is wrong may be its size."""
+    return _SHORT.repr(value)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:

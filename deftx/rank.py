@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from deftx.errors import shortened
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MOST_VALUES = 1000
+"""Values of a searched setting at most; XLM-R base's matrices have 768 ranks."""
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +48,8 @@ class Rank:
         """
         if isinstance(value, Rank):
             return value
-        text = "" if isinstance(value, bool) or value is None else str(value).strip().replace(" ", "")
+        plain = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
+        text = str(value).strip().replace(" ", "") if plain else ""
         if re.fullmatch(r"[0-9]+", text):
             if int(text) < 1:
                 raise ValueError("a rank is at least 1 (full rank is written 100%)")
@@ -55,7 +62,9 @@ class Rank:
             bare = float(text)
             hint = f"{bare * 100:g}% for a share of variance" if 0 < bare <= 1 else f"{round(bare)} for a uniform rank"
             raise ValueError(f"{text} is ambiguous as a rank: write {hint}")
-        raise ValueError(f"a rank is a whole number such as 100 or a share of variance such as 90%, not {value!r}")
+        raise ValueError(
+            f"a rank is a whole number such as 100 or a share of variance such as 90%, not {shortened(value)}"
+        )
 
     @classmethod
     def in_range(cls, limits: Mapping[str, object]) -> list[Rank]:
@@ -78,6 +87,8 @@ class Rank:
             raise ValueError("a range of ranks has whole numbers") from None
         if step < 1 or last < first:
             raise ValueError("a range of ranks goes up: `from` <= `to`, `step` >= 1")
+        if (number := (last - first) // step + 1) > MOST_VALUES:
+            raise ValueError(f"a range of {number:,} ranks; {MOST_VALUES:,} at most: give it a larger step")
         return [cls.parse(f"{number}{'%' * percent[0]}") for number in range(first, last + 1, step)]
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from deftx.cli.command import HELP, Command, console, example
+from deftx.cli.command import GO_ON, HELP, REFUSED, Command, console, example
 from deftx.passwords import to_type, without_password
 from deftx.stages.files import SFT
 from deftx.stages.kinds import KINDS
@@ -180,15 +180,18 @@ def _run(
             try:
                 forget_choice(folder)
                 code = session.run(driver, lambda d: _work(d, machine, address, serial=serial))
-                if code != 130:
+                if code in (0, 3):
                     write_choice(folder, prepared.space, prepared.resolved.backbone, driver.schedule.chosen)
-                write_report(folder.store, folder)
+                with driver.refusals():
+                    write_report(folder.store, folder)
             finally:
                 screen.stop()
                 mirror.finish(sweep_status(folder.state()))
+    if driver.refused:
+        code = REFUSED
     if mirror.warning:
         err.print(f"[yellow]warning:[/yellow] {escape(mirror.warning)}", soft_wrap=True)
-    _print_end(folder, prepared.space, uri, code, quiet=quiet)
+    _print_end(folder, prepared.space, uri, code, driver.refused, quiet=quiet)
     return code
 
 
@@ -205,10 +208,14 @@ def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> No
         run_tune(driver, machine, address)
 
 
-def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, *, quiet: bool) -> None:
+def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, refused: str | None, *, quiet: bool) -> None:
     state = folder.state()
-    if code == 130:
-        out.print(f"interrupted: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
+    if code > 128:
+        words = {143: "told to end", 129: "the terminal was closed"}.get(code, "interrupted")
+        out.print(f"{words}: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
+    if code == REFUSED:
+        err.print(f"[red]error:[/red] {escape(str(refused))} ({session.summary(state)}); {GO_ON}", soft_wrap=True)
+    if code not in (0, 3):
         return
     if (row := state.chosen_row) is not None and row.score is not None:
         out.print(f"chosen: {row.title}, {format_score(row.score, space.selection)}", soft_wrap=True)

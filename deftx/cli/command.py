@@ -1,6 +1,6 @@
 """What every command of the project shares: its console, and how a user's mistake is reported.
 
-    0 done    2 a mistake in what was asked    130 interrupted    others are the command's own
+    0 done    2 a mistake in what was asked    4 the machine refused    130 interrupted    others are the command's own
 
 A command is made with `@app.command(cls=Command)`; nothing of it has to catch an error.
 """
@@ -23,7 +23,11 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from deftx.errors import DeftxError
+from deftx.errors import DeftxError, refusal
+
+REFUSED = 4
+"""The exit code where the machine refused: the storage is full, read-only or cannot be written to."""
+GO_ON = "what was finished is kept, and the same command goes on once that is mended"
 
 HELP = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command."""
@@ -49,7 +53,10 @@ class Command(TyperCommand):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A context that prints a `DeftxError` and exits with 2; characters that cannot be shown are replaced."""
+    """A context that prints a `DeftxError` and exits with 2; characters that cannot be shown are replaced.
+
+    A disk that is full, read-only or not to be written to ends with 4: the same command goes on once that is mended.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -59,6 +66,11 @@ def user_errors() -> Iterator[None]:
     except DeftxError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        if (words := refusal(error)) is None:
+            raise
+        err.print(f"[red]error:[/red] {escape(words)}; {GO_ON}", soft_wrap=True)
+        raise typer.Exit(REFUSED) from None
     except KeyboardInterrupt:
         err.print("interrupted; what was finished is kept")
         raise typer.Exit(130) from None

@@ -84,15 +84,19 @@ class Benchmark:
         return (self.languages or {}).get(language, language)
 
 
-def _word(value: object) -> object:
+def word(value: object) -> object:
     """The value as text where it is a whole number, else as it is; YAML reads some bare words as booleans."""
     if isinstance(value, bool):
         raise ValueError("YAML reads a bare yes, no, on, off, true or false as a truth value: write it in quotes")
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError("a line break or another control character is in it")
     return str(value) if isinstance(value, int) else value
 
 
-Word = Annotated[str, BeforeValidator(_word), Field(min_length=1)]
-Code = Annotated[Word, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Word = Annotated[str, BeforeValidator(word), Field(min_length=1)]
+CODE = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+"""How the code of a language is written: it is part of paths."""
+Code = Annotated[Word, Field(pattern=f"^{CODE}$")]
 
 
 class OwnBenchmark(Settings):

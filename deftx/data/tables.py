@@ -1,21 +1,29 @@
 """Labelled tables as rows: quoted CSV, unquoted TSV with or without a header, and hub data sets.
 
 The traps of the formats are dealt with here: line breaks within a quoted cell, quotes that are plain text, spaces at
-the edges, integer labels whose meaning depends on the repository (rows have the labels' names). What labels and ids
-mean to a benchmark is in `examples`. Files are read by the csv module and not by pandas, so that an error can name its
-line.
+the edges, a header's spelling, empty rows that a spreadsheet leaves at the end, integer labels whose meaning depends on
+the repository (rows have the labels' names). What labels and ids mean to a benchmark is in `examples`. Files are read
+by the csv module and not by pandas, so that an error can name its line.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+import logging
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deftx.errors import DataError
 from deftx.sources.files import FileSource, read_text
 from deftx.sources.hub import HubSource, Source, hub_table
+
+log = logging.getLogger("deftx")
+
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+_LONGEST_CELL = 2**31 - 1
+"""Characters of a cell: the most that the csv module can be told on every platform."""
 
 Cells = tuple[str, Mapping[str, str]]
 """File and line of a row, for messages, and its stripped cells by column."""
@@ -49,7 +57,7 @@ class Layout:
         return tuple(column for column in (id, self.text, self.pair, self.label) if column is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TableRow:
     """A labelled row as written; `where`, its file and line, is for messages."""
 
@@ -74,7 +82,20 @@ def read_rows(source: Source, layout: Layout) -> list[TableRow]:
     rows = [_row(f"{file}{number}", where, values, layout) for number, (where, values) in enumerate(cells)]
     if not rows:
         raise DataError(f"{source.where}: the table has no rows")
+    if layout.quoted:
+        _warn_of_swallowed(rows)
     return rows
+
+
+def _warn_of_swallowed(rows: Sequence[TableRow]) -> None:
+    """Say where a quoted cell goes over lines and holds a label before a line break: it may have swallowed a row."""
+    labels = {row.label for row in rows}
+    for row in rows:
+        for cell in (row.text, row.pair or ""):
+            ends = [line.rpartition(",")[2].strip() for line in cell.splitlines()[:-1] if "," in line]
+            if found := [end for end in ends if end in labels]:
+                asks = f"it holds {found[0]!r} before a line break, as if a row ended there"
+                log.warning("%s: a quoted cell goes over several lines; %s: is a quote missing?", row.where, asks)
 
 
 def _row(number: str, where: str, cells: Mapping[str, str], layout: Layout) -> TableRow:
@@ -95,22 +116,65 @@ def _file_cells(source: FileSource, layout: Layout) -> Iterator[Cells]:
     text = read_text(source)
     lines = _quoted_lines(text, source.url) if layout.quoted else _plain_lines(text)
     header = layout.header
-    for number, cells in lines:
+    for number, cells in _without_empty_end(lines, source.url):
         where = f"{source.url}, line {number}"
         if header is None:
-            header = tuple(cells)
-            _check_header(where, header, layout)
+            header = _header(where, cells, layout)
         elif len(cells) == len(header):
             yield where, dict(zip(header, cells, strict=True))
         else:
             raise DataError(f"{where}: {len(cells)} cells where there should be {len(header)} ({', '.join(header)})")
 
 
-def _check_header(where: str, header: tuple[str, ...], layout: Layout) -> None:
+def _header(where: str, cells: list[str], layout: Layout) -> tuple[str, ...]:
+    """The names of a table's columns, those that are read as the layout spells them.
+
+    Raises:
+        DataError: when one of them is missing, or stands twice.
+    """
+    read = [*layout.columns, *([layout.id] if layout.id and layout.id_optional else [])]
+    spelt = {_name(column): column for column in read}
+    header = tuple(spelt.get(_name(cell), cell) for cell in cells)
+    for column in read:
+        if len(places := [number for number, name in enumerate(header, start=1) if name == column]) > 1:
+            numbers = " and ".join(map(str, places))
+            raise DataError(
+                f"{where}: the column {column!r} stands {len(places)} times, as columns {numbers}; keep one"
+            )
     if missing := [column for column in layout.columns if column not in header]:
-        raise DataError(
-            f"{where}: no column {missing[0]!r}; found: {', '.join(header)}; expected: {', '.join(layout.columns)}"
-        )
+        expected = f"found: {', '.join(cells)}; expected: {', '.join(layout.columns)}"
+        raise DataError(f"{where}: no column {missing[0]!r}; {expected}{_other_delimiter(cells, layout)}")
+    return header
+
+
+def _name(column: str) -> str:
+    """The name of a column as it is compared: case, compatibility forms and marks that no one sees do not matter."""
+    folded = unicodedata.normalize("NFKC", column).casefold()
+    return "".join(character for character in folded if unicodedata.category(character) not in ("Cf", "Cc")).strip()
+
+
+def _other_delimiter(cells: list[str], layout: Layout) -> str:
+    """What separates the cells of a header in place of what should, in words; empty where nothing does."""
+    own = "," if layout.quoted else "\t"
+    for delimiter, name in _DELIMITERS.items():
+        parts = [_name(part) for cell in cells for part in cell.split(delimiter)]
+        if delimiter != own and all(_name(column) in parts for column in layout.columns):
+            return f"; its cells are separated by {name}: separate them by {_DELIMITERS[own]}"
+    return ""
+
+
+def _without_empty_end(lines: Iterable[tuple[int, list[str]]], url: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines without those of empty cells alone at the end, as a spreadsheet writes them."""
+    waiting: list[tuple[int, list[str]]] = []
+    for number, cells in lines:
+        if not any(cells):
+            waiting += [(number, cells)] if len(cells) > 1 else []
+            continue
+        yield from waiting
+        waiting = []
+        yield number, cells
+    if waiting:
+        log.warning("%s: %d empty rows at its end, from line %d on, are passed over", url, len(waiting), waiting[0][0])
 
 
 def _plain_lines(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -129,6 +193,7 @@ def _quoted_lines(text: str, url: str) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DataError: for a quote that is not closed or stands where no quote may.
     """
+    csv.field_size_limit(_LONGEST_CELL)  # whole articles are longer than its 131,072
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     number = 1
     try:
@@ -137,6 +202,9 @@ def _quoted_lines(text: str, url: str) -> Iterator[tuple[int, list[str]]]:
                 yield number, [cell.strip() for cell in cells]
             number = reader.line_num + 1
     except csv.Error as error:
+        if str(error) == "unexpected end of data":
+            right = 'close it, and write a quote within a quoted cell as two ("")'
+            raise DataError(f"{url}, line {number}: a quote opens in this row and is never closed; {right}") from None
         raise DataError(f"{url}, line {number}: not valid CSV ({error})") from None
 
 

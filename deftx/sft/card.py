@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from deftx.config import METRIC_NAMES, SPLIT_NAMES
+from deftx.literal import literal
 from deftx.sft.composition import Composition, Part, SplitScore, Stored
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.published import HubFolder
@@ -25,7 +26,7 @@ def model_card(composition: Composition, task: SparseFineTuning, language: Spars
         f"# {composition.benchmark or 'Text'} classifier{f' for {target}' if target else ''}",
         "The sum of pretrained weights and sparse difference vectors, learnt by DEFT-X "
         "([arXiv 2505.15090](https://arxiv.org/abs/2505.15090)) and written by `deftx export`. "
-        f"Labels: {', '.join(composition.labels)}.{' ' * bool(composition.origin)}{composition.origin}",
+        f"Labels: {', '.join(map(literal, composition.labels))}.{' ' * bool(composition.origin)}{composition.origin}",
         _parts(composition, task, language),
         *_scores(composition.scores),
         _use(composition),
@@ -44,7 +45,7 @@ def _parts(composition: Composition, task: SparseFineTuning, language: SparseFin
         if sft is not None:
             metadata = sft.metadata
             retention = "" if metadata.retention is None else f"{metadata.retention * 100:g} %"
-            of = " in ".join(filter(None, (metadata.task, metadata.language))) or metadata.backbone
+            of = literal(" in ".join(filter(None, (metadata.task, metadata.language))) or metadata.backbone)
             lines.append(f"| {role} vector | {of} | {weight:g} | {metadata.rank or ''} | {retention} | {len(sft):,} |")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deftx.errors import DataError, reason
-from deftx.sft.entries import Entries, check_entries
+from deftx.sft.entries import Entries, check_entries, check_head
 
 FILE = "pytorch_diff.bin"
 _PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "deberta.", "model.")
@@ -38,8 +39,9 @@ def load(path: Path) -> Entries:
             check_entries(str(path), full_name, index, value, shape)
             indices[name], values[name], shapes[name] = index, value, shape
         head = {str(name): torch.as_tensor(tensor) for name, tensor in content.get("abs", {}).items()}
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
+    check_head(str(path), head)
     return Entries(indices, values, shapes, head)
 
 
@@ -52,7 +54,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         diffs = _unpickle(path, values=False)["diffs"].items()
         return {_base_name(name): tuple(int(size) for size in encoded["size"]) for name, encoded in diffs}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
 
 
@@ -65,6 +67,9 @@ def _unpickle(path: Path, *, values: bool = True) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu" if values else "meta", weights_only=True)
+    except UnpicklingError:  # in whose words torch advises to let the code run
+        more = "there is more than tensors and numbers in it, and no code of a pickle is run"
+        raise DataError(f"{path}: refused: {more}") from None
     except Exception as error:  # what torch's unpickler raises on foreign bytes has no common ancestor
         raise DataError(f"{path}: refused or unreadable: {reason(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from deftx.errors import DataError
@@ -27,10 +28,21 @@ def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: t
     Raises:
         DataError: naming the file and the tensor.
     """
-    size = int(torch.Size(shape).numel())
+    size = math.prod(shape)
     if index.dim() != 1 or index.shape != values.shape:
         raise DataError(f"{where}: {name}: {tuple(index.shape)} indices for {tuple(values.shape)} values")
     if index.numel() and (int(index[0]) < 0 or int(index[-1]) >= size or bool((index[1:] <= index[:-1]).any())):
         raise DataError(f"{where}: {name}: indices must ascend within 0 and {size - 1}")
     if not bool(values.isfinite().all()):
         raise DataError(f"{where}: {name}: values are NaN or infinite")
+
+
+def check_head(where: str, head: Mapping[str, Tensor]) -> None:
+    """Check that the numbers of a head are finite.
+
+    Raises:
+        DataError: naming the file and the tensor.
+    """
+    for name, values in head.items():
+        if not bool(values.isfinite().all()):
+            raise DataError(f"{where}: head/{name}: values are NaN or infinite")

@@ -10,19 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deftx.errors import DataError
+from deftx.errors import DataError, explain
 from deftx.masks.select import Indices
 from deftx.models.headers import headers_in
 from deftx.sft import composable
-from deftx.sft.entries import check_entries
+from deftx.sft.entries import check_entries, check_head
 from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder, settings_folder
 from deftx.stages.files import METADATA, TENSORS
 
@@ -46,12 +46,22 @@ class SFTMetadata(BaseModel):
     language: str | None = None
     task: str | None = None
     labels: list[str] | None = None
-    k: int
+    k: int = Field(ge=0)
     rank: str | None = None
     retention: float | None = None
     max_length: int | None = None
     scores: dict[str, float] = {}
     versions: dict[str, str] = {}
+
+
+_Length = Annotated[int, Field(strict=True, ge=1, le=2**40)]
+
+
+class _SFTRecord(BaseModel):
+    """The content of `sft.json`; other keys are those of a later version."""
+
+    metadata: SFTMetadata
+    shapes: dict[str, Annotated[tuple[_Length, ...], Field(max_length=8)]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -209,11 +219,25 @@ def _load(folder: Path) -> SparseFineTuning:
         raise DataError(f"{where}: cannot be read: {error}") from None
     parts = _parts(folder / TENSORS, tensors)
     _check_names(folder / TENSORS, parts, shapes)
+    _check_types(where, parts)
     indices = {name: index.to(torch.int64) for name, index in parts["indices"].items()}
     values = {name: value.to(torch.float32) for name, value in parts["values"].items()}
     for name, index in indices.items():
         check_entries(where, name, index, values[name], shapes[name])
+    check_head(where, parts["head"])
+    if (number := sum(index.numel() for index in indices.values())) != metadata.k:
+        raise DataError(f"{folder / METADATA}: k is {metadata.k:,}, but {TENSORS} has {number:,} entries")
     return SparseFineTuning(indices, values, shapes, metadata, parts["head"])
+
+
+def _check_types(where: str, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for name, index in parts["indices"].items():
+        if index.dtype not in (torch.int32, torch.int64):
+            raise DataError(f"{where}: indices/{name} is {index.dtype}; int32 or int64 is expected")
+    for part in ("values", "head"):
+        for name, values in parts[part].items():
+            if not values.is_floating_point():
+                raise DataError(f"{where}: {part}/{name} is {values.dtype}; floating-point numbers are expected")
 
 
 def _parts(path: Path, named: Mapping[str, T]) -> dict[str, dict[str, T]]:
@@ -234,11 +258,15 @@ def _check_names(path: Path, parts: Mapping[str, Mapping[str, Any]], shapes: Map
 
 def _read_record(path: Path) -> tuple[SFTMetadata, dict[str, tuple[int, ...]]]:
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        shapes = {name: tuple(int(size) for size in shape) for name, shape in record["shapes"].items()}
-        return SFTMetadata.model_validate(record["metadata"]), shapes
+        record = _SFTRecord.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: missing; an SFT is {TENSORS} and {METADATA}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise DataError(f"{path}: not the metadata of an SFT: {detail}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise DataError(
+            f"{path}: not the metadata of an SFT: {place + ': ' if place else ''}{explain(problem)}"
+        ) from None
+    return record.metadata, record.shapes

@@ -64,6 +64,7 @@ class Objects:
         if not self.local:
             self.fs.pipe_file(target, content)
             return
+        self._make_folder(target)
         with replacing(Path(target)) as beside:
             beside.write_bytes(content)
 
@@ -84,7 +85,7 @@ class Objects:
                 return False
             self.fs.pipe_file(target, content)
             return True
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        self._make_folder(target)
         beside = f"{target}.{uuid.uuid4().hex[:8]}"
         Path(beside).write_bytes(content)
         try:
@@ -94,6 +95,12 @@ class Objects:
         finally:
             os.unlink(beside)
         return True
+
+    def _make_folder(self, target: str) -> None:
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+        except FileNotFoundError:  # where there are no folders but the system's own, as in /proc
+            raise StoreError(f"{self.url}: no folder can be made there") from None
 
     def remove(self, *parts: str) -> None:
         """Remove an object or a folder; nothing happens when it is not there."""

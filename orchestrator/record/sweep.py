@@ -125,12 +125,16 @@ class State(_Record):
 
 
 class Failure(_Record):
-    """Why a stage failed: permanently when `final`, else the latest of its attempts so far."""
+    """Why a stage failed: permanently when `final`, else the latest of its attempts so far.
+
+    One that is `passing` was the machine's refusal, such as a full disk: the next start tries it again.
+    """
 
     address: str
     label: str
     reason: str
     final: bool
+    passing: bool = False
     trace: str = ""
     log: str = ""
 
@@ -207,7 +211,8 @@ class SweepFolder:
 
     def final_failures(self) -> dict[str, Failure]:
         """The permanent failures, by address: these stages are not tried again unless that is asked for."""
-        return {address: failure for address, failure in self.failures().items() if failure.final}
+        failures = self.failures().items()
+        return {address: failure for address, failure in failures if failure.final and not failure.passing}
 
     def write_failure(self, failure: Failure) -> None:
         """Put a failure on record."""

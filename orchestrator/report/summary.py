@@ -12,6 +12,7 @@ from humanize import natural_list
 
 from deftx.config import METRIC_NAMES
 from deftx.evaluate.bootstrap import AVERAGE, Score
+from deftx.literal import literal
 from orchestrator.record.sweep import State, SweepInfo
 from orchestrator.report.results import Results, RowResult
 from orchestrator.wording import by_few_labels, counted, format_selection, points, signed_points
@@ -41,7 +42,7 @@ def _paragraph(*sentences: str) -> str:
 
 
 def _note(info: SweepInfo) -> str:
-    note = str(info.space.get("note") or "")
+    note = literal(str(info.space.get("note") or ""))
     return f"**Note of the space.** {note}" if note else ""
 
 

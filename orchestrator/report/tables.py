@@ -11,6 +11,7 @@ from humanize import natural_list
 from deftx.config import METRIC_NAMES, SPLIT_NAMES
 from deftx.data.text_report import TextReport
 from deftx.evaluate.bootstrap import AVERAGE
+from deftx.literal import literal
 from orchestrator.record.sweep import Failure, GradeRow, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
 from orchestrator.wording import NEAR_LT_SFT, NOTHING, by_few_labels, counted, points, signed_points
@@ -101,7 +102,7 @@ def _format_row(row: GradeRow, *, is_chosen: bool) -> str:
     if is_chosen:
         return f"**{row.title}** (chosen)"
     if row.status == "failed":
-        return f"{row.title} (failed: {row.reason or 'no reason on record'})"
+        return f"{row.title} (failed: {literal(row.reason or 'no reason on record')})"
     return row.title + (" (waiting)" if row.status == "waiting" else "")
 
 
@@ -175,7 +176,9 @@ def failed(failures: Mapping[str, Failure]) -> list[str]:
     if not failures:
         return []
     ordered = sorted(failures.values(), key=lambda failure: (failure.label, failure.address))
-    lines = [[failure.label, failure.reason, f"`{failure.log}`" if failure.log else NOTHING] for failure in ordered]
+    lines = [
+        [failure.label, literal(failure.reason), f"`{failure.log}`" if failure.log else NOTHING] for failure in ordered
+    ]
     return ["## Failures", table(["stage", "reason", "log"], lines)]
 
 
@@ -194,8 +197,8 @@ def sizes(splits: Sequence[Results]) -> list[str]:
     ]
     return [
         "## Data",
-        f"Labels: {', '.join(splits[0].labels)}. An item is what the bootstrap draws, with all its rows in every "
-        f"language; {splits[0].bootstrap.draws:,} draws.",
+        f"Labels: {', '.join(map(literal, splits[0].labels))}. An item is what the bootstrap draws, with all its rows "
+        f"in every language; {splits[0].bootstrap.draws:,} draws.",
         table(header, [*lines, all_together]),
     ]
 

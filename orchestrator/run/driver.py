@@ -5,8 +5,11 @@ It does not know how jobs run: `tune` (on Ray) and `serial` call `next_job`, `pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
+from deftx.errors import refusal
 from deftx.stages.kinds import F, facts_of
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
@@ -56,8 +59,10 @@ class Driver:
         self._told: set[str] = set()
         self.jobs: list[Job] = []
         """Jobs that were handed out and have not ended."""
-        self.interrupted = False
-        """Whether Ctrl-C was pressed: then no further job is handed out."""
+        self.interrupted: int | None = None
+        """The signal that asked the sweep to end, such as Ctrl-C's: then no further job is handed out."""
+        self.refused: str | None = None
+        """What the machine refused, in words, such as room on a disk: then no further job is handed out either."""
         self._asks = Replay(space)
         failures = {} if retry_failed else folder.final_failures()
         reasons = {address: failure.reason for address, failure in failures.items()}
@@ -73,7 +78,7 @@ class Driver:
     def next_job(self) -> Job | None:
         """The next job that can run; None when nothing can run now."""
         self._tell_reused()
-        job = None if self.interrupted else self.schedule.ready()
+        job = None if self.interrupted or self.refused else self.schedule.ready()
         self.jobs += [job] if job else []
         for stage in job.stages if job else ():
             for callback in self.callbacks:
@@ -100,7 +105,18 @@ class Driver:
             else:
                 self._failed(stage, failures.get(stage.address), error)
         self._tell_reused()
-        self.write_state()
+        with self.refusals():
+            self.write_state()
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """A context in which what the machine refuses ends the run, and raises nothing: trials that run may end."""
+        try:
+            yield
+        except OSError as error:
+            if (words := refusal(error)) is None:
+                raise
+            self.refused = self.refused or words
 
     def finished(self) -> bool:
         """Whether nothing is left to run."""
@@ -130,7 +146,10 @@ class Driver:
         log = self.folder.log_path(stage.address)
         failure = failure or Failure(address=stage.address, label=stage.label, reason=error, final=True, log=log)
         failure = failure.model_copy(update={"final": True})
-        self.folder.write_failure(failure)
+        if failure.passing:
+            self.refused = self.refused or failure.reason
+        with self.refusals():
+            self.folder.write_failure(failure)
         self.schedule.failed(stage.address, failure.reason)
         for callback in self.callbacks:
             callback.stage_failed(stage, failure)

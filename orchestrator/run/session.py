@@ -1,6 +1,7 @@
 """One call of the sweep command: from its arguments to a prepared sweep, and from there to an exit code.
 
-0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed permanently    130 interrupted
+0 all done    2 the user's mistake (raised as DeftxError)    3 a stage failed permanently    4 the machine refused
+130 interrupted    143 told to end (SIGTERM)    129 the terminal was closed (SIGHUP)
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
 
+from deftx.cli.command import REFUSED
 from deftx.data.catalogue import OwnBenchmark
 from deftx.errors import ConfigError
 from deftx.sources.published import LocalFolder
@@ -27,6 +28,7 @@ from orchestrator.plan.rows import Planner
 from orchestrator.record.lease import Lease
 from orchestrator.record.sweep import State, SweepFolder, SweepInfo
 from orchestrator.run.driver import Driver
+from orchestrator.run.signals import exit_code, interruptible
 from orchestrator.search.replay import export_journal
 from orchestrator.space.schema import Pretraining, Space
 
@@ -86,33 +88,18 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
 
 
 def run(driver: Driver, work: Run) -> int:
-    """The exit code (0, 3 or 130) of a sweep that is run to its end; its state was recorded as not ended before."""
-    with suppress(KeyboardInterrupt), _interruptible(driver):
+    """The exit code of a sweep that is run to its end; its state was recorded as not ended before."""
+    with suppress(KeyboardInterrupt), interruptible(driver):
         work(driver)
-    finished = driver.finished() and not driver.interrupted
-    driver.write_state(ended=finished)
-    _export_search(driver)
+    finished = driver.finished() and not driver.interrupted and not driver.refused
+    with driver.refusals():
+        driver.write_state(ended=finished)
+        _export_search(driver)
+    if driver.refused:
+        return REFUSED
     if not finished:
-        return 130
+        return exit_code(driver.interrupted or signal.SIGINT)
     return 3 if driver.schedule.failures else 0
-
-
-@contextmanager
-def _interruptible(driver: Driver) -> Iterator[None]:
-    """A context in which Ctrl-C raises as usual and is also noted: Python swallows what is raised in a destructor."""
-
-    def interrupt(*_: object) -> None:
-        driver.interrupted = True
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

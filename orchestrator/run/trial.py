@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Literal
 
 from deftx.config import Execution
-from deftx.errors import DeftxError, HubError
+from deftx.errors import DeftxError, HubError, refusal
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, SweepFolder
@@ -71,10 +72,16 @@ def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: Rep
 
 def _record(stage: Stage, folder: SweepFolder, error: Exception, *, final: bool) -> None:
     expected = isinstance(error, DeftxError)
+    with suppress(OSError):  # a full disk refuses this too
+        _write_record(stage, folder, error, final=final, expected=expected)
+
+
+def _write_record(stage: Stage, folder: SweepFolder, error: Exception, *, final: bool, expected: bool) -> None:
     logging.getLogger("deftx").error("%s", error if expected else traceback.format_exc())
-    reason = str(error) if expected else f"{type(error).__name__}: {error}"
+    refused = refusal(error)
+    reason = refused or (str(error) if expected else f"{type(error).__name__}: {error}")
     failure = Failure(
-        address=stage.address, label=stage.label, reason=reason, final=final,
+        address=stage.address, label=stage.label, reason=reason, final=final, passing=refused is not None,
         trace=traceback.format_exc(), log=folder.log_path(stage.address),
     )  # fmt: skip
     folder.write_failure(failure)

@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "600")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it is seen to in `signals`
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -26,6 +27,7 @@ from ray.tune.search import Searcher
 from deftx.errors import ConfigError
 from orchestrator.run.driver import NO_MESSAGE, Driver
 from orchestrator.run.machine import Machine, Workplace
+from orchestrator.run.signals import interruptible
 from orchestrator.run.trial import carry_out
 from orchestrator.search.schedule import Job
 
@@ -51,7 +53,7 @@ class ScheduleSearcher(_Unsaved, Searcher):
         """A job as a trial's configuration, None while nothing is ready, FINISHED at the end."""
         job = self._driver.next_job()
         if job is None:
-            return str(Searcher.FINISHED) if self._driver.finished() else None
+            return str(Searcher.FINISHED) if self._driver.finished() or self._driver.refused else None
         self._jobs[trial_id] = job
         return {"job": job}
 
@@ -121,7 +123,8 @@ def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> No
                     failure_config=tune.FailureConfig(max_failures=driver.space.max_failures),
                 ),
             )  # fmt: skip
-            tuner.fit()
+            with interruptible(driver):
+                tuner.fit()
     finally:
         ray.shutdown()
 

@@ -5,7 +5,7 @@ The schema itself is in `schema`. A preset is overridden by the file, the file b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +20,9 @@ from deftx.recipes import merge, preset
 from orchestrator.space.schema import Space
 
 _NAME_OR_MAPPING = ("benchmark", "backbone")
+
+_LONGEST = 1_000_000
+"""Characters of a space."""
 
 RENAMED = {"lag": "search_parallelism"}
 """Names of settings in earlier releases, and their names now."""
@@ -46,13 +49,12 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
         ConfigError: listing every problem with its path and, for a misspelt name, the nearest valid one.
     """
     title, text = _read(name)
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    raw = _parsed(name, text)
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: a space is a mapping of settings, this is {type(raw).__name__}")
+    overrides = list(overrides)
     problems = [problem for text in overrides if (problem := _override(raw, text))]
+    problems += _set_twice(overrides)
     raw |= {key: value for key, value in options.items() if value is not None}
     merged = _with_preset(raw)
     try:
@@ -62,6 +64,53 @@ def load_space(name: str, overrides: Iterable[str] = (), **options: object) -> t
     if problems:
         raise ConfigError(f"{name}: {len(problems)} problem(s)\n" + "\n".join(f"  {problem}" for problem in problems))
     return title, space
+
+
+def _parsed(name: str, text: str) -> object:
+    """What some YAML holds.
+
+    Raises:
+        ConfigError: naming where it comes from, for what is no YAML, says a thing twice, or is too large or deep.
+    """
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{name}: {len(text):,} characters; a space has {_LONGEST:,} at most")
+    try:
+        return yaml.load(text, _EachOnce)
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deep for a space") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+
+
+class _EachOnce(yaml.SafeLoader):
+    """YAML as `safe_load` reads it, in which no key of a mapping may stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node.
+
+        Raises:
+            ConstructorError: for a key that stands a second time, with both places.
+        """
+        places: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in places:
+                both = f"on line {places[key.value]} and again on line {line}"
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands {both}; keep one")
+            places[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _set_twice(overrides: Sequence[str]) -> list[str]:
+    """What is wrong with overrides of which two set the same key."""
+    keys = [text.partition("=")[0].strip() for text in overrides if "=" in text]
+    return [
+        f"--set {key}: given {keys.count(key)} times; give it once"
+        for key in dict.fromkeys(keys)
+        if keys.count(key) > 1
+    ]
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -92,9 +141,9 @@ def _override(raw: dict[str, Any], text: str) -> str | None:
         # a copy: YAML's anchors have one group in several places
         group[parent] = group = dict(inner)
     try:
-        group[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return f"--set {text}: the value is not YAML"
+        group[last] = _parsed(f"--set {key.strip()}", value)
+    except ConfigError as error:
+        return str(error)
     return None
 
 

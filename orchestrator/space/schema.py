@@ -6,6 +6,8 @@ How a file becomes a space is in `load`; which stages a space means is in `plan`
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -29,13 +31,15 @@ from deftx.config import (
     Settings,
     TaskRecipe,
 )
-from deftx.data.catalogue import Benchmark, OwnBenchmark, benchmark
+from deftx.data.catalogue import CODE, Benchmark, OwnBenchmark, benchmark, word
 from deftx.errors import ConfigError, hint
-from deftx.rank import Rank
+from deftx.rank import MOST_VALUES, Rank
 from deftx.stages.kinds import KINDS, kind_of
 from deftx.stages.settings import BackboneShape
 from orchestrator.space.combination import Combination
 
+MOST_CELLS = 100_000
+"""Combinations of a space at most: as many as are listed before the first one is asked."""
 Selection = Literal["target-valid", "unlabelled"]
 Baseline = Literal["lt-sft", "task", "task+source", "other-language", "dense-task"]
 
@@ -69,8 +73,8 @@ class Resources(Settings):
 class Pretraining(BackboneShape):
     """A backbone that is pre-trained here."""
 
-    languages: tuple[str, ...] = Field(min_length=1, description="of `pretraining/<iso>.txt`, else `corpora/<iso>.txt`")
-    tokenizer_languages: tuple[str, ...] = Field((), description="languages that only the tokenizer sees")
+    languages: Codes = Field(min_length=1, description="of `pretraining/<iso>.txt`, else `corpora/<iso>.txt`")
+    tokenizer_languages: Codes = Field((), description="languages that only the tokenizer sees")
 
 
 class SourceSFT(Settings):
@@ -92,9 +96,21 @@ class SourceSFT(Settings):
         return self.sft is not None or self.learn is not None
 
 
+def _values(value: object) -> list[object]:
+    """The values of a searched setting; one alone may stand for a list.
+
+    Raises:
+        ValueError: for more than could ever be searched.
+    """
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if len(values) > MOST_VALUES:
+        raise ValueError(f"{len(values):,} values; {MOST_VALUES:,} at most")
+    return values
+
+
 def _expand_ranks(value: object) -> object:
     """Lists of ranks; `{from: 25, to: 400, step: 25}` or `{from: 50%, to: 99%, step: 7%}` is a discrete range."""
-    items = value if isinstance(value, list | tuple) else [value]
+    items = _values(value)
     expanded: list[Rank] = []
     for item in items:
         expanded += Rank.in_range(item) if isinstance(item, Mapping) else [Rank.parse(item)]
@@ -102,7 +118,7 @@ def _expand_ranks(value: object) -> object:
 
 
 def _as_list(value: object) -> object:
-    items = value if isinstance(value, list | tuple) else [value]
+    items = _values(value)
     if any(isinstance(item, list | Mapping) for item in items):
         raise ValueError("a list of shares between 0 and 1, such as [0, 0.05]")
     return list(dict.fromkeys(items))
@@ -120,6 +136,16 @@ def _registered(kind: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _codes(value: object) -> object:
+    """A list of codes of languages; YAML reads `no`, Norwegian, as a truth value."""
+    if isinstance(value, str):
+        raise ValueError(f"a list of codes is expected, such as [{value}]")
+    if isinstance(value, list | tuple):
+        return [word(item) for item in value]
+    return value
+
+
+Codes = Annotated[tuple[str, ...], BeforeValidator(_codes)]
 StageKind = Annotated[str, AfterValidator(_registered), WithJsonSchema({"type": "string", "enum": [*KINDS]})]
 
 
@@ -130,7 +156,7 @@ class Space(Settings):
     backbone: str | Pretraining = Field(description="hub id, folder, or a backbone pre-trained here")
     backbone_revision: str = Field("main", description="branch, tag or commit of a backbone from the hub")
     lm_head: str = Field("own", description="own, random, or the hub id or folder of a donor")
-    targets: tuple[str, ...] = Field((), validate_default=True, description="left out: the benchmark's own")
+    targets: Codes = Field((), validate_default=True, description="left out: the benchmark's own")
     source: Annotated[SourceSFT, BeforeValidator(lambda value: value or {})] = Field(
         SourceSFT(), description="the source language's own vector; left out: no source vector"
     )
@@ -189,6 +215,7 @@ class Space(Settings):
         spec = benchmark(info.data["benchmark"])
         codes = targets if spec.languages is None else spec.languages
         wrong = [f"unknown language {t!r}{hint(t, codes)}" for t in targets if t not in codes]
+        wrong += [f"{t!r} is no code, of letters, digits, - and _" for t in targets if not re.fullmatch(CODE, t)]
         wrong += [f"{target!r} is named twice" for target in dict.fromkeys(targets) if targets.count(target) > 1]
         if spec.source_language in targets:
             wrong.append(f"{spec.source_language!r} is the source language and cannot be a target")
@@ -208,6 +235,10 @@ class Space(Settings):
 
     @model_validator(mode="after")
     def _searchable(self) -> Space:
+        cells = math.prod(len(values) for values in self.parameters.values())
+        if cells > MOST_CELLS:
+            sizes = " x ".join(f"{len(values):,} of {name}" for name, values in self.parameters.items())
+            raise ValueError(f"{cells:,} combinations ({sizes}); {MOST_CELLS:,} at most: take fewer values")
         if self.search == "tpe" and self.combinations is None:
             raise ValueError("search: tpe needs `combinations` (or --combinations)")
         for number, cell in enumerate(self.first):

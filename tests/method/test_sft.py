@@ -188,3 +188,59 @@ def test_a_folder_that_is_no_vector_and_a_name_that_is_no_hub_id_are_errors(tmp_
         SparseFineTuning.from_pretrained(tmp_path / "gone")
     with pytest.raises(HubError, match="nobody/nothing"):
         SparseFineTuning.from_pretrained("nobody/nothing")
+
+
+def rewritten(folder: Path, **changes: object) -> Path:
+    """A small vector whose sft.json says something else."""
+    make_small().save_pretrained(folder)
+    record = json.loads((folder / METADATA).read_text())
+    for key, value in changes.items():
+        (record if key == "shapes" else record["metadata"])[key] = value
+    (folder / METADATA).write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"k": 999}, r"sft.json: k is 999, but sft.safetensors has 4 entries"),
+        ({"k": -9}, r"sft.json: not the metadata of an SFT: metadata.k: .*greater than or equal to 0"),
+        ({"shapes": {"a.weight": [-3, -4], "b": [2]}}, r"shapes.a.weight.0: .*greater than or equal to 1"),
+        ({"shapes": {"a.weight": [3.0, 4], "b": [2]}}, r"shapes.a.weight.0: .*valid integer"),
+        ({"shapes": {"a.weight": [10**30, 4], "b": [2]}}, r"shapes.a.weight.0: "),
+        ({"shapes": {"a.weight": [float("inf"), 4], "b": [2]}}, r"shapes.a.weight.0: "),
+        ({"shapes": {"a.weight": [1] * 9, "b": [2]}}, r"shapes.a.weight: .*at most 8 items"),
+    ],
+)
+def test_a_vector_is_whole(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        SparseFineTuning.from_pretrained(rewritten(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "complaint"),
+    [
+        ("indices/b", torch.tensor([1.0]), "indices/b is torch.float32; int32 or int64 is expected"),
+        ("values/b", torch.tensor([1]), "values/b is torch.int64; floating-point numbers are expected"),
+        ("head/lm_head.bias", torch.tensor([1, 2]), "head/lm_head.bias is torch.int64; floating-point"),
+        ("head/lm_head.bias", torch.tensor([1.0, float("nan")]), "head/lm_head.bias: values are NaN or infinite"),
+    ],
+)
+def test_a_vector_of_other_types_or_without_numbers_is_refused(
+    tmp_path: Path, name: str, tensor: Tensor, complaint: str
+) -> None:
+    make_small().save_pretrained(tmp_path)
+    spoil(tmp_path, **{name: tensor})
+    with pytest.raises(DataError, match=complaint):
+        SparseFineTuning.from_pretrained(tmp_path)
+
+
+def test_metadata_nested_without_end_or_a_folder_is_refused(tmp_path: Path) -> None:
+    make_small().save_pretrained(tmp_path)
+    (tmp_path / METADATA).write_text('{"metadata": ' + "[" * 100_000)
+    with pytest.raises(DataError, match=r"sft.json: not the metadata of an SFT"):
+        SparseFineTuning.from_pretrained(tmp_path)
+    (tmp_path / METADATA).unlink()
+    (tmp_path / METADATA).mkdir()
+    with pytest.raises(DataError, match=r"sft.json: cannot be read: Is a directory"):
+        SparseFineTuning.from_pretrained(tmp_path)

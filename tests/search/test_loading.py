@@ -208,3 +208,71 @@ def test_a_setting_of_a_group_that_is_in_two_places_is_changed_in_the_one_named(
     space = load(tmp_path, shared, "language.training.max_steps=7", "language.k=10%")
     assert (space.language.training.max_steps, space.task.training.max_steps) == (7, 5)
     assert (space.language.k, space.task.k) == ("10%", 14_155_776)
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        (BASE + "seed: 1\nseed: 2\n", "'seed' stands on line {0} and again on line {1}; keep one"),
+        (
+            BASE + "language: {k: 5%, text: {block: 64, block: 128}}\n",
+            "'block' stands on line {0} and again on line {0}",
+        ),
+    ],
+)
+def test_a_setting_that_is_written_twice_is_refused_with_both_places(tmp_path: Path, text: str, places: str) -> None:
+    lines = len(BASE.splitlines())
+    assert places.format(lines + 1, lines + 2) in problems(tmp_path, text)
+
+
+def test_a_setting_that_is_overridden_twice_is_refused(tmp_path: Path) -> None:
+    assert "--set seed: given 2 times; give it once" in problems(tmp_path, BASE, "seed=1", "seed=2")
+
+
+def test_a_merged_group_may_be_written_over(tmp_path: Path) -> None:
+    """YAML's `<<` is there for that."""
+    text = "x-one: &one {block: 64, pack: false}\nlanguage: {text: {<<: *one, block: 32}}\n"
+    assert "stands on line" not in problems(tmp_path, BASE + text)  # x-one is no setting
+
+
+def test_languages_that_yaml_reads_as_something_else(tmp_path: Path) -> None:
+    assert "targets: YAML reads a bare yes, no, on, off" in problems(tmp_path, BASE, "targets=[no]")
+    assert "targets: a list of codes is expected, such as [ace] (given: 'ace')" in problems(
+        tmp_path, BASE, "targets=ace"
+    )
+    told = problems(tmp_path, BASE, "backbone={languages: id}")
+    assert "backbone.languages: a list of codes is expected, such as [id]" in told
+
+
+def base(**settings: str) -> str:
+    """BASE with some settings written otherwise."""
+    kept = [line for line in BASE.splitlines() if line.partition(":")[0] not in settings]
+    return "\n".join([*kept, *(f"{key}: {value}" for key, value in settings.items())])
+
+
+MANY = "[{from: 1, to: 500, step: 1}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (base(rank_l="[{from: 1, to: 100000000000, step: 1}]"), "a range of 100,000,000,000 ranks; 1,000 at most"),
+        (base(retention=str([n / 2000 for n in range(1001)])), "1,001 values; 1,000 at most"),
+        (base(rank_l=MANY, rank_t=MANY), "250,000 combinations (500 of rank_l x 500 of rank_t x 1 of retention)"),
+        ("[" * 5000, "nested too deep for a space"),
+        (base(seed="1" * 5000), "not YAML: Exceeds the limit"),
+        ("note: " + "x" * 1_000_001, "1,000,007 characters; a space has 1,000,000 at most"),
+    ],
+    ids=["range", "values", "grid", "nesting", "digits", "size"],
+)
+def test_the_size_of_a_space_is_checked_before_it_is_expanded(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems(tmp_path, text)
+
+
+@pytest.mark.parametrize("key", ["rank_l", "retention", "targets", "note", "benchmark"])
+def test_a_value_of_a_thousand_million_entries_is_refused_at_once(tmp_path: Path, key: str) -> None:
+    """Nine levels of lists of the same ten lists: a few bytes of YAML."""
+    levels = ["x: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    levels += [f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    text = "\n".join(levels) + base(**{key: "*a8"})
+    assert len(problems(tmp_path, text)) < 5000

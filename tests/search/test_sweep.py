@@ -386,15 +386,27 @@ def wait_for(storage: Path, number: int, process: subprocess.Popen[bytes]) -> No
         time.sleep(0.02)
 
 
-def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(space: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, 130, b"interrupted: "),
+        (signal.SIGTERM, 143, b"told to end: "),
+        pytest.param(signal.SIGHUP, 129, b"the terminal was closed: ", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(
+    space: Path, data: Path, tmp_path: Path, number: signal.Signals, code: int, words: bytes
+) -> None:
     process = subprocess.Popen(
         command(space, data, tmp_path, "--serial"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     wait_for(tmp_path, 4, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, (out, err)
+    assert process.returncode == code, (out, err)
+    assert words in out
     assert b"goes on from here" in out + err
+    assert (tmp_path / "sweeps/tiny/report.md").is_file()
     assert b"Traceback" not in out + err
     assert not (tmp_path / "sweeps/tiny/lease.json").exists()
     before = {address: attempts(tmp_path)[address] for address in published(tmp_path)}
@@ -444,11 +456,13 @@ def test_ray_gives_the_same_vectors_bit_for_bit_and_the_same_choice(
 def test_ray_is_interrupted_cleanly_and_survives_its_drivers_death(data: Path, tmp_path: Path) -> None:
     """One combination without baselines: 15 stages."""
     space = write_space(tmp_path / "tiny.yaml", rank_l=[2], rank_t=[2], baselines=[], source=None)
-    process = subprocess.Popen(command(space, data, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_for(tmp_path, 4, process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, (out, err)
+    for moment, number, code in ((2, signal.SIGTERM, 143), (4, signal.SIGINT, 130)):
+        process = subprocess.Popen(command(space, data, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_for(tmp_path, moment, process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, (out, err)
+        assert b"***" not in err and b"Stack trace" not in err and b"Traceback" not in err, err
     process = subprocess.Popen(command(space, data, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(tmp_path, 9, process)
     process.kill()

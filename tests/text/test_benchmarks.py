@@ -140,7 +140,10 @@ def test_examples_can_be_taken_by_row() -> None:
         ("id,text,label\n,a,neutral\n", "line 2: the column 'id' is empty"),
         ("id,text,label\n1,a,positif\n", "line 2: unknown label 'positif' (did you mean 'positive'?); valid: negative"),
         ("id,text,label\n1,a,neutral\n2,b,neutral\n1,c,neutral\n", "line 4: the id '1' stands a second time, first at"),
-        ('id,text,label\n1,a,neutral\n2,"b,neutral\n3,c,neutral\n', "line 3: not valid CSV"),
+        (
+            'id,text,label\n1,a,neutral\n2,"b,neutral\n3,c,neutral\n',
+            "line 3: a quote opens in this row and is never closed",
+        ),
         (b"id,text,label\n1,a,neutral\n2,caf\xe9,neutral\n", "line 3: not UTF-8 (byte 0xe9)"),
         (" \n", "the file is empty"),
     ],
