@@ -20,11 +20,12 @@ from typing import Literal
 from deftx.config import EvaluationSplit, LeakRule, Split
 from deftx.data.catalogue import Benchmark
 from deftx.data.examples import Examples
+from deftx.data.normal import letters
 
 Rule = Literal["equal", "similar", "contained", "nearest"]
 Shared = Literal["equal", "contained", "phrases"]
 RULES: Mapping[Rule, str] = {
-    "equal": "equal after casefolding and removing all but letters and digits",
+    "equal": "the same letters and digits in the normal form, see `normal.letters`",
     "similar": "rapidfuzz ratio of at least 85 on the same normal form",
     "contained": "one is part of the other, the shorter of at least 20 characters of the normal form",
     "nearest": "the row at the smallest edit distance from a test sentence (LT-SFT)",
@@ -121,8 +122,8 @@ def find_shared(passages: Sequence[str], sentences: Sequence[str]) -> dict[Share
     has: under `equal` or `contained`, or under `phrases` where that has fewer than 30 characters and may be there by
     chance. A sentence of fewer than 20 counts only where it is the whole passage.
     """
-    texts = list(map(_normal, passages))
-    normals = set(map(_normal, sentences)) - {""}
+    texts = list(map(letters, passages))
+    normals = set(map(letters, sentences)) - {""}
     longest = {row: text for row, text in enumerate(texts) if text in normals}
     ordered = sorted(normals, key=len, reverse=True)
     for index, row in _parts(ordered, texts):
@@ -141,15 +142,10 @@ def texts_digest(evaluation: Mapping[EvaluationSplit, Examples]) -> str:
     return hashlib.sha256(json.dumps(texts, ensure_ascii=True).encode()).hexdigest()
 
 
-def _normal(text: str) -> str:
-    """The normal form in which texts are compared: letters and digits only, casefolded."""
-    return "".join(filter(str.isalnum, text.casefold()))
-
-
 def _equal(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
-    sentences = {_normal(sentence): index for index, sentence in enumerate(evaluation)}
+    sentences = {letters(sentence): index for index, sentence in enumerate(evaluation)}
     for row, text in enumerate(rows):
-        if (normal := _normal(text)) and normal in sentences:
+        if (normal := letters(text)) and normal in sentences:
             yield Leak(row, "equal", sentences[normal])
 
 
@@ -157,7 +153,7 @@ def _similar(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
     import numpy as np
     from rapidfuzz import fuzz, process
 
-    sentences, texts = list(map(_normal, evaluation)), list(map(_normal, rows))
+    sentences, texts = list(map(letters, evaluation)), list(map(letters, rows))
     scores = process.cdist(sentences, texts, scorer=fuzz.ratio, score_cutoff=_SIMILAR, dtype=np.float32)
     for row in np.flatnonzero(scores.any(axis=0)).tolist():
         if texts[row]:
@@ -165,7 +161,7 @@ def _similar(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
 
 
 def _contained(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
-    sentences, texts = list(map(_normal, evaluation)), list(map(_normal, rows))
+    sentences, texts = list(map(letters, evaluation)), list(map(letters, rows))
     yield from (Leak(row, "contained", index) for row, index in _parts(texts, sentences))
     yield from (Leak(row, "contained", index) for index, row in _parts(sentences, texts))
 
