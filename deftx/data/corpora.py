@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from deftx.data.catalogue import Benchmark, name_in_files
@@ -13,6 +14,8 @@ _WIKIPEDIA: Mapping[str, str] = {"aym": "ay", "quy": "qu"} | {
     code: code for code in ("ace", "ban", "bjn", "bug", "en", "gn", "id", "jv", "mad", "min", "nah", "su")
 }
 """The code of each language's Wikipedia. The other languages of the benchmarks have no Wikipedia."""
+
+_LINE_FEED, _ANY_END = re.compile("\n"), re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 def corpus_source(benchmark: Benchmark, language: str, data_root: str | None = None) -> Source:
@@ -67,14 +70,29 @@ def read_lines(source: Source) -> list[str]:
 def every_line(source: Source) -> Iterator[str]:
     """The stripped lines of a corpus, empty ones too, so that counted from 1 they have an editor's line numbers.
 
+    Line feeds end lines. In a file that has more line ends of other kinds (the carriage returns of an old Mac, U+0085,
+    U+2028, U+2029) these end lines too.
+
     Raises:
         DataError, HubError: as `read_lines`, but a text may be empty.
     """
-    return (line.strip() for text in _texts(source) for line in text.split("\n"))
-
-
-def _texts(source: Source) -> Iterator[str]:
     if isinstance(source, FileSource):
-        yield read_text(source)
+        text = read_text(source)
+        yield from _split(text, _ANY_END if _few_line_feeds(text) else _LINE_FEED)
     else:
-        yield from (row["text"] for row in hub_table(source, ["text"]))
+        for row in hub_table(source, ["text"]):
+            yield from _split(row["text"], _LINE_FEED)
+
+
+def _few_line_feeds(text: str) -> bool:
+    others = sum(map(text.count, "\r\x85\u2028\u2029")) - text.count("\r\n")
+    return others > text.count("\n")
+
+
+def _split(text: str, end: re.Pattern[str]) -> Iterator[str]:
+    """The stripped lines, one after the other: all at once they would take a multiple of the text's memory."""
+    start = 0
+    for match in end.finditer(text):
+        yield text[start : match.start()].strip()
+        start = match.end()
+    yield text[start:].strip()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal
@@ -21,6 +21,7 @@ from deftx.config import EvaluationSplit, LeakRule, Split
 from deftx.data.catalogue import Benchmark
 from deftx.data.examples import Examples
 from deftx.data.normal import letters
+from deftx.data.pieces import pieces
 
 Rule = Literal["equal", "similar", "contained", "nearest"]
 Shared = Literal["equal", "contained", "phrases"]
@@ -37,6 +38,8 @@ _CONTAINED = 20
 """Fewest characters of a text that counts as part of another: shorter ones are often stock phrases."""
 _TELLING = 30
 """Fewest characters of a sentence that no text has by chance: texts of the demo's families share up to 24."""
+_LONG = 2**20
+"""Characters that are searched as one: of several passages, or of a piece of one."""
 _GAP = "\n"
 """Between texts that are searched as one: it is in no normal form."""
 
@@ -122,17 +125,48 @@ def find_shared(passages: Sequence[str], sentences: Sequence[str]) -> dict[Share
     has: under `equal` or `contained`, or under `phrases` where that has fewer than 30 characters and may be there by
     chance. A sentence of fewer than 20 counts only where it is the whole passage.
     """
-    texts = list(map(letters, passages))
     normals = set(map(letters, sentences)) - {""}
-    longest = {row: text for row, text in enumerate(texts) if text in normals}
     ordered = sorted(normals, key=len, reverse=True)
-    for index, row in _parts(ordered, texts):
-        longest.setdefault(row, ordered[index])
+    equal: set[int] = set()
+    longest: dict[int, int] = {}
+    """By row the number of its sentence in `ordered`."""
+    for rows, texts in _together(_windows(passages, len(ordered[0])) if ordered else ()):
+        whole = [row for row, text in zip(rows, texts, strict=True) if text in normals and len(passages[row]) <= _LONG]
+        equal.update(whole)
+        for index, at in _parts(ordered, texts):
+            longest[rows[at]] = min(index, longest.get(rows[at], index))
     shared: dict[Shared, list[int]] = {"equal": [], "contained": [], "phrases": []}
-    for row, sentence in sorted(longest.items()):
-        whole: Shared = "equal" if sentence == texts[row] else "contained"
-        shared[whole if len(sentence) >= _TELLING else "phrases"].append(row)
+    for row in sorted({*equal, *longest}):
+        length = len(letters(passages[row]) if row in equal else ordered[longest[row]])
+        how: Shared = "equal" if row in equal else "contained"
+        shared[how if length >= _TELLING else "phrases"].append(row)
     return shared
+
+
+def _windows(passages: Iterable[str], longest: int) -> Iterator[tuple[int, str]]:
+    """The number of each passage and its letters; of a long one those of each piece, after the end of the one before.
+
+    Args:
+        longest: letters of the longest sentence, which may stand across two pieces.
+    """
+    for row, passage in enumerate(passages):
+        before = ""
+        for piece in pieces(passage, _LONG):
+            yield row, (window := before + letters(piece))
+            before = window[-longest:]
+
+
+def _together(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[str]]]:
+    """Numbered texts that are searched as one: all of a file's would take a multiple of its memory."""
+    rows, together, characters = list[int](), list[str](), 0
+    for row, text in texts:
+        rows.append(row)
+        together.append(text)
+        characters += len(text)
+        if characters >= _LONG:
+            yield rows, together
+            rows, together, characters = [], [], 0
+    yield rows, together
 
 
 def texts_digest(evaluation: Mapping[EvaluationSplit, Examples]) -> str:

@@ -9,16 +9,21 @@ From the shell: `deftx check FILE --backbone FOLDER [--evaluation FILE.csv]`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from deftx.config import TextSettings, Training
 from deftx.data.blocks import count_blocks
 from deftx.data.leaks import find_shared
 from deftx.data.text_report import Lines, Sign, TextReport
+from deftx.data.tokens import tokenised
 from deftx.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,8 +34,10 @@ __all__ = ["Lines", "TextReport", "check_text"]
 _LONG_WORD = 4
 """Most tokens of a word that is not counted as long: what `MOST_TOKENS_A_WORD` is on average."""
 
-Numbered = Sequence[tuple[int, str]]
-"""Line numbers and stripped passages."""
+_LONG, _WORD = 2**18, re.compile(r"\S+")
+"""From this number of characters on words are found one by one: a list of all takes ten times the text's memory."""
+_WORDS, _KNOWN = 50_000, 200_000
+"""Words that are looked at together, and whose tokens are remembered: a long text has millions of different ones."""
 
 # Of the control characters not tab, line feed, vertical tab, form feed, carriage return and next line: white space.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
@@ -71,66 +78,109 @@ def check_text(
     Raises:
         DataError: when there is no text.
     """
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    numbered = numbered[: text.max_lines]
-    if not numbered:
+    numbers, passages = _passages(lines, text.max_lines)
+    if not passages:
         raise DataError(f"{language}: there is no text")
-    passages = [passage for _, passage in numbered]
-    train, valid, problem = _count_blocks(passages, tokenizer, text, seed)
+    blocks = _blocks(passages, tokenizer, text, seed)
+    signs = {**_SIGNS, "special token": _special_token(tokenizer)}
     return TextReport(
         language=language,
         passages=len(passages),
         bytes=sum(len(passage.encode()) for passage in passages),
-        signs={sign: Lines.of(n for n, passage in numbered if has(passage)) for sign, has in _SIGNS.items()},
-        repeated=Lines.of(_repeated(numbered)),
+        signs={
+            sign: Lines.of(n for n, passage in zip(numbers, passages, strict=True) if has(passage))
+            for sign, has in signs.items()
+        },
+        repeated=Lines.of(numbers[row] for row in _repeated(passages)),
         sentences=None if evaluation is None else len(evaluation),
-        **_shared(numbered, evaluation or ()),
-        **_in_tokens(numbered, tokenizer, text),
+        **{
+            how: Lines.of(numbers[row] for row in rows) for how, rows in find_shared(passages, evaluation or ()).items()
+        },
+        **_in_tokens(numbers, passages, tokenizer, text),
         block=text.block,
-        train_blocks=train,
-        valid_blocks=valid,
+        **blocks,
         batch_size=training.batch_size,
-        planned_steps=training.steps(train),
-        problem=problem,
+        planned_steps=training.steps(blocks["train_blocks"]),
     )
 
 
-def _count_blocks(
+def _passages(lines: Iterable[str], most: int | None) -> tuple[array[int], list[str]]:
+    """The first passages, and their line numbers in an array: as ints they would take as much memory as the text."""
+    numbers, passages = array("Q"), list[str]()
+    for number, line in enumerate(lines, start=1):
+        if len(passages) == most:
+            break
+        if passage := line.strip():
+            numbers.append(number)
+            passages.append(passage)
+    return numbers, passages
+
+
+def _blocks(
     passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, text: TextSettings, seed: int
-) -> tuple[int, int, str | None]:
-    """How many training and held-out blocks the text stage makes, and why it makes no blocks where it cannot."""
+) -> dict[str, Any]:
+    """How many blocks the text stage makes, and of how many passages; or why it makes none; by their field names."""
     try:
-        return *count_blocks(passages, tokenizer, text, seed), None
+        train, valid, cut_into = count_blocks(passages, tokenizer, text, seed)
     except DataError as error:
-        return 0, 0, str(error)
+        return {"train_blocks": 0, "valid_blocks": 0, "problem": str(error)}
+    return {"train_blocks": train, "valid_blocks": valid, "cut_into": cut_into if cut_into != len(passages) else None}
 
 
-def _repeated(numbered: Numbered) -> Iterator[int]:
-    seen: set[str] = set()
-    for number, passage in numbered:
-        if (spaced := " ".join(passage.split())) in seen:
-            yield number
-        seen.add(spaced)
+def _special_token(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], object]:
+    """Whether a text spells a special token, which the tokenizer takes for that token."""
+    names = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or "(?!)").search
 
 
-def _shared(numbered: Numbered, evaluation: Sequence[str]) -> dict[str, Any]:
-    shared = find_shared([passage for _, passage in numbered], evaluation)
-    return {how: Lines.of(numbered[row][0] for row in rows) for how, rows in shared.items()}
+def _repeated(passages: Sequence[str]) -> list[int]:
+    """The rows that equal an earlier one but for white space, by their digests: copies would double the memory."""
+    digests = np.fromiter(map(_digest, passages), dtype=np.uint64, count=len(passages))
+    repeats = np.ones(len(passages), dtype=bool)
+    repeats[np.unique(digests, return_index=True)[1]] = False
+    rows: list[int] = np.flatnonzero(repeats).tolist()
+    return rows
 
 
-def _in_tokens(numbered: Numbered, tokenizer: PreTrainedTokenizerBase, text: TextSettings) -> dict[str, Any]:
-    """The counts of words and tokens by their field names; each different word is tokenised once, by itself."""
-    counts = Counter(word for _, passage in numbered for word in passage.split())
-    pieces = dict(
-        zip(counts, tokenizer(list(counts), add_special_tokens=False, verbose=False)["input_ids"], strict=True)
-    )
-    unknown = tokenizer.unk_token_id
-    around = tokenizer.num_special_tokens_to_add()
-    lengths = ((n, around + sum(len(pieces[word]) for word in passage.split())) for n, passage in numbered)
-    return {
-        "words": counts.total(),
-        "tokens": sum(count * len(pieces[word]) for word, count in counts.items()),
-        "unknown_tokens": sum(count * pieces[word].count(unknown) for word, count in counts.items()),
-        "long_words": sum(count for word, count in counts.items() if len(pieces[word]) > _LONG_WORD),
-        "cut": Lines() if text.pack else Lines.of(n for n, length in lengths if length > text.block),
-    }
+def _digest(passage: str) -> int:
+    digest, words = hashlib.blake2b(digest_size=8), _words(passage)
+    while batch := list(islice(words, _WORDS)):
+        digest.update(f"{' '.join(batch)} ".encode())
+    return int.from_bytes(digest.digest())
+
+
+def _words(passage: str) -> Iterator[str]:
+    return iter(passage.split()) if len(passage) < _LONG else (match[0] for match in _WORD.finditer(passage))
+
+
+def _in_tokens(
+    numbers: Sequence[int], passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, text: TextSettings
+) -> dict[str, Any]:
+    """The counts of words and tokens by their field names; each different word is tokenised by itself, mostly once."""
+    totals = {"words": 0, "tokens": 0, "unknown_tokens": 0, "long_words": 0}
+    lengths = np.full(len(passages), tokenizer.num_special_tokens_to_add())
+    known: dict[str, tuple[int, int]] = {}
+    words = ((row, word) for row, passage in enumerate(passages) for word in _words(passage))
+    while batch := list(islice(words, _WORDS)):
+        if len(known) > _KNOWN:
+            known.clear()
+        new = [word for word in dict.fromkeys(word for _, word in batch) if word not in known]
+        known.update(zip(new, _counts(new, tokenizer), strict=True))
+        for row, word in batch:
+            tokens, unknown = known[word]
+            lengths[row] += tokens
+            totals["words"] += 1
+            totals["tokens"] += tokens
+            totals["unknown_tokens"] += unknown
+            totals["long_words"] += tokens > _LONG_WORD
+    cut = [] if text.pack else np.flatnonzero(lengths > text.block).tolist()
+    return {**totals, "cut": Lines.of(numbers[row] for row in cut)}
+
+
+def _counts(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """How many tokens each word has, and how many of them are unknown."""
+    counts = [(0, 0)] * len(words)
+    for number, ids in tokenised(words, tokenizer, special=False):
+        tokens, unknown = counts[number]
+        counts[number] = (tokens + len(ids), unknown + ids.count(tokenizer.unk_token_id))
+    return counts

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +31,7 @@ from deftx.data.catalogue import benchmark
 from deftx.data.corpora import every_line, read_lines
 from deftx.data.examples import evaluation_source, read_examples
 from deftx.data.text_check import Lines, TextReport, check_text
+from deftx.data.text_report import Sign
 from deftx.errors import DataError
 from deftx.method.make import make
 from deftx.sources.files import file_source, read_text
@@ -71,7 +72,7 @@ def test_every_count_of_a_small_text() -> None:
     found = check("w1 w2 w3", "", "w1  w2 w3 ", "w4 ü x", "w5 w6 w7 w8", "w9\n", evaluation=["w1 w2 w3", "w7"])
     assert found == TextReport(
         language="ace", passages=5, bytes=8 + 9 + 7 + 11 + 2,
-        signs={s: Lines() for s in ("replacement", "mojibake", "control", "byte-order mark", "not NFC")},
+        signs={s: Lines() for s in get_args(Sign)},
         repeated=Lines(count=1, first=(3,)), sentences=2, equal=Lines(), contained=Lines(),
         phrases=Lines(count=2, first=(1, 3)), words=14, tokens=14, unknown_tokens=2, long_words=0, cut=Lines(),
         block=8, train_blocks=0, valid_blocks=0, batch_size=2, planned_steps=10,
