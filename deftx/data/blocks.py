@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deftx.config import TextSettings
+from deftx.data.passages import Picked
 from deftx.data.pieces import pieces
 from deftx.data.tokens import tokenised
 from deftx.errors import DataError
@@ -101,16 +102,25 @@ def _both(
     return [make(*side) for side in _sides(finer, settings, seed)], len(finer)
 
 
-def _parts(line: str, longest: int) -> Iterator[str]:
-    """The line in passages of at most `longest` characters, without the white space around them."""
-    return filter(None, (part.strip() for shorter in line.splitlines() for part in pieces(shorter, longest)))
+def _parts(line: str, longest: int) -> list[str]:
+    """The line in passages of at most `longest` characters, without the white space around them.
+
+    The last may be longer by half: what is left over might not fill a block.
+    """
+    parts: list[str] = []
+    for shorter in line.splitlines():
+        cut = list(pieces(shorter, longest))
+        if len(cut) > 1 and len(cut[-1]) < longest // 2:
+            cut[-2:] = [cut[-2] + cut[-1]]
+        parts += filter(None, map(str.strip, cut))
+    return parts
 
 
-def _sides(lines: Sequence[str], settings: TextSettings, seed: int) -> Iterator[tuple[list[str], str]]:
+def _sides(lines: Sequence[str], settings: TextSettings, seed: int) -> Iterator[tuple[Sequence[str], str]]:
     """The passages to train on and those that are held out, both in the order of the text, with their side's name."""
     held_out = _held_out(len(lines), settings.valid_fraction, seed)
-    for side, held in (("training", False), ("validation", True)):
-        yield [line for line, out in zip(lines, held_out.tolist(), strict=True) if out is held], side
+    for side, rows in (("training", ~held_out), ("validation", held_out)):
+        yield Picked(lines, np.flatnonzero(rows)), side
 
 
 def _held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 from deftx.data.catalogue import Benchmark, name_in_files
+from deftx.data.passages import TextLines, not_empty
 from deftx.errors import DataError
 from deftx.sources.files import FileSource, file_source, read_text
 from deftx.sources.hub import HubSource, Source, hub_commit, hub_table
@@ -54,20 +55,20 @@ def wikipedia(language: str) -> HubSource:
     return HubSource(repo=repo, commit=hub_commit(repo, kind="dataset"), config=config, split="train")
 
 
-def read_lines(source: Source) -> list[str]:
+def read_lines(source: Source) -> Sequence[str]:
     """The passages of a corpus: its non-empty stripped lines.
 
     Raises:
         DataError: when there is no text, or a file is not UTF-8.
         HubError: when a hub data set cannot be loaded.
     """
-    passages = list(filter(None, every_line(source)))
+    passages = not_empty(every_line(source))
     if not passages:
         raise DataError(f"{source.where}: there is no text in it")
     return passages
 
 
-def every_line(source: Source) -> Iterator[str]:
+def every_line(source: Source) -> Sequence[str]:
     """The stripped lines of a corpus, empty ones too, so that counted from 1 they have an editor's line numbers.
 
     Line feeds end lines. In a file that has more line ends of other kinds (the carriage returns of an old Mac, U+0085,
@@ -78,21 +79,10 @@ def every_line(source: Source) -> Iterator[str]:
     """
     if isinstance(source, FileSource):
         text = read_text(source)
-        yield from _split(text, _ANY_END if _few_line_feeds(text) else _LINE_FEED)
-    else:
-        for row in hub_table(source, ["text"]):
-            yield from _split(row["text"], _LINE_FEED)
+        return TextLines(text, _ANY_END if _few_line_feeds(text) else _LINE_FEED)
+    return [line.strip() for row in hub_table(source, ["text"]) for line in row["text"].split("\n")]
 
 
 def _few_line_feeds(text: str) -> bool:
     others = sum(map(text.count, "\r\x85\u2028\u2029")) - text.count("\r\n")
     return others > text.count("\n")
-
-
-def _split(text: str, end: re.Pattern[str]) -> Iterator[str]:
-    """The stripped lines, one after the other: all at once they would take a multiple of the text's memory."""
-    start = 0
-    for match in end.finditer(text):
-        yield text[start : match.start()].strip()
-        start = match.end()
-    yield text[start:].strip()

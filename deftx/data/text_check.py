@@ -14,14 +14,17 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deftx.config import TextSettings, Training
 from deftx.data.blocks import count_blocks
 from deftx.data.leaks import find_shared
+from deftx.data.passages import Picked, TextLines, not_empty
+from deftx.data.pieces import pieces
 from deftx.data.text_report import Lines, Sign, TextReport
 from deftx.data.tokens import tokenised
 from deftx.errors import DataError
@@ -35,7 +38,7 @@ _LONG_WORD = 4
 """Most tokens of a word that is not counted as long: what `MOST_TOKENS_A_WORD` is on average."""
 
 _LONG, _WORD = 2**18, re.compile(r"\S+")
-"""From this number of characters on words are found one by one: a list of all takes ten times the text's memory."""
+"""From this number of characters on a text is looked at in pieces, and word by word: copies are ten times as large."""
 _WORDS, _KNOWN = 50_000, 200_000
 """Words that are looked at together, and whose tokens are remembered: a long text has millions of different ones."""
 
@@ -50,7 +53,7 @@ _SIGNS: Mapping[Sign, Callable[[str], object]] = {
     "mojibake": _MOJIBAKE.search,
     "control": _CONTROL.search,
     "byte-order mark": lambda text: "\ufeff" in text,
-    "not NFC": lambda text: not unicodedata.is_normalized("NFC", text),
+    "not NFC": lambda text: not all(unicodedata.is_normalized("NFC", piece) for piece in pieces(text, _LONG)),
 }
 
 
@@ -78,7 +81,8 @@ def check_text(
     Raises:
         DataError: when there is no text.
     """
-    numbers, passages = _passages(lines, text.max_lines)
+    # TextLines are stripped, and a list of them would take more memory
+    passages = not_empty(lines if isinstance(lines, TextLines) else [line.strip() for line in lines], text.max_lines)
     if not passages:
         raise DataError(f"{language}: there is no text")
     blocks = _blocks(passages, tokenizer, text, seed)
@@ -86,17 +90,12 @@ def check_text(
     return TextReport(
         language=language,
         passages=len(passages),
-        bytes=sum(len(passage.encode()) for passage in passages),
-        signs={
-            sign: Lines.of(n for n, passage in zip(numbers, passages, strict=True) if has(passage))
-            for sign, has in signs.items()
-        },
-        repeated=Lines.of(numbers[row] for row in _repeated(passages)),
+        bytes=sum(len(piece.encode()) for passage in passages for piece in pieces(passage, _LONG)),
+        signs={sign: _lines(passages, map(has, passages)) for sign, has in signs.items()},
+        repeated=_lines(passages, _repeated(passages)),
         sentences=None if evaluation is None else len(evaluation),
-        **{
-            how: Lines.of(numbers[row] for row in rows) for how, rows in find_shared(passages, evaluation or ()).items()
-        },
-        **_in_tokens(numbers, passages, tokenizer, text),
+        **_shared(passages, evaluation or ()),
+        **_in_tokens(passages, tokenizer, text),
         block=text.block,
         **blocks,
         batch_size=training.batch_size,
@@ -104,16 +103,14 @@ def check_text(
     )
 
 
-def _passages(lines: Iterable[str], most: int | None) -> tuple[array[int], list[str]]:
-    """The first passages, and their line numbers in an array: as ints they would take as much memory as the text."""
-    numbers, passages = array("Q"), list[str]()
-    for number, line in enumerate(lines, start=1):
-        if len(passages) == most:
-            break
-        if passage := line.strip():
-            numbers.append(number)
-            passages.append(passage)
-    return numbers, passages
+def _lines(passages: Picked, which: Iterable[object]) -> Lines:
+    """The line numbers of those passages that are true in `which`."""
+    return Lines.of(number + 1 for number in compress(passages.numbers, which))
+
+
+def _shared(passages: Picked, evaluation: Sequence[str]) -> dict[str, Any]:
+    shared = find_shared(passages, evaluation)
+    return {how: Lines.of(passages.numbers[row] + 1 for row in rows) for how, rows in shared.items()}
 
 
 def _blocks(
@@ -133,19 +130,22 @@ def _special_token(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], object
     return re.compile("|".join(map(re.escape, names)) or "(?!)").search
 
 
-def _repeated(passages: Sequence[str]) -> list[int]:
-    """The rows that equal an earlier one but for white space, by their digests: copies would double the memory."""
+def _repeated(passages: Sequence[str]) -> NDArray[np.bool_]:
+    """Which passages equal an earlier one but for white space, by their digests: copies would double the memory."""
     digests = np.fromiter(map(_digest, passages), dtype=np.uint64, count=len(passages))
-    repeats = np.ones(len(passages), dtype=bool)
-    repeats[np.unique(digests, return_index=True)[1]] = False
-    rows: list[int] = np.flatnonzero(repeats).tolist()
-    return rows
+    repeated = np.ones(len(passages), dtype=bool)
+    parts = digests.view(np.uint8)[:: digests.itemsize] % 16  # sorted all at once they take four times their memory
+    for part in range(16):
+        rows = np.flatnonzero(parts == part)
+        repeated[rows[np.unique(digests[rows], return_index=True)[1]]] = False
+    return repeated
 
 
 def _digest(passage: str) -> int:
-    digest, words = hashlib.blake2b(digest_size=8), _words(passage)
-    while batch := list(islice(words, _WORDS)):
-        digest.update(f"{' '.join(batch)} ".encode())
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces(passage, _LONG):
+        space = " " if piece[0].isspace() else ""
+        digest.update(f"{space}{' '.join(piece.split())}".encode())
     return int.from_bytes(digest.digest())
 
 
@@ -153,12 +153,10 @@ def _words(passage: str) -> Iterator[str]:
     return iter(passage.split()) if len(passage) < _LONG else (match[0] for match in _WORD.finditer(passage))
 
 
-def _in_tokens(
-    numbers: Sequence[int], passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, text: TextSettings
-) -> dict[str, Any]:
+def _in_tokens(passages: Picked, tokenizer: PreTrainedTokenizerBase, text: TextSettings) -> dict[str, Any]:
     """The counts of words and tokens by their field names; each different word is tokenised by itself, mostly once."""
     totals = {"words": 0, "tokens": 0, "unknown_tokens": 0, "long_words": 0}
-    lengths = np.full(len(passages), tokenizer.num_special_tokens_to_add())
+    lengths = array("I", [tokenizer.num_special_tokens_to_add()]) * len(passages)
     known: dict[str, tuple[int, int]] = {}
     words = ((row, word) for row, passage in enumerate(passages) for word in _words(passage))
     while batch := list(islice(words, _WORDS)):
@@ -173,8 +171,7 @@ def _in_tokens(
             totals["tokens"] += tokens
             totals["unknown_tokens"] += unknown
             totals["long_words"] += tokens > _LONG_WORD
-    cut = [] if text.pack else np.flatnonzero(lengths > text.block).tolist()
-    return {**totals, "cut": Lines.of(numbers[row] for row in cut)}
+    return {**totals, "cut": _lines(passages, (not text.pack and length > text.block for length in lengths))}
 
 
 def _counts(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:

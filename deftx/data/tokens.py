@@ -15,8 +15,10 @@ from deftx.data.pieces import pieces
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TEXTS, _CHARACTERS = 1000, 2**18
-"""Given to the tokenizer at once. Longer texts are rare enough that where they are cut does not matter."""
+_TEXTS, _CHARACTERS = 1000, 2**16
+"""Given to the tokenizer at once."""
+_LONG = 2**18
+"""Characters of a text that is cut into pieces."""
 
 
 def tokenised(
@@ -34,7 +36,7 @@ def tokenised(
     """
     number = 0
     for batch in _batches(texts):
-        if len(batch[0]) > _CHARACTERS:
+        if len(batch[0]) > _LONG:
             yield from ((number, part) for part in _in_parts(batch[0], tokenizer, longest, special))
         else:
             encoded = tokenizer(
