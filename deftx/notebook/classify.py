@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from warnings import warn
 
 from humanize import natural_list
+from pydantic import ValidationError
 
 from deftx.config import Metric
 from deftx.data.catalogue import OwnBenchmark, benchmark
@@ -19,6 +20,7 @@ from deftx.evaluate.metrics import occurring_macro_f1
 from deftx.method.environment import check_device
 from deftx.models.load import longest_input, quiet, reads_segments
 from deftx.notebook.arguments import PathLike, list_of_labels, path_of
+from deftx.recipes import explain_all
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source, read_text
@@ -163,5 +165,8 @@ def _rows(table: str, labels: tuple[str, ...]) -> Examples:
     source = file_source(table)
     columns = next(csv.reader(read_text(source).splitlines()), [])
     kind = "nli" if "hypothesis" in columns else "sentiment"
-    own = OwnBenchmark.model_validate({"name": "table", "kind": kind, "labels": labels, "source_language": "und"})
+    try:
+        own = OwnBenchmark.model_validate({"name": "table", "kind": kind, "labels": labels, "source_language": "und"})
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"classifier: {line}" for line in explain_all(error))) from None
     return read_training(benchmark(own), (source,), "test")
