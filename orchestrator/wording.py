@@ -32,6 +32,11 @@ def points(score: Score | None) -> str:
     return _bracketed(score, ".1f")
 
 
+def points_with_occurring(score: Score | None, occurring: float | None) -> str:
+    """A score such as `62.3 [59.8, 64.9]`, and that over the classes that occur where some do not."""
+    return points(score) + ("" if occurring is None else f" ({100 * occurring:.1f} over the classes that occur)")
+
+
 def signed_points(score: Score | None) -> str:
     """A difference such as `+0.4 [-0.6, +1.5]`."""
     return _bracketed(score, "+.1f")
@@ -60,6 +65,11 @@ def _not_zero(number: float, form: str) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 language`, `1,200 languages`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def format_items(number: int, *, parallel: bool) -> str:
+    """How many items a score is measured on; `parallel` where the languages' items are translations."""
+    return f"n = {number:,} {'parallel ' if parallel else ''}items"
 
 
 def by_few_labels(info: SweepInfo) -> bool:

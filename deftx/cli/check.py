@@ -84,6 +84,8 @@ def _lines(report: TextReport) -> dict[str, Any]:
         "with a short one (under 30 letters)": report.phrases,
     }  # fmt: skip
     signs = {
-        f"passages with signs of wrong encoding: {sign}": lines for sign, lines in report.signs.items() if lines.count
+        f"passages with {'a ' if sign == 'special token' else 'signs of wrong encoding: '}{sign}": lines
+        for sign, lines in report.signs.items()
+        if lines.count
     }
     return {"repeated passages": report.repeated, **compared, **signs}

@@ -6,24 +6,30 @@ Whole passages are held out, drawn before blocks are cut, so no block mixes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deftx.config import TextSettings
+from deftx.data.passages import Picked
+from deftx.data.pieces import pieces
+from deftx.data.tokens import tokenised
 from deftx.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = NDArray[np.int32]
+T = TypeVar("T")
 
-_CHUNK = 1000
-"""Passages tokenised at once: a whole corpus as lists of Python ints would take ten times the memory of its arrays."""
+_PACKED_CHARACTERS, _PADDED_CHARACTERS = 8, 4
+"""Most characters for each token of a block in a passage that is cut from a line: even one of letters that the
+tokenizer knows by heart then fills a block, or is not much longer than one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +46,8 @@ def token_blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, setti
     """The blocks of a text: passages are held out, tokenised and cut; the same for the same arguments.
 
     Packed, a tail shorter than a block is dropped. Unpacked, a passage is one block, cut or padded to its length. Both
-    sides keep the order of the text.
+    sides keep the order of the text. A line is a passage. Only where the lines of a side do not fill a block, as in a
+    text that is one line, they are cut finer: at line ends of every kind, then after sentences or between words.
 
     Args:
         lines: a passage each; the first `settings.max_lines` are used.
@@ -51,39 +58,69 @@ def token_blocks(lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, setti
     Raises:
         DataError: when a side has too little text for one block, or there is no token to pad passages with.
     """
-    sides = _sides(lines, tokenizer, settings, seed)
     cut = _packed if settings.pack else _padded
-    blocks = {side: cut(passages, tokenizer, settings, side) for side, passages in sides.items()}
-    return Blocks(train=blocks["training"], valid=blocks["validation"])
+    make = partial(cut, tokenizer=tokenizer, settings=settings)
+    (train, valid), _ = _both(lines, make, tokenizer, settings, seed)
+    return Blocks(train=train, valid=valid)
 
 
 def count_blocks(
     lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, seed: int
-) -> tuple[int, int]:
-    """How many training and validation blocks `token_blocks` makes of the same arguments, with its errors.
+) -> tuple[int, int, int]:
+    """How many training and validation blocks `token_blocks` makes of the same arguments, and of how many passages.
 
-    Packed, passages are tokenised but no block is made; unpacked, they are only counted.
+    Packed, passages are tokenised but no block is made; unpacked, they are only counted. Errors are those of
+    `token_blocks`.
     """
-    numbers = []
-    for side, passages in _sides(lines, tokenizer, settings, seed).items():
-        tokens = sum(map(len, _tokenised(passages, tokenizer))) if settings.pack else 0
-        numbers.append(_number(len(passages), tokens, settings, side))
-    train, valid = numbers
-    return train, valid
+
+    def count(passages: Sequence[str], side: str) -> int:
+        tokens = sum(len(ids) for _, ids in tokenised(passages, tokenizer)) if settings.pack else 0
+        return _number(len(passages), tokens, settings, side)
+
+    (train, valid), passages = _both(lines, count, tokenizer, settings, seed)
+    return train, valid, passages
 
 
-def _sides(
-    lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, seed: int
-) -> dict[str, list[str]]:
-    """The passages to train on and those that are held out, both in the order of the text."""
+def _both(
+    lines: Sequence[str],
+    make: Callable[[Sequence[str], str], T],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TextSettings,
+    seed: int,
+) -> tuple[list[T], int]:
+    """What is made of the passages of the training and of the validation side, and the number of passages."""
     if not settings.pack and tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has no padding token, which one passage a block needs; use `pack: true`")
     lines = lines[: settings.max_lines]
+    try:
+        return [make(*side) for side in _sides(lines, settings, seed)], len(lines)
+    except DataError:
+        longest = settings.block * (_PACKED_CHARACTERS if settings.pack else _PADDED_CHARACTERS)
+        finer = [part for line in lines for part in _parts(line, longest)][: settings.max_lines]
+        if len(finer) == len(lines):
+            raise
+    return [make(*side) for side in _sides(finer, settings, seed)], len(finer)
+
+
+def _parts(line: str, longest: int) -> list[str]:
+    """The line in passages of at most `longest` characters, without the white space around them.
+
+    The last may be longer by half: what is left over might not fill a block.
+    """
+    parts: list[str] = []
+    for shorter in line.splitlines():
+        cut = list(pieces(shorter, longest))
+        if len(cut) > 1 and len(cut[-1]) < longest // 2:
+            cut[-2:] = [cut[-2] + cut[-1]]
+        parts += filter(None, map(str.strip, cut))
+    return parts
+
+
+def _sides(lines: Sequence[str], settings: TextSettings, seed: int) -> Iterator[tuple[Sequence[str], str]]:
+    """The passages to train on and those that are held out, both in the order of the text, with their side's name."""
     held_out = _held_out(len(lines), settings.valid_fraction, seed)
-    return {
-        "training": [line for line, held in zip(lines, held_out, strict=True) if not held],
-        "validation": [line for line, held in zip(lines, held_out, strict=True) if held],
-    }
+    for side, rows in (("training", ~held_out), ("validation", held_out)):
+        yield Picked(lines, np.flatnonzero(rows)), side
 
 
 def _held_out(count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -104,31 +141,18 @@ def _number(passages: int, tokens: int, settings: TextSettings, side: str) -> in
     return number
 
 
-def _packed(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, side: str) -> Tokens:
-    stream = np.fromiter(chain.from_iterable(_tokenised(passages, tokenizer)), dtype=np.int32)
+def _packed(passages: Sequence[str], side: str, tokenizer: PreTrainedTokenizerBase, settings: TextSettings) -> Tokens:
+    collected = array("i")  # grows by a sixteenth where numpy's would by a half
+    for _, ids in tokenised(passages, tokenizer):
+        collected.extend(ids)
+    stream = np.frombuffer(collected, dtype=np.int32)
     number = _number(len(passages), len(stream), settings, side)
     return stream[: number * settings.block].reshape(number, settings.block)
 
 
-def _padded(passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: TextSettings, side: str) -> Tokens:
+def _padded(passages: Sequence[str], side: str, tokenizer: PreTrainedTokenizerBase, settings: TextSettings) -> Tokens:
     number = _number(len(passages), 0, settings, side)
     blocks = np.full((number, settings.block), tokenizer.pad_token_id, dtype=np.int32)
-    for row, tokens in zip(blocks, _tokenised(passages, tokenizer, longest=settings.block), strict=True):
-        row[: len(tokens)] = tokens
+    for row, ids in tokenised(passages, tokenizer, longest=settings.block):
+        blocks[row, : len(ids)] = ids
     return blocks
-
-
-def _tokenised(
-    passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, longest: int | None = None
-) -> Iterator[list[int]]:
-    """The token ids of each passage, special tokens included; cut to `longest` tokens unless that is None."""
-    for start in range(0, len(passages), _CHUNK):
-        encoded = tokenizer(
-            list(passages[start : start + _CHUNK]),
-            truncation=longest is not None,
-            max_length=longest,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # else it warns of passages longer than the model reads, which packing cuts
-        )
-        yield from encoded["input_ids"]

@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator
 
 from deftx.config import Metric, Settings, Split, TaskKind
+from deftx.data.normal import normal
 from deftx.data.tables import Layout
 from deftx.errors import ConfigError, hint
 
@@ -93,6 +94,15 @@ def word(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+def _said_twice(first: str, label: str) -> str:
+    if first == label:
+        return f"{label!r} is named twice"
+    return (
+        f"{first!r} and {label!r} are one label: neither case nor Unicode's normal form, the kind of an apostrophe "
+        "or a character of no width tells two apart"
+    )
+
+
 Word = Annotated[str, BeforeValidator(word), Field(min_length=1)]
 CODE = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 """How the code of a language is written: it is part of paths."""
@@ -108,15 +118,20 @@ class OwnBenchmark(Settings):
 
     name: Code = Field(description="its folder under the data root")
     kind: TaskKind = Field("sentiment", description="sentiment: a label for a text; nli: for a text and its hypothesis")
-    labels: tuple[Word, ...] = Field(min_length=2, description="every label as the files spell it")
+    labels: tuple[Word, ...] = Field(
+        min_length=2, description="every label as the files spell it, in either case and any of Unicode's normal forms"
+    )
     metric: Metric = Field("macro_f1", description="what is optimised and reported")
     source_language: Code = Field(description="the language that has labelled training data")
 
     @field_validator("labels")
     @classmethod
     def _each_once(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
-            raise ValueError(f"{twice[0]!r} is named twice")
+        first: dict[str, str] = {}
+        for label in labels:
+            if (form := normal(label)) in first:
+                raise ValueError(_said_twice(first[form], label))
+            first[form] = label
         return labels
 
     @field_validator("name")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from deftx.data.catalogue import Benchmark, name_in_files
+from deftx.data.passages import TextLines, not_empty
 from deftx.errors import DataError
 from deftx.sources.files import FileSource, file_source, read_text
 from deftx.sources.hub import HubSource, Source, hub_commit, hub_table
@@ -13,6 +15,8 @@ _WIKIPEDIA: Mapping[str, str] = {"aym": "ay", "quy": "qu"} | {
     code: code for code in ("ace", "ban", "bjn", "bug", "en", "gn", "id", "jv", "mad", "min", "nah", "su")
 }
 """The code of each language's Wikipedia. The other languages of the benchmarks have no Wikipedia."""
+
+_LINE_FEED, _ANY_END = re.compile("\n"), re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 def corpus_source(benchmark: Benchmark, language: str, data_root: str | None = None) -> Source:
@@ -51,30 +55,34 @@ def wikipedia(language: str) -> HubSource:
     return HubSource(repo=repo, commit=hub_commit(repo, kind="dataset"), config=config, split="train")
 
 
-def read_lines(source: Source) -> list[str]:
+def read_lines(source: Source) -> Sequence[str]:
     """The passages of a corpus: its non-empty stripped lines.
 
     Raises:
         DataError: when there is no text, or a file is not UTF-8.
         HubError: when a hub data set cannot be loaded.
     """
-    passages = list(filter(None, every_line(source)))
+    passages = not_empty(every_line(source))
     if not passages:
         raise DataError(f"{source.where}: there is no text in it")
     return passages
 
 
-def every_line(source: Source) -> Iterator[str]:
+def every_line(source: Source) -> Sequence[str]:
     """The stripped lines of a corpus, empty ones too, so that counted from 1 they have an editor's line numbers.
+
+    Line feeds end lines. In a file that has more line ends of other kinds (the carriage returns of an old Mac, U+0085,
+    U+2028, U+2029) these end lines too.
 
     Raises:
         DataError, HubError: as `read_lines`, but a text may be empty.
     """
-    return (line.strip() for text in _texts(source) for line in text.split("\n"))
-
-
-def _texts(source: Source) -> Iterator[str]:
     if isinstance(source, FileSource):
-        yield read_text(source)
-    else:
-        yield from (row["text"] for row in hub_table(source, ["text"]))
+        text = read_text(source)
+        return TextLines(text, _ANY_END if _few_line_feeds(text) else _LINE_FEED)
+    return [line.strip() for row in hub_table(source, ["text"]) for line in row["text"].split("\n")]
+
+
+def _few_line_feeds(text: str) -> bool:
+    others = sum(map(text.count, "\r\x85\u2028\u2029")) - text.count("\r\n")
+    return others > text.count("\n")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from deftx.config import Split
 from deftx.data.catalogue import Benchmark, Files, Labelled, Parquet, name_in_files
+from deftx.data.normal import normal
 from deftx.data.tables import TableRow, read_rows
 from deftx.errors import ConfigError, DataError, hint
 from deftx.sources.files import file_source, online_file
@@ -22,7 +23,8 @@ class Examples:
     """Labelled texts in the order of their table.
 
     `ids` name the parallel item of each, the unit of resampling: the same item has the same id in every language, and
-    examples of one language may share an item. A NusaX sentence is an item. The three hypotheses of an AmericasNLI
+    examples of one language may share an item. They are in the normal form of `normal`, so that one id that two tables
+    spell in two ways is one item. A NusaX sentence is an item. The three hypotheses of an AmericasNLI
     premise are one item, since they tend to be right or wrong together: taken for independent, they would make an
     interval too narrow.
     """
@@ -121,7 +123,7 @@ def _hub(table: Parquet, language: str, split: Split) -> HubSource:
 def _examples(benchmark: Benchmark, data: Labelled, sources: Iterable[Source], split: Split) -> Examples:
     rows = [row for source in sources for row in _rows(data, source, split)]
     return Examples(
-        ids=tuple(data.item(row.id) for row in rows),
+        ids=tuple(normal(data.item(row.id)) for row in rows),
         texts=tuple(row.text for row in rows),
         pairs=tuple(row.pair or "" for row in rows) if benchmark.kind == "nli" else None,
         labels=tuple(_label(benchmark, row) for row in rows),
@@ -139,16 +141,20 @@ def _rows(data: Labelled, source: Source, split: Split) -> list[TableRow]:
 
 
 def _refuse_duplicates(rows: Iterable[TableRow]) -> None:
-    first: dict[str, str] = {}
+    first: dict[str, TableRow] = {}
     for row in rows:
-        if (where := first.setdefault(row.id, row.where)) != row.where:
-            raise DataError(f"{row.where}: the id {row.id!r} stands a second time, first at {where}")
+        if (same := first.setdefault(normal(row.id), row)) is not row:
+            spelt = "" if same.id == row.id else f" as {same.id!r}"
+            raise DataError(f"{row.where}: the id {row.id!r} stands a second time, first at {same.where}{spelt}")
 
 
 def _label(benchmark: Benchmark, row: TableRow) -> int:
-    if row.label not in benchmark.labels:
-        raise DataError(
-            f"{row.where}: unknown label {row.label!r}{hint(row.label, benchmark.labels)}; "
-            f"valid: {', '.join(benchmark.labels)}"
-        )
-    return benchmark.labels.index(row.label)
+    """The index of a row's label, which may be spelt in any way that has the same normal form."""
+    given = normal(row.label)
+    for index, label in enumerate(benchmark.labels):
+        if normal(label) == given:
+            return index
+    raise DataError(
+        f"{row.where}: unknown label {row.label!r}{hint(row.label, benchmark.labels)}; "
+        f"valid: {', '.join(benchmark.labels)}"
+    )

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal
@@ -20,11 +20,13 @@ from typing import Literal
 from deftx.config import EvaluationSplit, LeakRule, Split
 from deftx.data.catalogue import Benchmark
 from deftx.data.examples import Examples
+from deftx.data.normal import letters
+from deftx.data.pieces import pieces
 
 Rule = Literal["equal", "similar", "contained", "nearest"]
 Shared = Literal["equal", "contained", "phrases"]
 RULES: Mapping[Rule, str] = {
-    "equal": "equal after casefolding and removing all but letters and digits",
+    "equal": "the same letters and digits in the normal form, see `normal.letters`",
     "similar": "rapidfuzz ratio of at least 85 on the same normal form",
     "contained": "one is part of the other, the shorter of at least 20 characters of the normal form",
     "nearest": "the row at the smallest edit distance from a test sentence (LT-SFT)",
@@ -36,6 +38,8 @@ _CONTAINED = 20
 """Fewest characters of a text that counts as part of another: shorter ones are often stock phrases."""
 _TELLING = 30
 """Fewest characters of a sentence that no text has by chance: texts of the demo's families share up to 24."""
+_LONG = 2**20
+"""Characters that are searched as one: of several passages, or of a piece of one."""
 _GAP = "\n"
 """Between texts that are searched as one: it is in no normal form."""
 
@@ -121,17 +125,48 @@ def find_shared(passages: Sequence[str], sentences: Sequence[str]) -> dict[Share
     has: under `equal` or `contained`, or under `phrases` where that has fewer than 30 characters and may be there by
     chance. A sentence of fewer than 20 counts only where it is the whole passage.
     """
-    texts = list(map(_normal, passages))
-    normals = set(map(_normal, sentences)) - {""}
-    longest = {row: text for row, text in enumerate(texts) if text in normals}
+    normals = set(map(letters, sentences)) - {""}
     ordered = sorted(normals, key=len, reverse=True)
-    for index, row in _parts(ordered, texts):
-        longest.setdefault(row, ordered[index])
+    equal: set[int] = set()
+    longest: dict[int, int] = {}
+    """By row the number of its sentence in `ordered`."""
+    for rows, texts in _together(_windows(passages, len(ordered[0])) if ordered else ()):
+        whole = [row for row, text in zip(rows, texts, strict=True) if text in normals and len(passages[row]) <= _LONG]
+        equal.update(whole)
+        for index, at in _parts(ordered, texts):
+            longest[rows[at]] = min(index, longest.get(rows[at], index))
     shared: dict[Shared, list[int]] = {"equal": [], "contained": [], "phrases": []}
-    for row, sentence in sorted(longest.items()):
-        whole: Shared = "equal" if sentence == texts[row] else "contained"
-        shared[whole if len(sentence) >= _TELLING else "phrases"].append(row)
+    for row in sorted({*equal, *longest}):
+        length = len(letters(passages[row]) if row in equal else ordered[longest[row]])
+        how: Shared = "equal" if row in equal else "contained"
+        shared[how if length >= _TELLING else "phrases"].append(row)
     return shared
+
+
+def _windows(passages: Iterable[str], longest: int) -> Iterator[tuple[int, str]]:
+    """The number of each passage and its letters; of a long one those of each piece, after the end of the one before.
+
+    Args:
+        longest: letters of the longest sentence, which may stand across two pieces.
+    """
+    for row, passage in enumerate(passages):
+        before = ""
+        for piece in pieces(passage, _LONG):
+            yield row, (window := before + letters(piece))
+            before = window[-longest:]
+
+
+def _together(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[str]]]:
+    """Numbered texts that are searched as one: all of a file's would take a multiple of its memory."""
+    rows, together, characters = list[int](), list[str](), 0
+    for row, text in texts:
+        rows.append(row)
+        together.append(text)
+        characters += len(text)
+        if characters >= _LONG:
+            yield rows, together
+            rows, together, characters = [], [], 0
+    yield rows, together
 
 
 def texts_digest(evaluation: Mapping[EvaluationSplit, Examples]) -> str:
@@ -141,15 +176,10 @@ def texts_digest(evaluation: Mapping[EvaluationSplit, Examples]) -> str:
     return hashlib.sha256(json.dumps(texts, ensure_ascii=True).encode()).hexdigest()
 
 
-def _normal(text: str) -> str:
-    """The normal form in which texts are compared: letters and digits only, casefolded."""
-    return "".join(filter(str.isalnum, text.casefold()))
-
-
 def _equal(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
-    sentences = {_normal(sentence): index for index, sentence in enumerate(evaluation)}
+    sentences = {letters(sentence): index for index, sentence in enumerate(evaluation)}
     for row, text in enumerate(rows):
-        if (normal := _normal(text)) and normal in sentences:
+        if (normal := letters(text)) and normal in sentences:
             yield Leak(row, "equal", sentences[normal])
 
 
@@ -157,7 +187,7 @@ def _similar(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
     import numpy as np
     from rapidfuzz import fuzz, process
 
-    sentences, texts = list(map(_normal, evaluation)), list(map(_normal, rows))
+    sentences, texts = list(map(letters, evaluation)), list(map(letters, rows))
     scores = process.cdist(sentences, texts, scorer=fuzz.ratio, score_cutoff=_SIMILAR, dtype=np.float32)
     for row in np.flatnonzero(scores.any(axis=0)).tolist():
         if texts[row]:
@@ -165,7 +195,7 @@ def _similar(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
 
 
 def _contained(rows: Sequence[str], evaluation: Sequence[str]) -> Iterator[Leak]:
-    sentences, texts = list(map(_normal, evaluation)), list(map(_normal, rows))
+    sentences, texts = list(map(letters, evaluation)), list(map(letters, rows))
     yield from (Leak(row, "contained", index) for row, index in _parts(texts, sentences))
     yield from (Leak(row, "contained", index) for index, row in _parts(sentences, texts))
 

@@ -9,16 +9,24 @@ From the shell: `deftx check FILE --backbone FOLDER [--evaluation FILE.csv]`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deftx.config import TextSettings, Training
 from deftx.data.blocks import count_blocks
 from deftx.data.leaks import find_shared
+from deftx.data.passages import Picked, TextLines, not_empty
+from deftx.data.pieces import pieces
 from deftx.data.text_report import Lines, Sign, TextReport
+from deftx.data.tokens import tokenised
 from deftx.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,8 +37,10 @@ __all__ = ["Lines", "TextReport", "check_text"]
 _LONG_WORD = 4
 """Most tokens of a word that is not counted as long: what `MOST_TOKENS_A_WORD` is on average."""
 
-Numbered = Sequence[tuple[int, str]]
-"""Line numbers and stripped passages."""
+_LONG, _WORD = 2**18, re.compile(r"\S+")
+"""From this number of characters on a text is looked at in pieces, and word by word: copies are ten times as large."""
+_WORDS, _KNOWN = 20_000, 50_000
+"""Words that are looked at together, and whose tokens are remembered: a long text has millions of different ones."""
 
 # Of the control characters not tab, line feed, vertical tab, form feed, carriage return and next line: white space.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
@@ -43,7 +53,7 @@ _SIGNS: Mapping[Sign, Callable[[str], object]] = {
     "mojibake": _MOJIBAKE.search,
     "control": _CONTROL.search,
     "byte-order mark": lambda text: "\ufeff" in text,
-    "not NFC": lambda text: not unicodedata.is_normalized("NFC", text),
+    "not NFC": lambda text: not all(unicodedata.is_normalized("NFC", piece) for piece in pieces(text, _LONG)),
 }
 
 
@@ -71,66 +81,103 @@ def check_text(
     Raises:
         DataError: when there is no text.
     """
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    numbered = numbered[: text.max_lines]
-    if not numbered:
+    # TextLines are stripped, and a list of them would take more memory
+    passages = not_empty(lines if isinstance(lines, TextLines) else [line.strip() for line in lines], text.max_lines)
+    if not passages:
         raise DataError(f"{language}: there is no text")
-    passages = [passage for _, passage in numbered]
-    train, valid, problem = _count_blocks(passages, tokenizer, text, seed)
+    blocks = _blocks(passages, tokenizer, text, seed)
+    signs = {**_SIGNS, "special token": _special_token(tokenizer)}
     return TextReport(
         language=language,
         passages=len(passages),
-        bytes=sum(len(passage.encode()) for passage in passages),
-        signs={sign: Lines.of(n for n, passage in numbered if has(passage)) for sign, has in _SIGNS.items()},
-        repeated=Lines.of(_repeated(numbered)),
+        bytes=sum(len(piece.encode()) for passage in passages for piece in pieces(passage, _LONG)),
+        signs={sign: _lines(passages, map(has, passages)) for sign, has in signs.items()},
+        repeated=_lines(passages, _repeated(passages)),
         sentences=None if evaluation is None else len(evaluation),
-        **_shared(numbered, evaluation or ()),
-        **_in_tokens(numbered, tokenizer, text),
+        **_shared(passages, evaluation or ()),
+        **_in_tokens(passages, tokenizer, text),
         block=text.block,
-        train_blocks=train,
-        valid_blocks=valid,
+        **blocks,
         batch_size=training.batch_size,
-        planned_steps=training.steps(train),
-        problem=problem,
+        planned_steps=training.steps(blocks["train_blocks"]),
     )
 
 
-def _count_blocks(
+def _lines(passages: Picked, which: Iterable[object]) -> Lines:
+    """The line numbers of those passages that are true in `which`."""
+    return Lines.of(number + 1 for number in compress(passages.numbers, which))
+
+
+def _shared(passages: Picked, evaluation: Sequence[str]) -> dict[str, Any]:
+    shared = find_shared(passages, evaluation)
+    return {how: Lines.of(passages.numbers[row] + 1 for row in rows) for how, rows in shared.items()}
+
+
+def _blocks(
     passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, text: TextSettings, seed: int
-) -> tuple[int, int, str | None]:
-    """How many training and held-out blocks the text stage makes, and why it makes no blocks where it cannot."""
+) -> dict[str, Any]:
+    """How many blocks the text stage makes, and of how many passages; or why it makes none; by their field names."""
     try:
-        return *count_blocks(passages, tokenizer, text, seed), None
+        train, valid, cut_into = count_blocks(passages, tokenizer, text, seed)
     except DataError as error:
-        return 0, 0, str(error)
+        return {"train_blocks": 0, "valid_blocks": 0, "problem": str(error)}
+    return {"train_blocks": train, "valid_blocks": valid, "cut_into": cut_into if cut_into != len(passages) else None}
 
 
-def _repeated(numbered: Numbered) -> Iterator[int]:
-    seen: set[str] = set()
-    for number, passage in numbered:
-        if (spaced := " ".join(passage.split())) in seen:
-            yield number
-        seen.add(spaced)
+def _special_token(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], object]:
+    """Whether a text spells a special token, which the tokenizer takes for that token."""
+    names = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or "(?!)").search
 
 
-def _shared(numbered: Numbered, evaluation: Sequence[str]) -> dict[str, Any]:
-    shared = find_shared([passage for _, passage in numbered], evaluation)
-    return {how: Lines.of(numbered[row][0] for row in rows) for how, rows in shared.items()}
+def _repeated(passages: Sequence[str]) -> NDArray[np.bool_]:
+    """Which passages equal an earlier one but for white space, by their digests: copies would double the memory."""
+    digests = np.fromiter(map(_digest, passages), dtype=np.uint64, count=len(passages))
+    repeated = np.ones(len(passages), dtype=bool)
+    parts = digests.view(np.uint8)[:: digests.itemsize] % 16  # sorted all at once they take four times their memory
+    for part in range(16):
+        rows = np.flatnonzero(parts == part)
+        repeated[rows[np.unique(digests[rows], return_index=True)[1]]] = False
+    return repeated
 
 
-def _in_tokens(numbered: Numbered, tokenizer: PreTrainedTokenizerBase, text: TextSettings) -> dict[str, Any]:
-    """The counts of words and tokens by their field names; each different word is tokenised once, by itself."""
-    counts = Counter(word for _, passage in numbered for word in passage.split())
-    pieces = dict(
-        zip(counts, tokenizer(list(counts), add_special_tokens=False, verbose=False)["input_ids"], strict=True)
-    )
-    unknown = tokenizer.unk_token_id
-    around = tokenizer.num_special_tokens_to_add()
-    lengths = ((n, around + sum(len(pieces[word]) for word in passage.split())) for n, passage in numbered)
-    return {
-        "words": counts.total(),
-        "tokens": sum(count * len(pieces[word]) for word, count in counts.items()),
-        "unknown_tokens": sum(count * pieces[word].count(unknown) for word, count in counts.items()),
-        "long_words": sum(count for word, count in counts.items() if len(pieces[word]) > _LONG_WORD),
-        "cut": Lines() if text.pack else Lines.of(n for n, length in lengths if length > text.block),
-    }
+def _digest(passage: str) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces(passage, _LONG):
+        space = " " if piece[0].isspace() else ""
+        digest.update(f"{space}{' '.join(piece.split())}".encode())
+    return int.from_bytes(digest.digest())
+
+
+def _words(passage: str) -> Iterator[str]:
+    return iter(passage.split()) if len(passage) < _LONG else (match[0] for match in _WORD.finditer(passage))
+
+
+def _in_tokens(passages: Picked, tokenizer: PreTrainedTokenizerBase, text: TextSettings) -> dict[str, Any]:
+    """The counts of words and tokens by their field names; each different word is tokenised by itself, mostly once."""
+    totals = {"words": 0, "tokens": 0, "unknown_tokens": 0, "long_words": 0}
+    lengths = array("I", [tokenizer.num_special_tokens_to_add()]) * len(passages)
+    known: dict[str, tuple[int, int]] = {}
+    words = ((row, word) for row, passage in enumerate(passages) for word in _words(passage))
+    while batch := list(islice(words, _WORDS)):
+        if len(known) > _KNOWN:
+            known.clear()
+        new = [word for word in dict.fromkeys(word for _, word in batch) if word not in known]
+        known.update(zip(new, _counts(new, tokenizer), strict=True))
+        for row, word in batch:
+            tokens, unknown = known[word]
+            lengths[row] += tokens
+            totals["words"] += 1
+            totals["tokens"] += tokens
+            totals["unknown_tokens"] += unknown
+            totals["long_words"] += tokens > _LONG_WORD
+    return {**totals, "cut": _lines(passages, (not text.pack and length > text.block for length in lengths))}
+
+
+def _counts(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """How many tokens each word has, and how many of them are unknown."""
+    counts = [(0, 0)] * len(words)
+    for number, ids in tokenised(words, tokenizer, special=False):
+        tokens, unknown = counts[number]
+        counts[number] = (tokens + len(ids), unknown + ids.count(tokenizer.unk_token_id))
+    return counts

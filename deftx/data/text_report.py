@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from itertools import islice
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -26,13 +28,14 @@ MOST_REPEATED = 0.05
 MOST_CUT = 0.05
 """Largest share of passages longer than a block, where a passage is a block."""
 
-Sign = Literal["replacement", "mojibake", "control", "byte-order mark", "not NFC"]
+Sign = Literal["replacement", "mojibake", "control", "byte-order mark", "not NFC", "special token"]
 _SIGN_SENTENCES: Mapping[Sign, str] = {
     "replacement": "hold U+FFFD, which stands for a lost character: fetch the text again and decode it as UTF-8",
     "mojibake": "look like UTF-8 read as Windows-1252, as 'Ã©' is for 'é': decode the original as UTF-8",
     "control": "hold control characters: remove them",
     "byte-order mark": "hold a byte-order mark inside the text, as joined files do: remove it",
     "not NFC": "are not in Unicode's normal form C, so that one word has two spellings: normalise to NFC",
+    "special token": "spell special tokens (of the mask, of the end of a text) and are read as these: take them out",
 }
 _SHOWN = 3
 """Line numbers that a warning names."""
@@ -49,8 +52,9 @@ class Lines(BaseModel):
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Lines:
         """The lines with some numbers, given in order."""
-        listed = list(numbers)
-        return cls(count=len(listed), first=tuple(listed[:_SHOWN]))
+        rest = iter(numbers)
+        first = tuple(islice(rest, _SHOWN))
+        return cls(count=len(first) + sum(1 for _ in rest), first=first)
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.first) else ""
@@ -67,7 +71,7 @@ class TextReport(BaseModel):
     bytes: int
     """Of the passages in UTF-8."""
     signs: dict[Sign, Lines]
-    """Signs of a wrong encoding: the passages that have them."""
+    """Signs of a wrong encoding, or of what is no text: the passages that have them."""
     repeated: Lines
     """Passages equal to an earlier one but for white space."""
     sentences: int | None
@@ -92,6 +96,8 @@ class TextReport(BaseModel):
     batch_size: int
     planned_steps: int
     """Steps that the recipe's settings mean for this number of blocks."""
+    cut_into: int | None = None
+    """Passages that blocks were made of, where lines had to be cut; None: each line is one."""
     problem: str | None = None
     """Why there are no blocks; None: there are."""
 
@@ -141,7 +147,7 @@ class TextReport(BaseModel):
         """The text in one line."""
         phrases = f"; {self.phrases.count:,} with a short evaluation sentence" if self.phrases.count else ""
         return (
-            f"{self.language}: {self.passages:,} passages, {_size(self.bytes)}, "
+            f"{self.language}: {self.cut_into or self.passages:,} passages, {_size(self.bytes)}, "
             f"{self.tokens_per_word:.1f} tokens a word, {self.train_blocks:,} blocks of {self.block}; "
             f"good for about {_rounded(self.good_for):,} steps of {self.batch_size}{phrases}"
         )
@@ -172,6 +178,12 @@ def _too_little(check: TextReport) -> Iterator[str]:
     if check.problem is not None:
         yield check.problem
         return
+    if check.cut_into is not None:
+        yield (
+            f"{_lines_of(check.passages)} cut into {check.cut_into:,} passages, at other line ends, after sentences or "
+            "between words, since whole lines do not fill a block of each side; a line a passage (a sentence, a "
+            "paragraph or an article) is right"
+        )
     if check.passes > MOST_PASSES:
         blocks = -(-check.planned_steps // MOST_PASSES) * check.batch_size
         passages = _rounded(math.ceil(check.passages * blocks / check.train_blocks))
@@ -216,8 +228,13 @@ def _not_known(check: TextReport) -> Iterator[str]:
         )
 
 
+def _lines_of(number: int) -> str:
+    return "its one line was" if number == 1 else f"its {number:,} lines were"
+
+
 def _share(lines: Lines, check: TextReport) -> str:
-    return f"{lines.count:,} of {check.passages:,} passages ({100 * lines.count / check.passages:.2g} %)"
+    percent = Decimal(f"{100 * lines.count / check.passages:.2g}")
+    return f"{lines.count:,} of {check.passages:,} passages ({percent:f} %)"  # a Decimal, else 100 is 1e+02
 
 
 def _size(count: int) -> str:

@@ -31,6 +31,18 @@ def score(gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], 
     return float(f1_score(gold, predicted, labels=np.arange(len(labels)), average="macro", zero_division=0.0))
 
 
+def occurring_macro_f1(gold: Sequence[int], predicted: Sequence[int]) -> float:
+    """Macro F1 over the labels that stand in `gold`, between 0 and 1; `score` counts one that does not as 0.
+
+    Raises:
+        DataError: as `score`.
+    """
+    from sklearn.metrics import f1_score
+
+    check_lengths(gold, predicted)
+    return float(f1_score(gold, predicted, labels=np.unique(gold), average="macro", zero_division=0.0))
+
+
 def check_lengths(*columns: Sequence[Any]) -> None:
     """Check that columns have one length.
 

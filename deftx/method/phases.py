@@ -197,4 +197,5 @@ def _mean_denoising(matrices: list[dict[str, Any]]) -> dict[str, float]:
 def _objective_facts(context: Context, objective: Objective) -> dict[str, Any]:
     dropped = context.folder / DROPPED
     rows = len(json.loads(dropped.read_text("utf-8"))) if dropped.is_file() else 0
-    return {"examples": objective.examples, "dropped_rows": rows}
+    warnings = {"warnings": objective.warnings} if objective.warnings else {}
+    return {"examples": objective.examples, "dropped_rows": rows, **warnings}

@@ -6,7 +6,7 @@ here all weights train, LayerNorms and the tied output embedding too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ _WORD_START = "▁"
 def pretrain(
     folder: Path,
     settings: BackboneSettings,
-    texts: Mapping[str, list[str]],
-    tokenizer_texts: Mapping[str, list[str]],
+    texts: Mapping[str, Sequence[str]],
+    tokenizer_texts: Mapping[str, Sequence[str]],
     *,
     seed: int,
     execution: Execution,
@@ -59,7 +59,7 @@ def pretrain(
     return result
 
 
-def train_tokenizer(texts: list[list[str]], vocabulary: int) -> Any:
+def train_tokenizer(texts: Sequence[Sequence[str]], vocabulary: int) -> Any:
     """A byte-pair encoding over metaspaced words, with XLM-R's special tokens and templates."""
     from transformers import PreTrainedTokenizerFast
 
@@ -93,7 +93,7 @@ def new_model(vocabulary: int, settings: BackboneSettings, seed: int) -> Any:
 
 
 def _objective(
-    tokenizer: Any, settings: BackboneSettings, texts: Mapping[str, list[str]], seed: int
+    tokenizer: Any, settings: BackboneSettings, texts: Mapping[str, Sequence[str]], seed: int
 ) -> MaskedLanguageModelling:
     text = TextSettings(block=settings.block, pack=settings.pack)
     parts = [token_blocks(lines, tokenizer, text, seed) for lines in texts.values()]

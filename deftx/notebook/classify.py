@@ -6,15 +6,21 @@ import csv
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
+from warnings import warn
+
+from humanize import natural_list
+from pydantic import ValidationError
 
 from deftx.config import Metric
 from deftx.data.catalogue import OwnBenchmark, benchmark
 from deftx.data.examples import Examples, read_training
 from deftx.errors import ConfigError, DataError, Problems
 from deftx.evaluate.bootstrap import Bootstrap, Predictions, Score
+from deftx.evaluate.metrics import occurring_macro_f1
 from deftx.method.environment import check_device
 from deftx.models.load import longest_input, quiet, reads_segments
 from deftx.notebook.arguments import PathLike, list_of_labels, path_of
+from deftx.recipes import explain_all
 from deftx.sft.classifier import load_composed
 from deftx.sft.vector import SparseFineTuning
 from deftx.sources.files import file_source, read_text
@@ -93,7 +99,8 @@ def grade(classifier: TextClassificationPipeline, table: PathLike, *, metric: Me
         classifier: what `compose` returned, or any text classification pipeline with a fast tokenizer.
         table: a CSV file with the columns `text` and `label`, and `hypothesis` for pairs. Where it has a column `id`,
             rows with the same one are resampled together.
-        metric: macro_f1 or accuracy.
+        metric: macro_f1 or accuracy. Macro F1 counts a label that no row has as 0; a warning then says what it is over
+            the labels that occur.
 
     Raises:
         ConfigError: for a classifier that is no pipeline, or an unknown metric.
@@ -111,7 +118,14 @@ def grade(classifier: TextClassificationPipeline, table: PathLike, *, metric: Me
     encoded = encode(tokenizer, rows.texts, rows.pairs, rows.labels, length, reads_segments(model))
     predicted = predict(model, encoded, tokenizer.pad_token_id, classifier.device)
     system = {"table": Predictions(rows.ids, encoded.labels.tolist(), predicted.tolist())}
+    if metric == "macro_f1" and (lacking := sorted(set(range(len(labels))) - set(rows.labels))):
+        names, occurring = natural_list([repr(labels[number]) for number in lacking]), _occurring(system["table"])
+        warn(f"{table}: no row is labelled {names}, which macro F1 counts as 0; {occurring}", stacklevel=2)
     return Bootstrap(labels, metric).interval(system)["table"]
+
+
+def _occurring(rows: Predictions) -> str:
+    return f"over the labels that occur it is {100 * occurring_macro_f1(rows.gold, rows.predicted):.1f}"
 
 
 def _loaded(name: str, vector: SparseFineTuning | PathLike) -> SparseFineTuning:
@@ -151,5 +165,8 @@ def _rows(table: str, labels: tuple[str, ...]) -> Examples:
     source = file_source(table)
     columns = next(csv.reader(read_text(source).splitlines()), [])
     kind = "nli" if "hypothesis" in columns else "sentiment"
-    own = OwnBenchmark.model_validate({"name": "table", "kind": kind, "labels": labels, "source_language": "und"})
+    try:
+        own = OwnBenchmark.model_validate({"name": "table", "kind": kind, "labels": labels, "source_language": "und"})
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"classifier: {line}" for line in explain_all(error))) from None
     return read_training(benchmark(own), (source,), "test")

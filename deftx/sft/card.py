@@ -63,9 +63,9 @@ def _scores(scores: tuple[SplitScore, ...]) -> list[str]:
     lines = ["| split | metric | percentage points [95 % interval] | items |", "|---|---|---|---|"]
     for score in scores:
         value, low, high = (f"{100 * number:.1f}" for number in (score.value, score.low, score.high))
-        lines.append(
-            f"| {SPLIT_NAMES[score.split]} | {METRIC_NAMES[score.metric]} | {value} [{low}, {high}] | {score.items} |"
-        )
+        beside = "" if score.occurring is None else f" ({100 * score.occurring:.1f} over the classes that occur)"
+        points = f"{value} [{low}, {high}]{beside}"
+        lines.append(f"| {SPLIT_NAMES[score.split]} | {METRIC_NAMES[score.metric]} | {points} | {score.items} |")
     return ["\n".join(lines), "One run: the intervals say what other items would change, not what another seed would."]
 
 

@@ -39,6 +39,8 @@ class SplitScore(Settings):
     low: float
     high: float
     items: int
+    occurring: float | None = None
+    """Macro F1 over the labels that the split has, where it lacks some, which `value` counts as 0."""
 
     @field_serializer("split")
     def _split_name(self, split: EvaluationSplit) -> str:

@@ -7,6 +7,8 @@ is any fsspec URL, so a data root may be a folder, s3:// or gs://. Rows are read
 from __future__ import annotations
 
 import hashlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
+from collections import Counter
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -35,6 +37,11 @@ class FileSource(Settings):
         return self.url
 
 
+_SAMPLE = 2**16
+"""Bytes at the beginning of a file from which its encoding is guessed."""
+_BLOCKS, _FEW, _ASCII = 4, 0.95, 0.02
+"""In UTF-16 the four most frequent high bytes are nearly all of them, and some stand for spaces and line ends."""
+_UNMARKED = " without a byte-order mark"
 _WEB = ("http://", "https://")
 
 
@@ -167,9 +174,42 @@ def read_text(source: FileSource) -> str:
 
 
 def _decoded(content: bytes, url: str) -> str:
+    if (encoding := _wide(content)) is not None:
+        raise DataError(f"{url}: looks like {encoding}: save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = f"byte 0x{content[error.start]:02x}), at byte {error.start:,} of the file"
         raise DataError(f"{url}, line {line}: not UTF-8 ({byte}: save it as UTF-8") from None
+
+
+def _wide(content: bytes) -> str | None:
+    """UTF-16 or UTF-32, with or without a byte-order mark, where the first bytes look like it; else None.
+
+    Every second byte of UTF-16 is one of the few that stand for a script, 0 for ASCII among them, and the text has no
+    character 0. In UTF-8 the even and the odd bytes are of as many kinds. UTF-16 of a script of many blocks, such as
+    Chinese, is not recognised without its mark; but it is not UTF-8 either.
+    """
+    sample = content[:_SAMPLE]
+    if sample.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "UTF-16"
+    if b"\0" not in sample:
+        return None
+    if _decodes(sample, "utf-32-le") or _decodes(sample, "utf-32-be"):
+        return f"UTF-32{_UNMARKED}"
+    for encoding, high in (("utf-16-le", sample[1::2]), ("utf-16-be", sample[::2])):
+        kinds = Counter(high)
+        few = sum(count for _, count in kinds.most_common(_BLOCKS)) >= _FEW * len(high)
+        if few and kinds[0] >= _ASCII * len(high) and _decodes(sample, encoding):
+            return f"UTF-16{_UNMARKED}"
+    return None
+
+
+def _decodes(sample: bytes, encoding: str) -> bool:
+    decoder = getincrementaldecoder(encoding)()  # a character that the sample cuts off is no error
+    try:
+        text = decoder.decode(sample)
+    except UnicodeDecodeError:
+        return False
+    return text != "" and "\0" not in text

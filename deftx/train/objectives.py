@@ -64,6 +64,11 @@ class Objective(ABC):
     def examples(self) -> int:
         """How many training examples (or blocks) there are."""
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is doubtful about the data, a sentence each."""
+        return []
+
     @abstractmethod
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """The training examples of these numbers as CPU tensors with the batch first; `labels` are among them."""
@@ -303,6 +308,20 @@ class Classification(Objective):
     def examples(self) -> int:
         """How many training sentences there are."""
         return len(self._train)
+
+    @property
+    def warnings(self) -> list[str]:
+        """That a table has no row of some label."""
+        what = {
+            "training": (self._train, "so that the classifier never learns it"),
+            "validation": (self._valid, "which macro F1 counts as 0, so that not even a perfect model scores 100"),
+        }
+        return [
+            f"no {side} row is labelled {label!r}, {consequence}"
+            for side, (rows, consequence) in what.items()
+            for number, label in enumerate(self._labels)
+            if not (rows.labels == number).any() and (side == "training" or self._metric == "macro_f1")
+        ]
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Sentences padded to the longest one of the batch, [batch, tokens]."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from deftx.config import METRIC_NAMES, EvaluationSplit, Metric
+from deftx.data.normal import normal
 from deftx.errors import StoreError
 from deftx.evaluate.bootstrap import Predictions
 from deftx.stages.files import SCORES, SEALED
@@ -35,8 +36,8 @@ class Grade(BaseModel):
 
     @property
     def predictions(self) -> Predictions:
-        """The columns that are resampled."""
-        return Predictions(self.ids, self.gold, self.predicted)
+        """The columns that are resampled; ids that were recorded as tables spell them are compared in normal form."""
+        return Predictions([normal(id) for id in self.ids], self.gold, self.predicted)
 
     @property
     def scores(self) -> dict[Metric, float]:

@@ -95,5 +95,5 @@ def _score(results: Results, target: str) -> SplitScore:
     score = results.chosen.scores[target]
     return SplitScore(
         split=results.split, metric=results.metric, value=score.value, low=score.low, high=score.high,
-        items=results.items(target),
+        items=results.items(target), occurring=results.occurring(results.chosen, target),
     )  # fmt: skip

@@ -124,7 +124,7 @@ def _markdown(data: _ReportData, drawn: Iterable[str]) -> str:
         summary(info, data.state, data.validation, data.test),
         f"Effective L1: {effective_l1(info.space)}. Backbone: {info.backbone}. "
         f"Precision: {format_precision(info.space)}.",
-        *tables.warnings(info, data.state, data.validation, data.failures, data.stage_warnings),
+        *tables.warnings(info, data.state, splits, data.failures, data.stage_warnings),
         *tables.scores(
             data.test, "No row was chosen by this table, and no interval is adjusted for the number of rows."
         ),

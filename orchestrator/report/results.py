@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deftx.config import SPLIT_NAMES, EvaluationSplit, Metric
 from deftx.evaluate.bootstrap import AVERAGE, Bootstrap, Predictions, Score, System
+from deftx.evaluate.metrics import occurring_macro_f1
+from deftx.evaluate.parallel import Disagreement, disagreements, groups, tied
 from orchestrator.record.grades import Grades
 from orchestrator.record.sweep import BASELINE_TITLES, GradeRow, RowKind, SweepFolder
 
 RESULT_COLUMNS = [
     "row", "kind", "number", "chosen", "rank_l", "rank_t", "retention_l", "retention_t", "status", "language", "split",
-    "metric", "n", "examples", "value", "low", "high", "difference", "difference_low", "difference_high",
+    "metric", "n", "examples", "value", "low", "high", "difference", "difference_low", "difference_high", "occurring",
 ]  # fmt: skip
 
 
@@ -45,6 +48,8 @@ class Results:
     rows: tuple[RowResult, ...]
     chosen: RowResult | None
     bootstrap: Bootstrap
+    disagreements: tuple[Disagreement, ...] = ()
+    """The pairs of targets whose equal ids are not the same item, so that their rows are drawn apart."""
 
     def baseline(self, kind: RowKind) -> RowResult | None:
         """The result of a baseline, or None if it was not graded at all."""
@@ -61,6 +66,24 @@ class Results:
     def examples(self, language: str = AVERAGE) -> int:
         """The number of rows of data of a language, or of all: more than the items where an item has several."""
         return sum(len(data.ids) for data in self._data(language))
+
+    @cached_property
+    def missing(self) -> dict[str, list[str]]:
+        """The labels that no row of a target has, by target; empty where each occurs, or the metric has no classes."""
+        gold = {name: data.gold for result in self.rows for name, data in result.system.items()}
+        without = {
+            name: [label for number, label in enumerate(self.labels) if number not in set(gold[name])]
+            for name in self.targets
+            if name in gold and self.metric == "macro_f1"
+        }
+        return {name: labels for name, labels in without.items() if labels}
+
+    def occurring(self, result: RowResult, name: str) -> float | None:
+        """Macro F1 over the labels that occur, as a share, where the score counts one that does not as 0; else None."""
+        if name not in result.scores or not (self.missing if name == AVERAGE else name in self.missing):
+            return None
+        data = result.system.values() if name == AVERAGE else [result.system[name]]
+        return float(np.mean([occurring_macro_f1(one.gold, one.predicted) for one in data]))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -81,6 +104,7 @@ class Results:
             "split": SPLIT_NAMES[self.split], "metric": self.metric,
             **_points(result.scores.get(name), "value", "low", "high"),
             **_points(result.to_lt_sft.get(name), "difference", "difference_low", "difference_high"),
+            "occurring": None if (share := self.occurring(result, name)) is None else round(100 * share, 4),
         }  # fmt: skip
 
 
@@ -99,11 +123,17 @@ def read_results(
     if first is None:
         return None
     bootstrap = Bootstrap(first.labels, first.metric)
-    systems = [(row, {name: grade.predictions for name, grade in by_target.items()}) for row, by_target in graded]
+    read: list[tuple[GradeRow, System]] = [
+        (row, {name: grade.predictions for name, grade in by_target.items()}) for row, by_target in graded
+    ]
+    data = {name: system[name] for name in targets for _, system in read if name in system}
+    found = disagreements(data)
+    group = groups(data, found)
+    systems = [(row, tied(system, group)) for row, system in read]
     lt_sft = next((system for row, system in systems if row.kind == "lt-sft"), {})
     rows = tuple(_row_result(bootstrap, row, system, lt_sft, targets) for row, system in systems)
     chosen = next((result for result in rows if result.row is grades.state.chosen_row), None)
-    return Results(split, tuple(targets), first.labels, first.metric, rows, chosen, bootstrap)
+    return Results(split, tuple(targets), first.labels, first.metric, rows, chosen, bootstrap, found)
 
 
 def _place(row: GradeRow) -> tuple[int, int]:

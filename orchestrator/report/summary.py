@@ -15,7 +15,15 @@ from deftx.evaluate.bootstrap import AVERAGE, Score
 from deftx.literal import literal
 from orchestrator.record.sweep import State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import by_few_labels, counted, format_selection, points, signed_points
+from orchestrator.wording import (
+    by_few_labels,
+    counted,
+    format_items,
+    format_selection,
+    points,
+    points_with_occurring,
+    signed_points,
+)
 
 
 def summary(info: SweepInfo, state: State, validation: Results | None, test: Results | None) -> str:
@@ -74,7 +82,7 @@ def _level(test: Results | None) -> str:
     if test is None or test.chosen is None:
         return ""
     return (
-        f"On the sealed test sets it scores {points(test.chosen.scores.get(AVERAGE))} on average over "
+        f"On the sealed test sets it scores {_points(test, test.chosen)} on average over "
         f"{counted(len(test.targets), 'language')}: {METRIC_NAMES[test.metric]} in percentage points with its 95 % "
         f"interval, {_items(test)}."
     )
@@ -223,4 +231,8 @@ def _completed(state: State) -> int:
 
 
 def _items(results: Results) -> str:
-    return f"n = {results.items():,} parallel items"
+    return format_items(results.items(), parallel=not results.disagreements)
+
+
+def _points(results: Results, row_result: RowResult) -> str:
+    return points_with_occurring(row_result.scores.get(AVERAGE), results.occurring(row_result, AVERAGE))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 from humanize import natural_list
@@ -11,10 +11,11 @@ from humanize import natural_list
 from deftx.config import METRIC_NAMES, SPLIT_NAMES
 from deftx.data.text_report import TextReport
 from deftx.evaluate.bootstrap import AVERAGE
+from deftx.evaluate.parallel import Disagreement
 from deftx.literal import literal
 from orchestrator.record.sweep import Failure, GradeRow, State, SweepInfo
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import NEAR_LT_SFT, NOTHING, by_few_labels, counted, points, signed_points
+from orchestrator.wording import NEAR_LT_SFT, NOTHING, by_few_labels, counted, points_with_occurring, signed_points
 
 _PACKAGES = (
     "deftx-sweeps", "python", "torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray",
@@ -24,15 +25,19 @@ _SHOWN = 4
 
 
 def warnings(
-    info: SweepInfo, state: State, validation: Results | None, failures: Mapping[str, Failure],
+    info: SweepInfo, state: State, splits: Sequence[Results], failures: Mapping[str, Failure],
     stage_warnings: Mapping[str, Sequence[str]],
 ) -> list[str]:  # fmt: skip
-    """The section of warnings: about the selection, about failures, and those of each stage.
+    """The section of warnings: about the selection, about the tables, about failures, and those of each stage.
 
     Args:
         stage_warnings: of each published stage, by address.
     """
-    lines = [*_few_labels(info, state, validation), *_lost(state, failures), *_stage_warnings(state, stage_warnings)]
+    validation = next((results for results in splits if results.split == "valid"), None)
+    lines = [
+        *_few_labels(info, state, validation), *_tables(splits), *_lost(state, failures),
+        *_stage_warnings(state, stage_warnings),
+    ]  # fmt: skip
     return ["## Warnings", "\n".join(f"- {_cell(line)}" for line in lines)] if lines else []
 
 
@@ -46,6 +51,33 @@ def _few_labels(info: SweepInfo, state: State, validation: Results | None) -> li
         f"{counted(len(validation.targets), 'target language')} chose the settings. Compare only with systems that had "
         "such labels too."
     ]
+
+
+def _tables(splits: Sequence[Results]) -> Iterator[str]:
+    """Warnings that follow from the labels of the graded tables."""
+    for results in splits:
+        title = SPLIT_NAMES[results.split].capitalize()
+        if results.disagreements:
+            worst = max(results.disagreements, key=lambda one: one.differing / one.shared)
+            a, b = worst.languages
+            yield (
+                f"{title}: equal ids of {_pairs(results.disagreements)} are not the same sentence: {worst.differing:,} "
+                f"of the {worst.shared:,} ids that {a} and {b} share have other labels. Their rows are not tied: each "
+                "is drawn by itself. Leave out the column id where ids are only row numbers."
+            )
+        if results.missing:
+            lacking = natural_list(
+                [f"{name} has no row of {natural_list(its)}" for name, its in results.missing.items()]
+            )
+            yield (
+                f"{title}: {lacking}. Macro F1 counts a class without rows as 0, so that not even a perfect model "
+                "scores 100; the score over the classes that occur stands beside it."
+            )
+
+
+def _pairs(found: Sequence[Disagreement]) -> str:
+    a, b = found[0].languages
+    return f"{a} and {b}" + (f" (and of {counted(len(found) - 1, 'other pair')})" if len(found) > 1 else "")
 
 
 def _lost(state: State, failures: Mapping[str, Failure]) -> list[str]:
@@ -86,13 +118,20 @@ def scores(results: Results | None, note: str) -> list[str]:
     return [
         f"## {title}",
         f"{metric[0].upper()}{metric[1:]} in percentage points [95 % interval]; items are drawn once for all languages "
-        f"together, differences are paired. {note}",
+        f"{_together(results)}, differences are paired. {note}",
         table(header, [_score_line(row_result, results) for row_result in results.rows]),
     ]
 
 
+def _together(results: Results) -> str:
+    return "whose ids are those of translations" if results.disagreements else "together"
+
+
 def _score_line(row_result: RowResult, results: Results) -> list[str]:
-    cells = [points(row_result.scores.get(name)) for name in [*results.targets, AVERAGE]]
+    cells = [
+        points_with_occurring(row_result.scores.get(name), results.occurring(row_result, name))
+        for name in [*results.targets, AVERAGE]
+    ]
     number = "" if row_result.row.number is None else str(row_result.row.number)
     title = _format_row(row_result.row, is_chosen=row_result is results.chosen)
     return [number, title, *cells, signed_points(row_result.to_lt_sft.get(AVERAGE))]

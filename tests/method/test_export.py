@@ -26,6 +26,7 @@ from deftx.data.examples import read_examples
 from deftx.errors import ConfigError
 from deftx.models.load import load_classifier, load_masked_lm, load_tokenizer
 from deftx.models.parameters import head_of
+from deftx.sft import card as cards
 from deftx.sft.compose import composed
 from deftx.sft.composition import Composition, SplitScore, Stored, read_chosen
 from deftx.sft.export import export
@@ -192,6 +193,15 @@ def test_a_score_is_read_as_this_and_earlier_versions_wrote_it(written: str, spl
     assert SplitScore.model_validate_json(score.model_dump_json()) == score
 
 
+def test_a_card_says_the_score_over_the_classes_that_occur() -> None:
+    score = SplitScore(split="test", metric="macro_f1", value=0.6, low=0.5, high=0.7, items=10, occurring=0.9)
+    (lines, _) = cards._scores((score, score.model_copy(update={"occurring": None})))
+    assert lines.splitlines()[2:] == [
+        "| test | macro F1 | 60.0 [50.0, 70.0] (90.0 over the classes that occur) | 10 |",
+        "| test | macro F1 | 60.0 [50.0, 70.0] | 10 |",
+    ]
+
+
 def test_no_other_split_is_scored() -> None:
     with pytest.raises(ValidationError):
         SplitScore(split="train", metric="accuracy", value=0.5, low=0.4, high=0.6, items=10)
@@ -210,7 +220,7 @@ def test_config_tokenizer_and_card(exported: dict[str, Path], chosen: Path) -> N
     card = ModelCard.load(folder / "README.md")
     assert (card.data.language, card.data.pipeline_tag, card.data.license) == ("ila", "text-classification", None)
     (test,) = [line for line in (chosen / "results.csv").read_text().splitlines() if ",ila,test,macro_f1,36," in line]
-    value, low, high = (f"{float(cell):.1f}" for cell in test.split(",")[-6:-3])
+    value, low, high = (f"{float(cell):.1f}" for cell in test.split(",")[-7:-4])
     assert f"| test | macro F1 | {value} [{low}, {high}] | 36 |" in card.text
     assert "| validation | macro F1 | " in card.text
     assert "DEFT-X r_l 2, r_t 90%, retention 5 %, of 1 combinations" in card.text and "few-label selection" in card.text

@@ -6,6 +6,7 @@ import io
 import random
 import re
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -340,6 +341,22 @@ def test_a_grade_is_scikit_learns(
     assert list(read[0].ids) == classify.tokenizer(*columns, truncation=True, max_length=16)["input_ids"]
     assert ours.low <= ours.value <= ours.high
     assert str(ours) == f"{100 * ours.value:.1f} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]"
+
+
+def test_a_label_that_no_row_has_is_said_with_the_score_over_those_that_occur(
+    backbone: Path, task: SparseFineTuning, tmp_path: Path
+) -> None:
+    classify, rows = deftx.compose(backbone, task), table(tmp_path / "test.csv", 30, 7, LABELS[:2])
+    cells = [line.split(",") for line in rows.read_text().splitlines()[1:]]
+    gold, said = [c[-1] for c in cells], [answer["label"] for answer in classify([c[0] for c in cells])]
+    occurring = f1_score(gold, said, labels=LABELS[:2], average="macro", zero_division=0.0)
+    expected = f"no row is labelled {LABELS[2]!r}, which macro F1 counts as 0; over the labels that occur it is "
+    with pytest.warns(UserWarning, match=re.escape(f"{rows}: {expected}{100 * occurring:.1f}")):
+        assert deftx.grade(classify, rows).value == pytest.approx(2 / 3 * occurring)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        deftx.grade(classify, rows, metric="accuracy")
+        deftx.grade(classify, table(tmp_path / "whole.csv", 30, 7))
 
 
 def test_a_table_that_cannot_be_graded_says_why(backbone: Path, task: SparseFineTuning, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save
+from support import sweep_by_hand
 from support.facts import metrics_of
 from support.plans import make_space
 from support.sweep_by_hand import BACKBONE, FILE, ITEMS, TARGETS, HandMade, grade_json, grade_stage, sparse_stage
@@ -392,6 +396,111 @@ def test_grades_on_other_items_are_refused(sweep: HandMade) -> None:
     sweep.state.rows[0].grades["ace"] = stage.address
     with pytest.raises(DataError, match="ace: the two systems were not graded on the same items"):
         sweep.report()
+
+
+def grades_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change every grade of a sweep that is made after this."""
+
+    def changed(language: str, items: int, right: int) -> bytes:
+        grade = json.loads(grade_json(language, items, right))
+        return json.dumps({**grade, **change(grade)}).encode()
+
+    monkeypatch.setattr(sweep_by_hand, "grade_json", changed)
+
+
+def turned(grade: dict[str, Any]) -> dict[str, Any]:
+    """Other labels for the first 60 % of Balinese, right and wrong on the same rows."""
+    if grade["language"] != "ban":
+        return {}
+    last = 6 * len(grade["ids"]) // 10
+    columns = {name: grade[name] for name in ("gold", "predicted")}
+    return {name: [1 - label for label in of[:last]] + of[last:] for name, of in columns.items()}
+
+
+def test_rows_of_tables_that_are_no_translations_are_drawn_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep: HandMade
+) -> None:
+    sweep.report()
+    grades_with(monkeypatch, turned)
+    other = HandMade(tmp_path / "other")
+    report = other.report()
+    assert report.split("## Warnings\n\n")[1].split("\n\n")[0].splitlines()[1:] == [
+        f"- {title}: equal ids of ace and ban are not the same sentence: {differing} of the {shared} ids that ace and "
+        "ban share have other labels. Their rows are not tied: each is drawn by itself. Leave out the column id where "
+        "ids are only row numbers."
+        for title, differing, shared in (("Validation", 30, 50), ("Test", 120, 200))
+    ]
+    assert "parallel" not in report
+    assert "n = 400 items" in summary_of(report)
+    assert "items are drawn once for all languages whose ids are those of translations" in report
+    assert table_line(report, "all together", "## Data")[1:] == ["100", "100", "400", "400"]
+    tied, apart = (frame.results().query("split == 'test'") for frame in (sweep, other))
+    assert (tied["value"].to_numpy() == apart["value"].to_numpy()).all()
+    width = {
+        name: (frame["high"] - frame["low"]).where(frame["language"] == "average").mean()
+        for name, frame in (("tied", tied), ("apart", apart))
+    }
+    assert width["apart"] < 0.9 * width["tied"], "independent rows tell more than parallel ones"
+
+
+def test_two_corrected_labels_are_still_translations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grades_with(
+        monkeypatch,
+        lambda grade: (
+            {"gold": [1 - label for label in grade["gold"][:2]] + grade["gold"][2:]}
+            if grade["language"] == "ban"
+            else {}
+        ),
+    )
+    report = HandMade(tmp_path / "store").report()
+    assert "not the same sentence" not in report
+    assert "n = 200 parallel items" in report
+
+
+def test_a_class_that_no_row_has_is_said_beside_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Balinese has no neutral row; the last row of Acehnese is, and every system takes it for a negative one."""
+
+    def three(grade: dict[str, Any]) -> dict[str, Any]:
+        gold, predicted = ([2 * label for label in grade[name]] for name in ("gold", "predicted"))
+        if grade["language"] == "ace":
+            gold[-1], predicted[-1] = 1, 0
+        return {
+            "labels": ["negative", "neutral", "positive"],
+            "metric": "macro_f1",
+            "gold": gold,
+            "predicted": predicted,
+        }
+
+    grades_with(monkeypatch, three)
+    sweep = HandMade(tmp_path / "store")
+    sweep.state.rows = [row for row in sweep.state.rows if row.kind != "lt-sft"]
+    sweep.add("lt-sft", ((50, 50), (200, 200)), "77", "77")
+    report = sweep.report()
+    warnings = report.split("## Warnings\n\n")[1].split("\n\n")[0].splitlines()[1:]
+    assert warnings == [
+        f"- {title}: ban has no row of neutral. Macro F1 counts a class without rows as 0, so that not even a perfect "
+        "model scores 100; the score over the classes that occur stands beside it."
+        for title in ("Validation", "Test")
+    ]
+    ace, ban, average = table_line(report, "| LT-SFT |")[2:5]
+    assert ban == "66.7 [66.7, 66.7] (100.0 over the classes that occur)"
+    assert "occur" not in ace
+    value = sweep.results().set_index(["row", "split", "language"])["value"]["LT-SFT", "test", "ace"]
+    assert average.startswith(f"{(value + 200 / 3) / 2:.1f} [")
+    assert average.endswith(f"] ({(value + 100) / 2:.1f} over the classes that occur)")
+    assert "over the classes that occur) on average over 2 languages" in summary_of(report)
+    frame = sweep.results().set_index(["row", "split", "language"])["occurring"]
+    assert frame["LT-SFT", "test", "ban"] == 100
+    assert pd.isna(frame["LT-SFT", "test", "ace"])
+    score = read_results(sweep.folder, TARGETS, "test", chosen_only=True)
+    assert score is not None
+    assert score.chosen is not None
+    assert score.occurring(score.chosen, "ban") == pytest.approx(1.5 * score.chosen.scores["ban"].value)
+
+
+def test_accuracy_knows_no_classes_to_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grades_with(monkeypatch, lambda grade: {"labels": ["negative", "positive", "neutral"]})
+    assert "occur" not in HandMade(tmp_path / "store").report()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -26,11 +26,13 @@ from typer.testing import CliRunner
 
 from deftx.cli.app import app
 from deftx.config import TextSettings, Training
+from deftx.data import leaks, normal, text_check, tokens
 from deftx.data.blocks import token_blocks
 from deftx.data.catalogue import benchmark
 from deftx.data.corpora import every_line, read_lines
 from deftx.data.examples import evaluation_source, read_examples
 from deftx.data.text_check import Lines, TextReport, check_text
+from deftx.data.text_report import Sign
 from deftx.errors import DataError
 from deftx.method.make import make
 from deftx.sources.files import file_source, read_text
@@ -71,7 +73,7 @@ def test_every_count_of_a_small_text() -> None:
     found = check("w1 w2 w3", "", "w1  w2 w3 ", "w4 ü x", "w5 w6 w7 w8", "w9\n", evaluation=["w1 w2 w3", "w7"])
     assert found == TextReport(
         language="ace", passages=5, bytes=8 + 9 + 7 + 11 + 2,
-        signs={s: Lines() for s in ("replacement", "mojibake", "control", "byte-order mark", "not NFC")},
+        signs={s: Lines() for s in get_args(Sign)},
         repeated=Lines(count=1, first=(3,)), sentences=2, equal=Lines(), contained=Lines(),
         phrases=Lines(count=2, first=(1, 3)), words=14, tokens=14, unknown_tokens=2, long_words=0, cut=Lines(),
         block=8, train_blocks=0, valid_blocks=0, batch_size=2, planned_steps=10,
@@ -136,6 +138,35 @@ def test_a_sign_of_wrong_encoding_is_seen_and_a_proper_text_has_none(sign: str, 
     assert not any(lines.count for lines in check("w1", good).signs.values())
 
 
+def test_special_tokens_in_plain_text_are_a_sign_with_their_lines() -> None:
+    found = check("w1 <mask> w2", "", "w1<pad>", "mask </ s> <S> [MASK]", "</s>", "<unk>w")
+    assert found.signs["special token"] == Lines(count=4, first=(1, 3, 5))
+    assert found.warnings[-2] == (
+        "ace: 4 of 5 passages (80 %) spell special tokens (of the mask, of the end of a text) and are read as these: "
+        "take them out (lines 1, 3, 5, ...)"
+    )
+    assert not any(lines.count for lines in check("w1", "<w2>").signs.values())
+
+
+def test_a_tokenizer_without_special_tokens_has_none_in_the_text() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordPiece({"a": 0, "<unk>": 1})))  # type: ignore[no-untyped-call]
+    found = check_text("ace", ["a", "a"], tokenizer, TextSettings(block=8), TRAINING)
+    assert found.signs["special token"] == Lines()
+
+
+def test_a_text_in_one_line_is_cut_and_told() -> None:
+    """84 kB, which were `0 tokens in 0 passages`."""
+    line = " ".join(f"w{n % 45} w1 w2." for n in range(7800))
+    found = check(line, block=32, valid_fraction=0.05)
+    assert (found.bytes, found.passages, found.problem) == (len(line), 1, None)
+    assert (found.train_blocks, found.valid_blocks, found.cut_into) == (713, 38, 334)
+    assert found.summary.startswith("ace: 334 passages, 84.")
+    assert found.warnings[0].startswith(
+        "ace: its one line was cut into 334 passages, at other line ends, after sentences"
+    )
+    assert check("w1 w2", "w3 w4", pack=False).cut_into is None
+
+
 def test_the_mark_that_opens_a_file_is_no_part_of_its_text(tmp_path: Path) -> None:
     (tmp_path / "ace.txt").write_bytes("\ufeffw1\nw2\r\n".encode())
     lines = list(every_line(file_source(str(tmp_path / "ace.txt"))))
@@ -146,7 +177,7 @@ def test_the_mark_that_opens_a_file_is_no_part_of_its_text(tmp_path: Path) -> No
 def test_numbers_of_lines_are_the_files_and_passages_are_what_training_reads(tmp_path: Path) -> None:
     (tmp_path / "ace.txt").write_text("\n w1 \n\n\x85\nw2\n", encoding="utf-8")
     source = file_source(str(tmp_path / "ace.txt"))
-    assert [line for line in every_line(source) if line] == read_lines(source) == ["w1", "w2"]
+    assert [line for line in every_line(source) if line] == list(read_lines(source)) == ["w1", "w2"]
     assert list(every_line(source)).index("w2") == 4
 
 
@@ -156,6 +187,33 @@ def test_a_file_in_another_encoding_is_an_error_with_line_byte_and_what_is_right
     with pytest.raises(DataError) as error:
         read_text(file_source(str(path)))
     assert str(error.value) == (f"{path}, line 3: not UTF-8 (byte 0xe9), at byte 9 of the file: save it as UTF-8")
+
+
+WIDE = "Rumoh makan nyan mangat that,\nña\u0303 ha\u2019e – 1.\n"
+
+
+@pytest.mark.parametrize(
+    "text", [WIDE, "Это предложение, и ещё одно.\n", "यह एक वाक्य है।\n", "Tôi đã mua ở cửa hàng.\n", "good 😀 day\n"]
+)
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_text_in_utf_16_without_a_mark_is_told_as_such(tmp_path: Path, text: str, encoding: str) -> None:
+    path = tmp_path / "ace.txt"
+    path.write_bytes((text * 3).encode(encoding))
+    name = encoding[:6].upper()
+    with pytest.raises(DataError) as error:
+        list(every_line(file_source(str(path))))
+    assert str(error.value) == f"{path}: looks like {name} without a byte-order mark: save it as UTF-8"
+    path.write_bytes((WIDE * 3).encode("utf-16"))
+    with pytest.raises(DataError, match=r"ace\.txt: looks like UTF-16: save it as UTF-8"):
+        file_source(str(path), text=True)
+
+
+@pytest.mark.parametrize("zeros", [1, 5])
+def test_a_zero_byte_alone_is_a_control_character_and_no_other_encoding(tmp_path: Path, zeros: int) -> None:
+    path = tmp_path / "ace.txt"
+    path.write_bytes(WIDE.encode() * 3 + b"w1\0w2\n" * zeros)
+    found = check(*every_line(file_source(str(path))))
+    assert found.signs["control"] == Lines(count=zeros, first=tuple(range(7, 7 + zeros))[:3])
 
 
 def test_no_text_is_an_error() -> None:
@@ -189,6 +247,25 @@ def test_an_evaluation_sentence_is_found_whatever_its_case_and_punctuation(line:
     assert (found.sentences, found.shared) == (5, 0 if how is None else 1)
     for name in ("equal", "contained", "phrases"):
         assert getattr(found, name) == Lines.of([3] if name == how else [])
+
+
+@given(
+    st.lists(
+        st.sampled_from(["w1 w2", "w1  w2.", "ña ẽ", "\u200b", "x" * 40, SENTENCE, THIRTY, "</s>", "\n", "e\u0301"])
+    ),
+    st.integers(0, 3),
+)
+@settings(max_examples=60)
+def test_a_long_text_looked_at_in_pieces_has_the_same_report(parts: list[str], seed: int) -> None:
+    lines = " ".join(["w1 w2 w3 w4 w5 w6", *parts]).split("\n")
+    whole = check(*lines, evaluation=[SENTENCE, THIRTY, "w1 w2"])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (text_check, leaks, tokens, normal):
+            patch.setattr(module, "_LONG", 60 + seed)
+        patch.setattr(tokens, "_CHARACTERS", 50)
+        patch.setattr(text_check, "_WORDS", 3)
+        patch.setattr(text_check, "_KNOWN", 2)
+        assert check(*lines, evaluation=[SENTENCE, THIRTY, "w1 w2"]) == whole
 
 
 def test_without_evaluation_sentences_nothing_is_compared() -> None:
@@ -245,6 +322,9 @@ WARNINGS: list[tuple[dict[str, Any], str]] = [
     ({"train_blocks": 200, "planned_steps": 30_000},
      "too little text: 30,000 planned steps of 8 read its 200 blocks 1,200 times; 100 times at most is right, which "
      "takes 2,400 blocks (about 120,000 passages) or at most 2,500 steps"),
+    ({"cut_into": 400}, "its 10,000 lines were cut into 400 passages, at other line ends, after sentences or between "
+     "words, since whole lines do not fill a block of each side; a line a passage (a sentence, a paragraph or an "
+     "article) is right"),
     ({"valid_blocks": 9},
      "only 9 held-out blocks pick the checkpoint, which makes it chance; at least 10 are right: more text or a larger "
      "text.valid_fraction"),
@@ -255,6 +335,11 @@ WARNINGS: list[tuple[dict[str, Any], str]] = [
     ({"signs": {"mojibake": Lines(count=1, first=(3,))}}, "1 of 10,000 passages (0.01 %) look like UTF-8 read as "),
     ({"signs": {"control": Lines(count=1, first=(3,))}}, "1 of 10,000 passages (0.01 %) hold control characters: "),
     ({"signs": {"byte-order mark": Lines(count=1, first=(3,))}}, "1 of 10,000 passages (0.01 %) hold a byte-order "),
+    ({"signs": {"control": Lines(count=10_000, first=(1, 2, 3))}}, "10,000 of 10,000 passages (100 %) hold control "),
+    ({"signs": {"control": Lines(count=9_960, first=(1, 2, 3))}}, "9,960 of 10,000 passages (100 %) hold control "),
+    ({"passages": 4_000_000, "signs": {"control": Lines(count=1, first=(1,))}},
+     "1 of 4,000,000 passages (0.000025 %) hold control "),
+    ({"signs": {"special token": Lines(count=1, first=(3,))}}, "1 of 10,000 passages (0.01 %) spell special tokens "),
     ({"signs": {"not NFC": Lines(count=101, first=(3,))}}, "101 of 10,000 passages (1 %) are not in Unicode's normal "),
     ({"repeated": Lines(count=501, first=(3, 5, 8))},
      "501 of 10,000 passages (5 %) repeat an earlier one, held-out ones among them (lines 3, 5, 8, ...); 5 % at most "

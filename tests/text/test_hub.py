@@ -136,7 +136,7 @@ def examples(language: str, split: Any) -> Examples:
 
 
 def lines(language: str) -> list[str]:
-    return read_lines(corpus_source(BENCHMARKS["nusax"], language))
+    return list(read_lines(corpus_source(BENCHMARKS["nusax"], language)))
 
 
 def table(source: HubSource, *columns: str) -> dict[str, list[Any]]:

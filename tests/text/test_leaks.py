@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from dataclasses import replace
 from random import Random
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from deftx.config import EVALUATION_SPLITS, EvaluationSplit, LeakRule, Split
 from deftx.data.catalogue import BENCHMARKS
 from deftx.data.examples import Examples, evaluation_source, read_examples, read_training, training_sources
-from deftx.data.leaks import Cleaned, Dropped, Leak, clean_training, find_leaks, texts_digest
+from deftx.data.leaks import Cleaned, Dropped, Leak, clean_training, find_leaks, find_shared, texts_digest
 
 NUSAX = BENCHMARKS["nusax"]
 SENTENCE = "Tempatnya nyaman, makanannya enak; cocok untuk keluarga!"
@@ -40,6 +41,25 @@ def examples(*texts: str) -> Examples:
 )
 def test_strict_rules(row: str, rule: str) -> None:
     assert find_leaks(["lain sekali", row], ["bukan ini", SENTENCE], "strict") == [Leak(1, rule, 1)]  # type: ignore[arg-type]
+
+
+GUARANI = (
+    "che ha\u2019e \u00f1andeva\u2019er\u00e3 o\u00f1e\u2019\u1ebd por\u00e3ve ko \u00e1rape mbo\u2019ehao\u0301pe avei"
+)
+"""Composed, with the apostrophe of typesetting and one accent that is not composed."""
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize("apostrophe", "'\u2019\u02bc\u00b4`\ua78c")
+def test_a_leak_is_one_however_it_is_encoded(form: str, apostrophe: str) -> None:
+    row = unicodedata.normalize(form, GUARANI.replace("\u2019", apostrophe).upper().replace("M", "\u200bM"))  # type: ignore[arg-type]
+    assert find_leaks(["lain", row], [GUARANI], "strict") == [Leak(1, "equal", 0)]
+    assert find_leaks([f"kemarin saya baca {row} di sebuah buku"], [GUARANI], "strict") == [Leak(0, "contained", 0)]
+    assert find_shared([row, f"kemarin {row}"], [GUARANI]) == {"equal": [0], "contained": [1], "phrases": []}
+
+
+def test_a_mark_tells_two_sentences_apart() -> None:
+    assert find_shared(["x\u0303a pe", "xa pe", "\u0915\u093f", "\u0915"], ["xa pe", "\u0915"])["phrases"] == [1, 3]
 
 
 @pytest.mark.parametrize(

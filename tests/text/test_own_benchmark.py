@@ -14,7 +14,7 @@ from support.islands import SPACE, TRAINING, folder_of, run, sweep, write_data, 
 from deftx.config import Split
 from deftx.data.catalogue import OwnBenchmark, benchmark
 from deftx.data.examples import evaluation_source, read_examples
-from deftx.errors import ConfigError
+from deftx.errors import ConfigError, DataError
 from deftx.stages.stage import Stage
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
@@ -116,6 +116,33 @@ def test_ids_tie_languages_together_and_are_unique(tmp_path: Path) -> None:
     assert "test.csv, line 2: the column 'id' is empty" in read_error(table(tmp_path, "id,text,label", ",a,positive"))
 
 
+def test_ids_compare_in_normal_form_within_a_table_and_between_languages(tmp_path: Path) -> None:
+    gay = own("gay", "test", table(tmp_path, "id,text,label", "\u00f1-7,a,positive"))
+    ban = own("ban", "test", table(tmp_path, "id,text,label", "N\u0303-\u200b7,b,positive", language="ban"))
+    assert gay.ids == ban.ids == ("\u00f1-7",)
+    assert read_error(
+        table(tmp_path, "id,text,label", "\u00f1-7,a,positive", "8,c,neutral", "n\u0303-7,b,negative")
+    ).endswith(
+        "test.csv, line 4: the id 'n\u0303-7' stands a second time, first at "
+        f"{tmp_path}/reviews/gay/test.csv, line 2 as '\u00f1-7'"
+    )
+
+
+def test_a_label_is_known_in_any_spelling_with_its_normal_form(tmp_path: Path) -> None:
+    labels = ["\u00f1embotavy", "y'\u1ef9mbovy", "Ipor\u00e3"]
+    root = table(
+        tmp_path,
+        "text,label",
+        "a,n\u0303embotavy",
+        "b,Y\u2019y\u0303mbovy",
+        "\u200bc,ipora\u0303\u200b",
+        "d,\u00d1EMBOTAVY",
+    )
+    assert own("gay", "test", root, labels=labels).labels == (0, 1, 2, 0)
+    with pytest.raises(DataError, match="line 2: unknown label 'nembotavy' \\(did you mean '\u00f1embotavy'"):
+        own("gay", "test", table(tmp_path, "text,label", "a,nembotavy"), labels=labels)
+
+
 def test_inference_has_pairs_whose_text_may_be_shared(tmp_path: Path) -> None:
     nli = {"kind": "nli", "labels": ["yes", "no"], "metric": "accuracy"}
     found = own("gay", "test", table(tmp_path, "id,text,hypothesis,label", "1,a,b,yes", "1,a,c,no"), **nli)
@@ -174,6 +201,11 @@ def test_without_a_data_root_it_says_so(tmp_path: Path) -> None:
         ({"name": "../up"}, "benchmark.name: String should match pattern"),
         ({"labels": ["good"]}, "benchmark.labels: Tuple should have at least 2 items"),
         ({"labels": ["good", "bad", "good"]}, "benchmark.labels: 'good' is named twice"),
+        ({"labels": ["good", "bad", "Good"]}, "benchmark.labels: 'good' and 'Good' are one label: neither case nor"),
+        (
+            {"labels": ["\u00f1a", "bad", "n\u0303a"]},
+            "benchmark.labels: '\u00f1a' and 'n\u0303a' are one label: neither",
+        ),
         ({"labels": ["good", "fair", True]}, "benchmark.labels.2: YAML reads a bare yes, no, on, off"),
         ({"source_language": False}, "benchmark.source_language: YAML reads a bare yes, no"),
         ({"metric": "f1"}, "benchmark.metric: Input should be 'macro_f1' or 'accuracy' (given: 'f1')"),

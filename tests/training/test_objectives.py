@@ -25,9 +25,10 @@ from support.tiny import (
 )
 from torch.nn.functional import cross_entropy
 
+from deftx.config import Metric
 from deftx.kernels import linear_cross_entropy
 from deftx.models.load import load_classifier, load_masked_lm
-from deftx.train.objectives import IGNORED, Encoded, Masking, encode, pad, predict
+from deftx.train.objectives import IGNORED, Classification, Encoded, Masking, encode, pad, predict
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +243,24 @@ def test_what_is_worked_out_beforehand_changes_no_loss(masked_lm: Any, numbers: 
     prepared = objective.prepare_batch(batch)
     assert ("attention_mask" in prepared) == (numbers == [0, 1])
     assert objective.loss(masked_lm, prepared).item() == pytest.approx(plain_loss(masked_lm, batch).item(), rel=1e-6)
+
+
+NEVER = "no training row is labelled {!r}, so that the classifier never learns it"
+AS_ZERO = "no validation row is labelled {!r}, which macro F1 counts as 0, so that not even a perfect model scores 100"
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "metric", "said"),
+    [
+        ((0, 1, 2), (2, 1, 0), "macro_f1", []),
+        ((0, 2), (2, 1, 0), "macro_f1", [NEVER.format("neutral")]),
+        ((0, 1, 2), (1,), "macro_f1", [AS_ZERO.format("negative"), AS_ZERO.format("positive")]),
+        ((0, 1, 2), (1,), "accuracy", []),
+    ],
+)
+def test_a_label_without_rows_is_warned_of(
+    train: tuple[int, ...], valid: tuple[int, ...], metric: Metric, said: list[str]
+) -> None:
+    sides = [Encoded(tuple([5] for _ in labels), np.array(labels)) for labels in (train, valid)]
+    assert Classification(*sides, LABELS, metric, PAD).warnings == said
+    assert make_mlm().warnings == []

@@ -36,7 +36,7 @@ from orchestrator.report.plots.page import (
     page,
 )
 from orchestrator.report.results import Results, RowResult
-from orchestrator.wording import counted
+from orchestrator.wording import counted, format_items
 
 _RANKS = ("rank_l", "rank_t")
 _SIGNS = {"chosen": "★", "failed": "×", "waiting": "…"}
@@ -235,4 +235,5 @@ def _unit(results: Results) -> str:
 
 def _sample(results: Results) -> str:
     languages = counted(len(results.targets), "language")
-    return f"{METRIC_NAMES[results.metric]}: {languages}, n = {results.items():,} parallel items, one run"
+    items = format_items(results.items(), parallel=not results.disagreements)
+    return f"{METRIC_NAMES[results.metric]}: {languages}, {items}, one run"
