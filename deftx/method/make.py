@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 from deftx.config import Execution
 from deftx.method import environment
 from deftx.method.context import Context, Made
+from deftx.stages.claim import claimed
 from deftx.stages.kinds import kind_of
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
 from deftx.stages.store import Attempt, Store
+from deftx.train.leave import ask
 from deftx.train.loop import Report
 
 log = logging.getLogger("deftx")
@@ -26,24 +28,41 @@ Watch = Callable[[Stage], Report | None]
 """Called with a stage as it begins; what it returns is called with each point of the stage's curve."""
 
 
-def make(stage: Stage, store: Store, execution: Execution | None = None, watch: Watch | None = None) -> Manifest:
+def make(
+    stage: Stage,
+    store: Store,
+    execution: Execution | None = None,
+    watch: Watch | None = None,
+    by: str = "another process",
+) -> Manifest:
     """The manifest of a stage, which is made with what it needs unless the store has it whole.
+
+    Where another process is making it, that one is waited for as long as it lives.
 
     Args:
         execution: device, threads and the like; none of it is meant to change the result.
         watch: called with each stage that is run, also with inputs that have to be made again.
+        by: who makes it, in words, for those who wait.
 
     Raises:
         DeftxError: for what a user did; nothing is published then.
+        Left: when this process was asked to leave.
     """
-    if (manifest := store.manifest(stage.address)) is not None:
-        if store.intact(stage.address):
-            return manifest
-        store.discard(stage.address)
+    if (manifest := _whole(stage, store)) is not None:
+        return manifest
     execution = execution or Execution()
     for needed in stage.reads:
-        make(needed, store, execution, watch)
-    return _run(stage, store, execution, watch)
+        make(needed, store, execution, watch, by)
+    with claimed(store, stage.address, by, ask):
+        return _whole(stage, store) or _run(stage, store, execution, watch)
+
+
+def _whole(stage: Stage, store: Store) -> Manifest | None:
+    """The manifest of a stage that the store has whole; else None, and a damaged one is forgotten."""
+    if (manifest := store.manifest(stage.address)) is not None and not store.intact(stage.address):
+        store.discard(stage.address)
+        return None
+    return manifest
 
 
 def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None) -> Manifest:

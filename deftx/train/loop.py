@@ -14,7 +14,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,7 @@ from deftx.errors import DataError, TrainingError
 from deftx.models.attention import masks_where_given
 from deftx.train.ahead import Ahead
 from deftx.train.capture import ATTENTION, Runner, runner_for
+from deftx.train.leave import Left, asked, heeding
 from deftx.train.objectives import Batch, Objective
 from deftx.train.step import Step
 from deftx.train.trainable import Trainable
@@ -98,6 +99,7 @@ def train(
         TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as the last step
             made it, and may be trained again.
         DataError: when there is nothing to train on.
+        Left: when this process was asked to leave, after a checkpoint was kept.
     """
     if objective.examples == 0:
         raise DataError("there are no training examples")
@@ -122,17 +124,23 @@ def _drive(
     if report is not None:
         report({"step": float(run.step), "steps": float(run.result.steps)})
     saved = time.monotonic()
-    while run.step < run.result.steps:
-        run.train_step()
-        if run.step % settings.validate_every == 0 or run.step == run.result.steps:
-            point = run.validate()
-            if report is not None:
-                report(point)
-        if checkpoints is not None and time.monotonic() - saved > execution.checkpoint_seconds:
-            with TemporaryDirectory(prefix="deftx-") as folder:
-                run.save(Path(folder) / "checkpoint")
-                checkpoints.save(Path(folder) / "checkpoint")
-            saved = time.monotonic()
+    with heeding() if checkpoints is not None else nullcontext():
+        while run.step < run.result.steps:
+            run.train_step()
+            if run.step % settings.validate_every == 0 or run.step == run.result.steps:
+                point = run.validate()
+                if report is not None:
+                    report(point)
+            if checkpoints is None:
+                continue
+            leaves = asked()
+            if leaves or time.monotonic() - saved > execution.checkpoint_seconds:
+                with TemporaryDirectory(prefix="deftx-") as folder:
+                    run.save(Path(folder) / "checkpoint")
+                    checkpoints.save(Path(folder) / "checkpoint")
+                saved = time.monotonic()
+            if leaves:
+                raise Left(f"left after step {run.step} of {run.result.steps}, which the store has as a checkpoint")
     run.load_best()
 
 

@@ -5,12 +5,15 @@ It does not know how jobs run: `tune` (on Ray) and `serial` call `next_job`, `pr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from deftx.errors import refusal
+from deftx.stages.claim import claim_on
 from deftx.stages.kinds import F, facts_of
+from deftx.stages.lease import Lease
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow, Planner
@@ -24,6 +27,8 @@ from orchestrator.space.schema import Space
 
 NO_MESSAGE = "its worker died without a message"
 """The reason of a failure that nothing else is recorded of."""
+LEAVE_SECONDS = 20.0
+"""How long an interrupted driver waits for checkpoints; of two minutes that a spot machine has, enough is left."""
 
 
 class Callback(Protocol):
@@ -107,6 +112,22 @@ class Driver:
         self._tell_reused()
         with self.refusals():
             self.write_state()
+
+    def let_leave(self) -> None:
+        """Ask the workers that train to keep a checkpoint after their step, and wait for them, though not for long."""
+        trained = [stage for job in self.jobs for stage in job.stages if stage.training is not None]
+        claims = [claim_on(self.folder.store, stage.address) for stage in trained]
+        until = time.monotonic() + LEAVE_SECONDS
+        with self.refusals():
+            for claim in filter(self._holds, claims):
+                claim.ask_to_leave()
+            while any(map(self._holds, claims)) and time.monotonic() < until:
+                time.sleep(0.1)
+
+    def _holds(self, claim: Lease) -> bool:
+        """Whether a living worker of this sweep has the claim: another sweep may be making the stage."""
+        holder = claim.holder()
+        return holder is not None and holder.by == self.workplace.maker and not holder.gone
 
     @contextmanager
     def refusals(self) -> Iterator[None]:

@@ -124,7 +124,11 @@ def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> No
                 ),
             )  # fmt: skip
             with interruptible(driver):
-                tuner.fit()
+                try:
+                    tuner.fit()
+                except KeyboardInterrupt:
+                    driver.let_leave()
+                    raise
     finally:
         ray.shutdown()
 
