@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from deftx.errors import refusal
-from deftx.stages.claim import claim_on
+from deftx.stages.claim import claim_on, killed_for_memory
 from deftx.stages.kinds import F, facts_of
 from deftx.stages.lease import Lease
 from deftx.stages.manifest import Manifest
@@ -75,6 +75,25 @@ class Driver:
         self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
         self.schedule.begin()
 
+    def short_of_memory(self, job: Job) -> None:
+        """Note, for whoever makes them again, that the worker of a job's stages was killed for want of memory."""
+        for claim in (claim_on(self.folder.store, stage.address) for stage in job.stages):
+            if (holder := claim.holder()) and holder.by == self.workplace.maker:
+                claim.say_short_of_memory()
+
+    def _deaths(self, job: Job) -> dict[str, str]:
+        """How workers died that left a claim on a stage of a job, by address; their claims are removed.
+
+        Only of those that were killed for want of memory: else nothing is known.
+        """
+        deaths = {}
+        for claim, address in ((claim_on(self.folder.store, stage.address), stage.address) for stage in job.stages):
+            holder = claim.holder()
+            if holder and holder.by == self.workplace.maker and (words := killed_for_memory(holder)) is not None:
+                deaths[address] = words
+                claim.forget()
+        return deaths
+
     @property
     def asked(self) -> list[Combination]:
         """The combinations asked so far, in order."""
@@ -103,12 +122,13 @@ class Driver:
             error: the reason for a stage that is neither in the store nor recorded as failed.
         """
         failures = self.folder.failures()
+        deaths = self._deaths(job)
         self.jobs = [other for other in self.jobs if other is not job]
         for stage in job.stages:
             if self.folder.store.has(stage.address):
                 self._done(stage, stage.address in failures)
             else:
-                self._failed(stage, failures.get(stage.address), error)
+                self._failed(stage, failures.get(stage.address), deaths.get(stage.address, error))
         self._tell_reused()
         with self.refusals():
             self.write_state()
