@@ -81,18 +81,14 @@ class Driver:
             if (holder := claim.holder()) and holder.by == self.workplace.maker:
                 claim.say_short_of_memory()
 
-    def _deaths(self, job: Job) -> dict[str, str]:
-        """How workers died that left a claim on a stage of a job, by address; their claims are removed.
-
-        Only of those that were killed for want of memory: else nothing is known.
-        """
-        deaths = {}
-        for claim, address in ((claim_on(self.folder.store, stage.address), stage.address) for stage in job.stages):
-            holder = claim.holder()
-            if holder and holder.by == self.workplace.maker and (words := killed_for_memory(holder)) is not None:
-                deaths[address] = words
-                claim.forget()
-        return deaths
+    def _death(self, stage: Stage) -> str | None:
+        """How the worker died that left a claim on a stage, if for want of memory; the claim is removed then."""
+        claim = claim_on(self.folder.store, stage.address)
+        holder = claim.holder()
+        words = killed_for_memory(holder) if holder and holder.by == self.workplace.maker else None
+        if words:
+            claim.forget()
+        return words
 
     @property
     def asked(self) -> list[Combination]:
@@ -122,13 +118,12 @@ class Driver:
             error: the reason for a stage that is neither in the store nor recorded as failed.
         """
         failures = self.folder.failures()
-        deaths = self._deaths(job)
         self.jobs = [other for other in self.jobs if other is not job]
         for stage in job.stages:
             if self.folder.store.has(stage.address):
                 self._done(stage, stage.address in failures)
             else:
-                self._failed(stage, failures.get(stage.address), deaths.get(stage.address, error))
+                self._failed(stage, failures.get(stage.address), self._death(stage) or error)
         self._tell_reused()
         with self.refusals():
             self.write_state()

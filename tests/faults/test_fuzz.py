@@ -254,14 +254,18 @@ def read_space(folder: Path) -> None:
 
 def write_tables(folder: Path) -> None:
     folder.mkdir()
-    rows = "".join(f'{number},"a text, ""{number}""\nof two lines",{label}\n' for number, label in enumerate(["no", "yes"] * 4))
+    rows = "".join(
+        f'{number},"a text, ""{number}""\nof two lines",{label}\n' for number, label in enumerate(["no", "yes"] * 4)
+    )
     (folder / "quoted.csv").write_text(f"id,text,label\n{rows}", encoding="utf-8")
     (folder / "plain.tsv").write_text("".join(f"bam rumed ñe’ẽ {n}\tyes\n" for n in range(8)), encoding="utf-8")
 
 
 def read_tables(folder: Path) -> None:
     spec = benchmark(OwnBenchmark.model_validate(BENCHMARK))
-    rows = read_rows(file_source(str(folder / "plain.tsv"), text=True), Layout("text", "label", header=("text", "label")))
+    rows = read_rows(
+        file_source(str(folder / "plain.tsv"), text=True), Layout("text", "label", header=("text", "label"))
+    )
     assert all(row.text and row.label for row in rows)
     examples = read_training(spec, (file_source(str(folder / "quoted.csv"), text=True),), "test")
     assert len(examples) and len({*examples.ids}) == len(examples) and {*examples.labels} <= {0, 1}
