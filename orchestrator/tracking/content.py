@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from deftx.stages.files import SFT
@@ -73,15 +74,19 @@ class RunContent:
     files: Files = field(default_factory=dict)
     span: tuple[int, int] | None = None
 
-    @property
-    def digest(self) -> str:
-        """A hash of the content, the same whenever it is written."""
-        points = [(point.key, point.step, point.value) for point in self.curve]
-        files = {
+    @cached_property
+    def file_digests(self) -> dict[str, str]:
+        """The SHA-256 of each file."""
+        return {
             name: file.sha256 if isinstance(file, PublishedFile) else hashlib.sha256(file).hexdigest()
             for name, file in self.files.items()
         }
-        content = [self.name, self.status, self.tags, self.params, self.metrics, points, files]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the content, the same whenever it is written."""
+        points = [(point.key, point.step, point.value) for point in self.curve]
+        content = [self.name, self.status, self.tags, self.params, self.metrics, points, self.file_digests]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
