@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from deftx.errors import ConfigError, reason
@@ -30,7 +30,7 @@ from deftx.stages.store import Store
 from orchestrator.kinds import SHOWN, View
 from orchestrator.record.sweep import SweepInfo
 from orchestrator.tracking import database
-from orchestrator.tracking.content import PARENT, MetricPoint, PublishedFile, RunContent
+from orchestrator.tracking.content import PARENT, MetricPoint, RunContent
 
 if TYPE_CHECKING:  # importing mlflow takes a second or two: it is left to the mirror's own thread
     from mlflow import MlflowClient
@@ -226,7 +226,7 @@ class MlflowRuns:
         run.status = status
 
     def _log(self, run: _KnownRun, content: RunContent) -> None:
-        """Send all but the files, and the mark of completion if no file is missing: in one request, up to a long curve."""
+        """Send all but the files, and the mark of completion if no file is missing; one request if no curve is long."""
         for tag in run.tags.keys() - content.tags.keys():
             if tag.partition(".")[0] in _OWN_TAGS:
                 self._client.delete_tag(run.run_id, tag)
@@ -239,7 +239,7 @@ class MlflowRuns:
             for key, value in content.metrics.items()
             if run.metrics.get(key) != value
         ]
-        whole = content.status != "RUNNING" and run.files == content.file_digests
+        whole = content.status != "RUNNING" and content.file_digests.items() <= run.files.items()
         # a run that is being written again is not to be taken for what it was
         mark = {_MIRRORED: content.digest} if whole else {_MIRRORED: "no"} if _MIRRORED in run.tags else {}
         tags = {key: value for key, value in (content.tags | mark).items() if run.tags.get(key) != value}
@@ -277,21 +277,23 @@ class MlflowRuns:
             run.metrics[point.key] = point.value
 
     def _upload(self, run: _KnownRun, content: RunContent) -> None:
-        if run.files == content.file_digests:
+        names = [name for name, digest in content.file_digests.items() if run.files.get(name) != digest]
+        if not names:
             return
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         with tempfile.TemporaryDirectory(prefix="deftx-mirror-") as folder:
-            for name, file in content.files.items():
-                path = Path(folder, name)
+            for name in names:
+                path, file = Path(folder, name), content.files[name]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(file, bytes):
                     path.write_bytes(file)
                 else:  # a file of a remote store lies in the cache under another name
                     path.symlink_to(self._store.fetch(file.address, file.name).resolve())
             # MlflowClient would ask for the run first
-            get_artifact_repository(run.artifact_uri, tracking_uri=self._uri).log_artifacts(folder)
-        run.files = content.file_digests
+            place: Any = get_artifact_repository(run.artifact_uri, tracking_uri=self._uri)
+            place.log_artifacts(folder)
+        run.files |= content.file_digests
 
 
 def default_tracking_uri(store: Store) -> str:
@@ -392,7 +394,7 @@ def _connect_own(store: Store, uri: str, tell: Callable[[str], None]) -> MlflowC
         except ConfigError as error:
             if not any(words in str(error) for words in _HALF_MADE):
                 raise
-            tell(_set_aside(path, f"is half made ({reason(error)})", mirror))
+            tell(_set_aside(path, f"is half made ({reason(error.__cause__ or error)})", mirror))
             database.make(path, _connect)
             # MLflow keeps its connections by URI, and those of the one that failed are to the file set aside
             return _connect(uri.removesuffix("mlflow.db") + "./mlflow.db")

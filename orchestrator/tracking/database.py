@@ -21,6 +21,7 @@ _TORN = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 _BESIDE = ("", "-journal", "-wal", "-shm")
 """SQLite's files of one database. A journal that is left behind would be played into the next one of its name."""
 _LOOK_AGAIN_SECONDS = 1.0
+_WAIT_SECONDS = 5.0
 _numbers = itertools.count()
 
 
@@ -36,7 +37,7 @@ def sqlite_uri(path: str) -> str:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """A context in which no other driver of the storage looks at its database; without effect where locks do not work."""
+    """A context in which no other driver of the storage looks at its database, where folders can be locked."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # NFS locks no folder
@@ -90,6 +91,8 @@ def make(path: Path, fill: Callable[[str], object]) -> None:
     new = path.with_name(f"{path.name}.new-{os.getpid()}-{next(_numbers)}")
     try:
         fill(sqlite_uri(str(new)))
+        for end in _BESIDE[1:] if not path.exists() else ():
+            Path(f"{path}{end}").unlink(missing_ok=True)
         try:
             os.link(new, path)
         except FileExistsError:
@@ -102,7 +105,7 @@ def make(path: Path, fill: Callable[[str], object]) -> None:
 
 
 def follow(path: Path, place: Path) -> list[str]:
-    """Let experiments whose files were in the `mlartifacts` of a storage that is now another folder have them in `place`.
+    """Let experiments of a storage that was moved have their files in `place`, its `mlartifacts`, again.
 
     Files that still lie where the database says, and are not in `place` too, are another storage's.
 
@@ -139,5 +142,5 @@ def _moved(database: sqlite3.Connection, old: str, place: Path) -> bool:
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     uri = f"file:{quote(os.fsencode(path))}?mode=rw"  # reading alone could not play a dead process's journal back
-    with closing(sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)) as database:
+    with closing(sqlite3.connect(uri, uri=True, timeout=_WAIT_SECONDS, isolation_level=None)) as database:
         yield database

@@ -24,7 +24,7 @@ from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.grades import Grades
-from orchestrator.record.sweep import Failure, StageEntry, State, SweepFolder, SweepInfo, known_sweep
+from orchestrator.record.sweep import Failure, StageEntry, SweepFolder, SweepInfo, known_sweep
 from orchestrator.tracking.client import MlflowRuns, is_default
 from orchestrator.tracking.content import (
     PARENT,
@@ -153,8 +153,8 @@ class Mirror:
 
     def _unfinished(self, seconds: float) -> str:
         return (
-            f"MLflow at {self._tracker} was waited for {seconds:g} s (--tracking-seconds) after the sweep's end, and has "
-            f"{self._sweep.progress()}; the sweep is not affected, and the rest is mirrored by {self._again}"
+            f"MLflow at {self._tracker} was waited for {seconds:g} s after all else was done (--tracking-seconds), and "
+            f"has {self._sweep.progress()}; the sweep is not affected, and the rest is mirrored by {self._again}"
         )
 
     def _flush(self) -> None:
@@ -217,14 +217,16 @@ class SweepWriter:
         problems = list[str]()
         contents = self._contents = self._read(status, problems)
         self.runs.addresses()
+        written = []
         for address in sorted(contents, key=lambda a: a != PARENT and not self.runs.is_running(a)):
             with self._noting(contents[address].name, problems):
                 self.runs.write(address, contents[address])
+                written.append(address)
         with self._noting("runs that were open", problems):
             self.runs.end_running()
-        for address, content in contents.items():
-            with self._noting(content.name, problems):
-                self.runs.attach(address, content)
+        for address in written:
+            with self._noting(contents[address].name, problems):
+                self.runs.attach(address, contents[address])
         if problems:
             raise MirrorError(problems)
         return len(self.runs.addresses())
