@@ -122,10 +122,10 @@ class MlflowRuns:
         run = self._runs.get(address)
         return run is not None and run.status == "RUNNING"
 
-    def complete(self, contents: Mapping[str, RunContent]) -> int:
-        """How many runs hold their contents, by what is known; nothing is sent."""
+    def complete(self, contents: Mapping[str, RunContent]) -> set[str]:
+        """The addresses whose runs hold their contents, by what is known; nothing is sent."""
         known = self._runs_by_address or {}
-        return sum(address in known and known[address].holds(content) for address, content in contents.items())
+        return {address for address, content in contents.items() if address in known and known[address].holds(content)}
 
     def open(self, address: str, content: RunContent) -> None:
         """Let a stage's run be RUNNING; a new one gets its params with its first points, else at its end."""

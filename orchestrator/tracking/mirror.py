@@ -116,14 +116,14 @@ class Mirror:
             seconds: how long at most; what is missing then is said in `warning`.
             tell: called every few seconds with how far it is.
         """
-        begun = time.monotonic()
-        self._drop_at = begun + seconds / 4  # calls that wait are as good as the catching up, which ends runs besides
+        end = time.monotonic() + seconds
+        self._drop_at = end - 0.75 * seconds  # calls that wait are as good as the catching up, which ends runs besides
         try:
             done = self._calls.apply_async(self._catch_up, (status,))
-            while not done.ready() and (left := begun + seconds - time.monotonic()) > 0:
+            done.wait(min(seconds, _TELL_SECONDS))
+            while not done.ready() and (left := end - time.monotonic()) > 0:
+                tell(f"mirroring to MLflow: {self._sweep.progress()}")
                 done.wait(min(left, _TELL_SECONDS))
-                if not done.ready():
-                    tell(f"mirroring to MLflow: {self._sweep.progress()}")
             self.warning = done.get() if done.ready() else self._unfinished(seconds)
         finally:  # of Ctrl-C too: what is left is dropped then, and an answer that has not come is not waited for
             self._calls.terminate()
@@ -178,6 +178,8 @@ class SweepWriter:
         self._folder, self._content = folder, SweepContent(folder, info)
         self._contents: dict[str, RunContent] = {}
         """All that `everything` mirrors."""
+        self._written: list[str] = []
+        """Of that, what it has written and ended: the addresses."""
 
     def begin(self) -> None:
         """Open the parent run; stages that a dead driver left RUNNING are ended."""
@@ -217,14 +219,13 @@ class SweepWriter:
         problems = list[str]()
         contents = self._contents = self._read(status, problems)
         self.runs.addresses()
-        written = []
         for address in sorted(contents, key=lambda a: a != PARENT and not self.runs.is_running(a)):
             with self._noting(contents[address].name, problems):
                 self.runs.write(address, contents[address])
-                written.append(address)
+                self._written.append(address)
         with self._noting("runs that were open", problems):
             self.runs.end_running()
-        for address in written:
+        for address in self._written:
             with self._noting(contents[address].name, problems):
                 self.runs.attach(address, contents[address])
         if problems:
@@ -233,9 +234,13 @@ class SweepWriter:
 
     def progress(self) -> str:
         """How many runs are mirrored, in words."""
-        if not (total := len(self._contents)):
+        contents = self._contents
+        if not contents:
             return "none of its runs yet"
-        return f"{self.runs.complete(self._contents)} of {total} runs"
+        whole = self.runs.complete(contents)
+        lacking = [address for address in self._written if address not in whole]
+        files = f", and {len(lacking)} without their files" if lacking else ""
+        return f"{len(whole)} of {len(contents)} runs{files}"
 
     def _read(self, status: RunStatus, problems: list[str]) -> dict[str, RunContent]:
         """What every run should hold, the sweep's own first."""

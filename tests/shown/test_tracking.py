@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from support.facts import metrics_of
 from support.mirrored import Sweep, language_stage, mlflow_client, publish, run_live, task_stage
+from support.mlflow_stand_in import MlflowStandIn
 from support.patience import PATIENCE
 from typer.testing import CliRunner, Result
 
@@ -343,6 +346,72 @@ def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_u
 
     assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == 9
     assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
+
+
+def test_a_stage_takes_few_requests_and_no_run_is_asked_for(storage: Store, tmp_path: Path) -> None:
+    mlflow = MlflowStandIn(tmp_path, "me", "x")
+    with mlflow.serving() as port:
+        sweep = Sweep(storage, f"http://me:x@127.0.0.1:{port}", "counted", languages=("ace", "min"))
+        run_live(sweep)
+        made = len(mlflow.sent)
+        assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == len(sweep.stages) + 1
+        assert len(mlflow.sent) == made + 2  # the experiment and its runs
+    calls = Counter(sent.split()[1].partition("?")[0].removeprefix("/api/2.0/mlflow/") for sent in mlflow.sent[:made])
+    runs, trained = len(sweep.stages) + 1, sum(stage.kind in ("dense", "sparse") for stage in sweep.stages)
+    # the sweep's at both ends; what a grade is told when the search has ended; the points of a running stage, if it is
+    # not done before they are sent
+    least = runs + 1 + len(sweep.grades)
+    assert least <= calls.pop("runs/log-batch") <= least + trained
+    assert calls == {
+        "experiments/get-by-name": 1,
+        "experiments/create": 1,
+        "runs/search": 1,
+        "runs/create": runs,
+        "runs/update": runs,
+        "runs/set-tag": 1,
+    }
+    assert made / len(sweep.stages) < 4.2
+
+
+def test_a_slow_tracker_is_given_up_in_time_with_what_is_missing(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.make(sweep.stages)
+    sweep.end()
+    mlflow, told = MlflowStandIn(tmp_path, "me", "x"), list[str]()
+    with mlflow.serving() as port:
+        mirror = sweep.mirror(f"http://me:x@127.0.0.1:{port}")
+        mlflow.seconds = 0.1
+        begun = time.monotonic()
+        mirror.finish("FINISHED", 1.5, told.append)
+        assert 1.5 <= time.monotonic() - begun < 4
+        found = re.search(
+            r"has 0 of 9 runs, and (\d) without their files; the sweep is not affected", str(mirror.warning)
+        )
+        assert found is not None and int(found[1]) > 0 and told == []
+        statuses = [run["info"]["status"] for run in mlflow.runs.values()]
+        assert statuses[0] == "FINISHED" and int(found[1]) <= statuses.count("FINISHED") <= int(found[1]) + 1
+        again = f"`python -m orchestrator.tracking {sweep.folder.path} --tracking-uri http://me:***@127.0.0.1:{port}`"
+        assert "was waited for 1.5 s after all else was done (--tracking-seconds)" in str(mirror.warning)
+        assert f"the rest is mirrored by {again}" in str(mirror.warning)
+        mlflow.seconds = 0.0
+        assert mirror_sweep(sweep.store, sweep.folder, f"http://me:x@127.0.0.1:{port}") == 9
+    assert {run["info"]["status"] for run in mlflow.runs.values()} == {"FINISHED"}
+
+
+def test_how_far_the_mirror_is_is_told(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.mirror._TELL_SECONDS", 0.01)
+    sweep.make(sweep.stages)
+    sweep.end()
+    mirror, told = sweep.mirror(), list[str]()
+    mirror.finish("FINISHED", tell=told.append)
+    assert mirror.warning is None
+    assert told[0].startswith("mirroring to MLflow: ") and len(set(told)) > 3
+    assert mirror._sweep.progress() == "9 of 9 runs"
+
+
+def test_no_time_at_all_for_the_tracker_is_said_too(sweep: Sweep, dead_uri: str) -> None:
+    mirror = sweep.mirror(dead_uri)
+    mirror.finish("FINISHED", 0.0)
+    assert f"MLflow at {dead_uri} was waited for 0 s" in str(mirror.warning)
 
 
 DRIVER = """
