@@ -178,7 +178,7 @@ def _run(
         driver.callbacks += [mirror, screen]
         if driver.finished() and not driver.schedule.failures and not quiet:
             place = without_password(folder.store.url)
-            out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
+            _say(out, f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
         capacity = machine.slots(workplace.resources) if machine else prepared.space.parallel
         slots = 1 if serial else min(prepared.space.parallel, capacity)
         with logging_to(folder, DRIVER):

@@ -394,7 +394,7 @@ def _connect_own(store: Store, uri: str, tell: Callable[[str], None]) -> MlflowC
         except ConfigError as error:
             if not any(words in str(error) for words in _HALF_MADE):
                 raise
-            tell(_set_aside(path, f"is half made ({reason(error.__cause__ or error)})", mirror))
+            tell(_set_aside(path, f"half made ({reason(error.__cause__ or error)})", mirror))
             database.make(path, _connect)
             # MLflow keeps its connections by URI, and those of the one that failed are to the file set aside
             return _connect(uri.removesuffix("mlflow.db") + "./mlflow.db")
@@ -419,7 +419,7 @@ def _as_command(*words: str) -> str:
 
 def _set_aside(path: Path, why: str, mirror: str) -> str:
     aside = database.set_aside(path)
-    return f"{path} {why}; it is now {aside.name}, and the sweep is mirrored into a new one (every sweep: {mirror})"
+    return f"{path}: {why}; it is now {aside.name}, and the sweep is mirrored into a new one (every sweep: {mirror})"
 
 
 def _experiment_tags(info: SweepInfo) -> dict[str, str]:

@@ -60,7 +60,7 @@ def _damage(path: Path) -> str | None:
     if not path.exists():
         return None
     if not path.stat().st_size:
-        return "is empty"
+        return "empty"
     try:
         with _open(path) as database:
             database.execute("BEGIN EXCLUSIVE")  # an error while anybody writes
@@ -68,11 +68,11 @@ def _damage(path: Path) -> str | None:
             if left := sorted(name for name in tables if name.startswith("_alembic_tmp_")):
                 return f"tables of an upgrade that was cut short are left in it ({', '.join(left)})"
             if "alembic_version" not in tables or not database.execute("SELECT * FROM alembic_version").fetchall():
-                return "was cut short in its making"
+                return "cut short in its making"
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            return None if verdict == "ok" else f"is damaged ({verdict.splitlines()[-1]})"
+            return None if verdict == "ok" else f"damaged ({verdict.splitlines()[-1]})"
     except sqlite3.DatabaseError as error:
-        return f"is damaged ({error})" if error.sqlite_errorcode & 0xFF in _TORN else None
+        return f"damaged ({error})" if error.sqlite_errorcode & 0xFF in _TORN else None
 
 
 def set_aside(path: Path) -> Path:

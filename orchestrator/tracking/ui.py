@@ -7,9 +7,12 @@ without a word.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +20,7 @@ import typer
 
 from deftx.cli.command import HELP, Command, example
 from deftx.errors import ConfigError
-from orchestrator.tracking.database import sqlite_uri
+from orchestrator.tracking import database
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
 
@@ -29,16 +32,21 @@ def main(
 ) -> None:
     """Open MLflow on a storage, in the browser, until Ctrl-C."""
     folder = Path(storage).expanduser().resolve()
-    database = folder / "mlflow.db"
-    if not database.is_file():
+    path, artifacts = folder / "mlflow.db", folder / "mlartifacts"
+    again = f"mirror it again: {shlex.join(['python', '-m', 'orchestrator.tracking', storage])}"
+    if not path.is_file():
         raise ConfigError(
             f"{storage}: no mlflow.db there; run a sweep first (make demo), name its storage (make ui STORAGE=...), "
-            f"or mirror it again: python -m orchestrator.tracking"
+            f"or {again}"
         )
+    if why := database.damage(path):
+        raise ConfigError(f"{path}: {why}; {again}")
+    with suppress(sqlite3.Error):  # MLflow says what is wrong with a database that cannot be written to
+        database.follow(path, artifacts)
     typer.echo(
         f"MLflow of {storage}: http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning (Ctrl-C ends it)"
     )
-    raise typer.Exit(_serve(sqlite_uri(str(database)), (folder / "mlartifacts").as_uri(), port))
+    raise typer.Exit(_serve(database.sqlite_uri(str(path)), artifacts.as_uri(), port))
 
 
 def _serve(uri: str, artifacts: str, port: int) -> int:

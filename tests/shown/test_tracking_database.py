@@ -81,10 +81,10 @@ def emptied(path: Path) -> None:
     ("tear", "why"),
     [
         (half_migrated, "tables of an upgrade that was cut short are left in it (_alembic_tmp_jobs)"),
-        (cut_before_its_first_version, "was cut short in its making"),
-        (cut_between_two_steps, "is half made ((sqlite3.OperationalError) "),
-        (garbage, "is damaged (file is not a database)"),
-        (emptied, "is empty"),
+        (cut_before_its_first_version, "cut short in its making"),
+        (cut_between_two_steps, "half made ((sqlite3.OperationalError) "),
+        (garbage, "damaged (file is not a database)"),
+        (emptied, "empty"),
     ],
 )
 def test_a_torn_database_is_set_aside_and_made_anew(
@@ -97,7 +97,7 @@ def test_a_torn_database_is_set_aside_and_made_anew(
     told: list[str] = []
     assert mirror_sweep(sweep.store, sweep.folder, sweep.uri, told.append) == 2
     (line,) = told
-    assert line.startswith(f"{path} {why}") and "\n" not in line
+    assert line.startswith(f"{path}: {why}") and "\n" not in line
     again = f"`python -m orchestrator.tracking {tmp_path}`"
     assert line.endswith(
         f"; it is now mlflow.db.broken-1, and the sweep is mirrored into a new one (every sweep: {again})"
@@ -227,6 +227,10 @@ def test_make_ui_opens_a_storage_of_any_name(tmp_path: Path, monkeypatch: pytest
     nothing = CliRunner().invoke(ui.app, [str(storage)])
     assert nothing.exit_code == 2 and "no mlflow.db there; run a sweep first" in nothing.output
     storage.mkdir()
+    garbage(storage / "mlflow.db")
+    torn = CliRunner().invoke(ui.app, [str(storage)])
+    again = shlex.join(["python", "-m", "orchestrator.tracking", str(storage)])
+    assert torn.exit_code == 2 and torn.output.endswith(f"damaged (file is not a database); mirror it again: {again}\n")
     shutil.copyfile(whole, storage / "mlflow.db")
     opened: list[Any] = []
     monkeypatch.setattr(ui, "_serve", lambda *words: opened.append(words) or 0)
