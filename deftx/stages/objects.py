@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from deftx.atomic import replacing
+from deftx.atomic import replacing, sync
 from deftx.errors import StoreError
 
 
@@ -89,11 +89,13 @@ class Objects:
         beside = f"{target}.{uuid.uuid4().hex[:8]}"
         Path(beside).write_bytes(content)
         try:
+            sync(Path(beside))
             os.link(beside, target)
         except FileExistsError:
             return False
         finally:
             os.unlink(beside)
+        sync(Path(target).parent)
         return True
 
     def _make_folder(self, target: str) -> None:

@@ -160,7 +160,7 @@ def _task_kind(benchmark: Any) -> TaskKind:
     """The kind of task of a benchmark as written, right or wrong."""
     if isinstance(benchmark, Mapping):
         return "nli" if benchmark.get("kind") == "nli" else "sentiment"
-    builtin = BENCHMARKS.get(str(benchmark))
+    builtin = BENCHMARKS.get(benchmark) if isinstance(benchmark, str) else None
     return builtin.kind if builtin else "sentiment"
 
 

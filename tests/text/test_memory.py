@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-SIZE = 20_000_000
+SIZE = 10_000_000
 SENTENCE = "Rumoh makan nyan mangat that, teuma yum jih meuhai. "
 SHAPES = {
     "a word": "qwertyuiopasdfghjklzxcvbnm",
