@@ -184,9 +184,10 @@ def test_a_moved_storage_writes_nothing_to_its_old_place(tmp_path: Path) -> None
     assert client.get_experiment_by_name(f"space-{moved.number}").artifact_location == places[1]
 
 
-def test_artifacts_of_a_storage_beside_stay_where_they_are(tmp_path: Path) -> None:
+def test_artifacts_of_a_storage_beside_stay_where_they_are(tmp_path: Path, whole: Path) -> None:
     """Two storages that a user mirrors into the database of one."""
     one, other = sweep_in(tmp_path / "one"), sweep_in(tmp_path / "other", "two")
+    shutil.copyfile(whole, tmp_path / "one" / "mlflow.db")
     mirror_sweep(other.store, other.folder, one.uri)
     told: list[str] = []
     mirror_sweep(one.store, one.folder, one.uri, told.append)
