@@ -10,7 +10,7 @@ SEEDS ?= 0 1 2 3 4 5 6 7 8 9
 # to the shell as they are: a folder's name may have spaces and quotes in it
 export STORAGE PORT
 
-.PHONY: demo ui demo-seeds minilm test check docs benchmark full-shape clean
+.PHONY: demo ui demo-seeds minilm test faults check docs benchmark full-shape clean
 
 demo: $(VENV)/.installed ## install, then search the made-up language family
 	$(BIN)/python -m orchestrator.sweep demo --storage "$$STORAGE"
@@ -20,6 +20,9 @@ ui: $(VENV)/.installed ## MLflow on a storage, in the browser: make ui STORAGE=r
 
 test: $(VENV)/.installed-test ## install with the test extra, then all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+faults: $(VENV)/.installed-test ## every fault at many moments, and 10,000 spoilt inputs of each kind: 45 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "" --hypothesis-profile=faults tests/faults
 
 check: $(VENV)/.installed-test ## what CI checks besides the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo --no-cache

@@ -17,7 +17,7 @@ import logging
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from deftx.errors import ConfigError, StoreError
 from deftx.passwords import without_password
@@ -84,6 +84,17 @@ class GradeRow(_Record):
     grades: dict[str, str] = {}
     language_sfts: dict[str, str] = {}
     task_sft: str | None = None
+
+    @model_validator(mode="after")
+    def _has_parameters(self) -> GradeRow:
+        given = self.parameters
+        ranks, shares = ([f"{name}_{of}" for of in "lt"] for name in ("rank", "retention"))
+        if self.kind == "combination" and not (
+            all(isinstance(given.get(name), str) for name in ranks)
+            and all(isinstance(given.get(name), float) for name in shares)
+        ):
+            raise ValueError("a combination has two ranks and two shares")
+        return self
 
     @property
     def title(self) -> str:

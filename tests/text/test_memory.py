@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, pre_tokenizers, processors, trainers
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-SIZE = 10_000_000
+SIZE = 20_000_000
 SENTENCE = "Rumoh makan nyan mangat that, teuma yum jih meuhai. "
 SHAPES = {
     "a word": "qwertyuiopasdfghjklzxcvbnm",
@@ -64,7 +64,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["check", "blocks"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(name, marks=pytest.mark.faults if name == "a word a line" else ()) for name in SHAPES]
+)
 def test_memory_stays_under_ten_times_the_file(tmp_path: Path, tokenizer: Path, shape: str, what: str) -> None:
     text, small = tmp_path / "text.txt", tmp_path / "small.txt"
     unit = SHAPES[shape].encode()
