@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -135,7 +134,7 @@ def read_sft(folder: Path) -> None:
         assert all(type(length) is int and length > 0 for length in shape)
         assert index.dtype == torch.int64 and sft.values[name].dtype == torch.float32
         assert index.shape == sft.values[name].shape and index.dim() == 1
-        assert not index.numel() or (0 <= index[0] and index[-1] < size and bool((index[1:] > index[:-1]).all()))
+        assert not index.numel() or (index[0] >= 0 and index[-1] < size and bool((index[1:] > index[:-1]).all()))
         assert bool(sft.values[name].isfinite().all())
     for value in sft.head.values():
         assert value.is_floating_point() and bool(value.isfinite().all())
@@ -220,12 +219,15 @@ def write_shards(folder: Path) -> None:
     write_pickled(write_backbone(folder.parent / "whole", num_hidden_layers=1), folder, shards=2)
 
 
+def problems_of(folder: Path) -> list[str]:
+    problems = Problems()
+    look(problems, resolve_folder(str(folder)), {"task.max_length": 16}, "own")
+    return problems.lines
+
+
 def read_model(folder: Path) -> None:
     size_of_folder(folder)
-    problems = Problems()
-    source = resolve_folder(str(folder))
-    look(problems, source, {"task.max_length": 16}, "own")
-    if not problems.lines:
+    if not problems_of(folder):
         model = load_masked_lm(folder)
         assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     load_tokenizer(folder)("w1 w2")
@@ -254,14 +256,18 @@ def read_space(folder: Path) -> None:
 
 def write_tables(folder: Path) -> None:
     folder.mkdir()
-    rows = "".join(f'{number},"a text, ""{number}""\nof two lines",{label}\n' for number, label in enumerate(["no", "yes"] * 4))
+    rows = "".join(
+        f'{number},"a text, ""{number}""\nof two lines",{label}\n' for number, label in enumerate(["no", "yes"] * 4)
+    )
     (folder / "quoted.csv").write_text(f"id,text,label\n{rows}", encoding="utf-8")
     (folder / "plain.tsv").write_text("".join(f"bam rumed ñe’ẽ {n}\tyes\n" for n in range(8)), encoding="utf-8")
 
 
 def read_tables(folder: Path) -> None:
     spec = benchmark(OwnBenchmark.model_validate(BENCHMARK))
-    rows = read_rows(file_source(str(folder / "plain.tsv"), text=True), Layout("text", "label", header=("text", "label")))
+    rows = read_rows(
+        file_source(str(folder / "plain.tsv"), text=True), Layout("text", "label", header=("text", "label"))
+    )
     assert all(row.text and row.label for row in rows)
     examples = read_training(spec, (file_source(str(folder / "quoted.csv"), text=True),), "test")
     assert len(examples) and len({*examples.ids}) == len(examples) and {*examples.labels} <= {0, 1}

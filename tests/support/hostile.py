@@ -40,11 +40,11 @@ TENSORS: Sequence[torch.Tensor] = (
 )  # fmt: skip
 """One number without end, no number, and numbers of other kinds."""
 SNIPPETS: Sequence[bytes] = (
-    b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b'"', b"'", b"\\", b"\n", b"\r", b"\r\n", b"\t", b",",
-    b";", b":", b"- ", b"? ", b"<<: ", b"&a [*a, *a]", b"&b ", b"*b", b"!!python/object/apply:os.system [x]", b"!!binary x",
-    b"2026-99-99", b"0x", b"1e999", b".nan", b"[", b"]", b"{", b"}", b"[" * 5000, b'{"a":' * 5000, b"9" * 5000,
-    b"1_0:59", b"\xe2\x80\xa8", b"\xc2\x85", b"\x1b[2J", b"<mask>", b"NaN", b"Infinity", b"null", b"-1", b"../../x", b"a" * 9000,
-    b"\xcc\x81" * 500, b"\xf0\x9f\x98\x80", b"---\n",
+    b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b'"', b"'", b"\\", b"\n", b"\r", b"\r\n", b"\t",
+    b",", b";", b":", b"- ", b"? ", b"<<: ", b"&a [*a, *a]", b"&b ", b"*b", b"!!python/object/apply:os.system [x]",
+    b"!!binary x", b"2026-99-99", b"0x", b"1e999", b".nan", b"[", b"]", b"{", b"}", b"[" * 5000, b'{"a":' * 5000, b"9" * 5000,
+    b"1_0:59", b"\xe2\x80\xa8", b"\xc2\x85", b"\x1b[2J", b"<mask>", b"NaN", b"Infinity", b"null", b"-1",
+    b"../../x", b"a" * 9000, b"\xcc\x81" * 500, b"\xf0\x9f\x98\x80", b"---\n",
 )  # fmt: skip
 
 
