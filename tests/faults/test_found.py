@@ -1,4 +1,4 @@
-"""What fuzzing found, each by itself: what was a traceback, or memory without end, is an error that says what is wrong."""
+"""What fuzzing found, each by itself: a traceback, or memory without end, that is now an error in words."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_shape_is_of_a_few_lengths_above_0(tmp_path: Path) -> None:
 
 def test_torch_says_nothing_of_a_pickle_that_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_diff.bin").write_bytes(pickle.dumps(warnings.warn, protocol=4))
-    with warnings.catch_warnings(action="error"), pytest.raises(DataError, match="no code of a pickle is run$"):
+    with warnings.catch_warnings(action="error"), pytest.raises(DataError, match="no code of a pickle is run"):
         SparseFineTuning.from_pretrained(tmp_path)
 
 
@@ -121,5 +121,5 @@ def test_a_row_of_a_combination_has_its_parameters(tmp_path: Path, wrong: dict[s
 def test_what_was_chosen_is_not_nested_without_end(tmp_path: Path) -> None:
     write_storage(tmp_path / "s")
     (tmp_path / "s/sweeps/s/chosen.json").write_text('{"a":' * 5000)
-    with pytest.raises(DataError, match="chosen.json: not JSON"):
+    with pytest.raises(DataError, match=r"chosen\.json: not JSON"):
         read_chosen(str(tmp_path / "s/sweeps/s"), "ace")
