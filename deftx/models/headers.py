@@ -7,6 +7,7 @@ device, where tensors have no storage. Which names a model expects is in `outlin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -58,7 +59,8 @@ def headers_in(path: Path) -> Headers:
         DataError: when the file is torn, or no such file.
     """
     try:
-        return dict(_safe(path) if path.suffix == ".safetensors" else _pickled(path))
+        with warnings.catch_warnings(action="ignore"):  # torch's about a pickle that it then refuses
+            return dict(_safe(path) if path.suffix == ".safetensors" else _pickled(path))
     except Exception as error:  # what torch's unpickler raises on foreign bytes has no common ancestor
         raise DataError(f"{path}: torn, or no file of weights: {_why(path, error)}") from None
 

@@ -234,7 +234,7 @@ def _lm_head(model: Any) -> MaskedLMHead:
     return head
 
 
-def _problem(folder: Path, what: str, error: Exception) -> DataError:
+def _problem(folder: Path, what: str, error: BaseException) -> DataError:
     """Why a folder could not be loaded; transformers' own words would advise to let the code in it run."""
     files = [path for path in (folder / "config.json", folder / "tokenizer_config.json") if path.is_file()]
     if not any('"auto_map"' in path.read_text(encoding="utf-8", errors="replace") for path in files):

@@ -8,6 +8,7 @@ column-major flat index. Where it comes from it does not say.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -69,7 +70,7 @@ def _unpickle(path: Path, *, values: bool = True) -> dict[str, Any]:
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed += [(scalar, f"{module}.scalar"), (empty, f"{module}._reconstruct")]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu" if values else "meta", weights_only=True)
     except UnpicklingError:  # in whose words torch advises to let the code run
         more = "there is more than tensors and numbers in it, and no code of a pickle is run"

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
-from deftx.foreign import json_object, small_file
 from deftx.folders import Contents, contents_of, files_of
+from deftx.foreign import json_object, small_file
 from deftx.sources.hub import gated_error, hub_commit, hub_info
 from deftx.sources.revisions import UNRESOLVED
 

@@ -79,7 +79,8 @@ def _parsed(name: str, text: str) -> object:
     except RecursionError:
         raise ConfigError(f"{name}: nested too deep for a space") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        words = " ".join(str(error).split()).partition("; use sys.")[0]  # Python's advice to let it through
+        raise ConfigError(f"{name}: not YAML: {words}") from None
 
 
 class _EachOnce(yaml.SafeLoader):

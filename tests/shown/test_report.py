@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +88,16 @@ def test_the_csv_holds_every_row_on_every_target_and_split(sweep: HandMade) -> N
     assert test.loc[("no language vector", "ace"), "difference"] == pytest.approx(100 * (102 - 148) / 200)
     valid = frame[frame["split"] == "validation"].set_index(["row", "language"])
     assert valid.loc[("DEFT-X r_l 8, r_t 8, retention 5 %", "ban"), ["value", "n"]].tolist() == [64.0, 50]
+
+
+def test_no_cell_is_a_formula_for_a_spreadsheet(sweep: HandMade) -> None:
+    sweep.report()
+    tables = sorted(Path(sweep.folder.path).glob("*.csv"))
+    assert [path.name for path in tables] == ["results.csv", "vectors.csv"]
+    for path in tables:
+        with path.open(newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if re.match(r"[=+@\t]|-(?!\d)", cell)]
 
 
 def test_the_summary_says_what_was_chosen_what_is_believable_and_what_is_not(sweep: HandMade) -> None:

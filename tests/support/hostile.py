@@ -25,12 +25,12 @@ CHANGES = st.tuples(
 )
 """Which file of a folder, whether its structure is changed or its bytes, and how."""
 
-_DEEP, _LONG = "@deep@", "@long@"
+_DEEP, _LONG, _BOMB = "@deep@", "@long@", "@bomb@"
 VALUES: Sequence[Any] = (
     None, True, False, 0, 1, -1, -4, 2**31, 2**63, 10**30, 1_000_000_000, 0.5, 1e308, float("nan"), float("inf"),
     float("-inf"), "", "x", "1", "no", "\0", "\x1b]0;title\x07", "\ud800", "a\nb", "\u202e", "=1+1", "../../etc/passwd",
-    "/etc/passwd", "<script>", "%s{0}", "x" * 10_000, "9" * 5000, _DEEP, _LONG, [], {}, [[]], [None], {"": 0}, [-4, -4],
-    [2**40, 2**40], [0], [1e308], ["a"] * 1000, {"a": {"b": ["c"]}}, {"from": 1, "to": 10**11, "step": 1},
+    "/etc/passwd", "<script>", "%s{0}", "x" * 10_000, "9" * 5000, _DEEP, _LONG, _BOMB, [], {}, [[]], [None], {"": 0},
+    [-4, -4], [2**40, 2**40], [0], [1e308], ["a"] * 1000, {"a": {"b": ["c"]}}, {"from": 1, "to": 10**11, "step": 1},
     {"model_type": "bert"}, {"kind": "local", "path": "/"},
 )  # fmt: skip
 TENSORS: Sequence[torch.Tensor] = (
@@ -40,11 +40,12 @@ TENSORS: Sequence[torch.Tensor] = (
 )  # fmt: skip
 """One number without end, no number, and numbers of other kinds."""
 SNIPPETS: Sequence[bytes] = (
-    b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b'"', b"'", b"\\", b"\n", b"\r", b"\r\n", b"\t", b",",
-    b";", b":", b"- ", b"? ", b"<<: ", b"&a [*a, *a]", b"&b ", b"*b", b"!!python/object/apply:os.system [x]", b"!!binary x",
-    b"2026-99-99", b"0x", b"1e999", b".nan", b"[", b"]", b"{", b"}", b"[" * 5000, b'{"a":' * 5000, b"9" * 5000,
-    b"1_0:59", b"\xe2\x80\xa8", b"\xc2\x85", b"\x1b[2J", b"<mask>", b"NaN", b"Infinity", b"null", b"-1", b"../../x", b"a" * 9000,
-    b"\xcc\x81" * 500, b"\xf0\x9f\x98\x80", b"---\n",
+    b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b'"', b"'", b"\\", b"\n", b"\r", b"\r\n", b"\t",
+    b",", b";", b":", b"- ", b"? ", b"<<: ", b"&a [*a, *a]", b"&b ", b"*b", b"!!python/object/apply:os.system [x]",
+    b"!!binary x", b"2026-99-99", b"0x", b"1e999", b".nan", b"[", b"]", b"{", b"}", b"[" * 5000,
+    b'{"a":' * 5000, b"9" * 5000,
+    b"1_0:59", b"\xe2\x80\xa8", b"\xc2\x85", b"\x1b[2J", b"<mask>", b"NaN", b"Infinity", b"null", b"-1",
+    b"../../x", b"a" * 9000, b"\xcc\x81" * 500, b"\xf0\x9f\x98\x80", b"---\n",
 )  # fmt: skip
 
 
@@ -76,7 +77,10 @@ def _json(content: bytes, changes: Sequence[Change]) -> bytes:
 
 
 def _yaml(content: bytes, changes: Sequence[Change]) -> bytes:
-    return _written(_altered(yaml.safe_load(content), changes))  # JSON is YAML
+    levels = ["&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    levels += [f"&a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    written = _written(_altered(yaml.safe_load(content), changes))  # JSON is YAML
+    return written.replace(f'"{_BOMB}"'.encode(), f"[{', '.join(levels)}]".encode(), 1)
 
 
 def _safetensors(content: bytes, changes: Sequence[Change]) -> bytes:

@@ -247,6 +247,11 @@ def test_whole_numbers_are_labels_as_they_are_written() -> None:
     assert OwnBenchmark.model_validate({**OWN, "labels": [0, 1]}).labels == ("0", "1")
 
 
+def test_a_label_that_yaml_reads_as_nothing_is_told(tmp_path: Path) -> None:
+    text = problems(tmp_path, {**OWN, "labels": ["negative", None]})
+    assert "benchmark.labels.1: YAML reads a bare null or ~ as nothing: write it in quotes" in text
+
+
 def test_the_preset_follows_the_kind_of_task(tmp_path: Path) -> None:
     """Batches of 16 for sentiment, of 32 for inference (Section 3.2 of the paper)."""
     for kind, batch in (("sentiment", 16), ("nli", 32)):
