@@ -145,7 +145,7 @@ def _clamped(manifest: Manifest) -> str:
 
 
 def _halved(manifest: Manifest) -> str:
-    """The warning that memory ran out, so that dropout drew otherwise than it does with the micro-batch that was set."""
+    """The warning that memory ran out: dropout drew otherwise than with the micro-batch that was set."""
     shortage = manifest.details.get("out_of_memory")
     return f"made with {manifest.execution['micro_batch']} examples at once: {shortage}" if shortage else ""
 
