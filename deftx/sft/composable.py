@@ -39,6 +39,8 @@ def load(path: Path) -> Entries:
             name = _base_name(full_name)
             shape, steps, numbers = _shape(encoded["size"]), encoded["index_steps"], torch.as_tensor(encoded["values"])
             _check_count(most, len(steps), numbers.numel())
+            if not numbers.is_floating_point():
+                raise ValueError(f"values of {numbers.dtype}")
             index, value = _decode(steps, numbers.float(), shape)
             check_entries(str(path), full_name, index, value, shape)
             indices[name], values[name], shapes[name] = index, value, shape

@@ -38,11 +38,13 @@ def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: t
 
 
 def check_head(where: str, head: Mapping[str, Tensor]) -> None:
-    """Check that the numbers of a head are finite.
+    """Check that a head consists of finite floating-point numbers.
 
     Raises:
         DataError: naming the file and the tensor.
     """
     for name, values in head.items():
+        if not values.is_floating_point():
+            raise DataError(f"{where}: head/{name} is {values.dtype}; floating-point numbers are expected")
         if not bool(values.isfinite().all()):
             raise DataError(f"{where}: head/{name}: values are NaN or infinite")

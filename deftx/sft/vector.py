@@ -235,10 +235,9 @@ def _check_types(where: str, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, index in parts["indices"].items():
         if index.dtype not in (torch.int32, torch.int64):
             raise DataError(f"{where}: indices/{name} is {index.dtype}; int32 or int64 is expected")
-    for part in ("values", "head"):
-        for name, values in parts[part].items():
-            if not values.is_floating_point():
-                raise DataError(f"{where}: {part}/{name} is {values.dtype}; floating-point numbers are expected")
+    for name, values in parts["values"].items():
+        if not values.is_floating_point():
+            raise DataError(f"{where}: values/{name} is {values.dtype}; floating-point numbers are expected")
 
 
 def _parts(path: Path, named: Mapping[str, T]) -> dict[str, dict[str, T]]:

@@ -46,6 +46,14 @@ def test_a_shape_is_of_a_few_lengths_above_0(tmp_path: Path) -> None:
             SparseFineTuning.from_pretrained(vector)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_values_and_heads_are_floating_point_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    numbers = torch.ones(2, dtype=dtype)
+    for diffs, head in (({"w": {"size": (2,), "index_steps": [0, 1], "values": numbers}}, {}), ({}, {"b": numbers})):
+        with pytest.raises(DataError, match=str(dtype).removeprefix("torch.")):
+            SparseFineTuning.from_pretrained(write(tmp_path, diffs, head))
+
+
 def test_torch_says_nothing_of_a_pickle_that_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_diff.bin").write_bytes(pickle.dumps(warnings.warn, protocol=4))
     with warnings.catch_warnings(action="error"), pytest.raises(DataError, match="no code of a pickle is run"):
