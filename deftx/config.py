@@ -236,4 +236,4 @@ class Execution(Settings):
     threads: int = Field(1, ge=1)
     micro_batch: int | None = Field(None, ge=1, description="examples at once; gradients are accumulated")
     gradient_checkpointing: bool = Field(False, description="keep layers' inputs only: less memory, a third more time")
-    checkpoint_seconds: float = Field(600.0, gt=0.0, description="seconds between checkpoints of a running stage")
+    checkpoint_seconds: float = Field(300.0, gt=0.0, description="seconds between checkpoints of a running stage")

@@ -43,12 +43,16 @@ class StoreError(DeftxError):
     """The store holds something that does not match its manifest, or a lease is held by another driver."""
 
 
+class OutOfMemory(DeftxError):
+    """A stage needs more memory than there is. Names what was needed and the settings that help."""
+
+
 class TrainingError(DeftxError):
     """A loss or a weight became NaN or infinite. Names the step and the tensor."""
 
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
-_REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+_REFUSED = ("No space left on device", "No usable temporary directory", "Disk quota exceeded", "Read-only file system")
 
 
 def refusal(error: BaseException) -> str | None:

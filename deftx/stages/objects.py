@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from deftx.atomic import replacing
+from deftx.atomic import replacing, sync
 from deftx.errors import StoreError
 
 
@@ -52,11 +52,17 @@ class Objects:
         return "/".join([self.root, *parts])
 
     def read(self, *parts: str) -> bytes | None:
-        """The bytes of an object, or None when there is no such object."""
+        """The bytes of an object, or None when there is no such object.
+
+        Raises:
+            StoreError: for a folder.
+        """
         try:
             return bytes(self.fs.cat_file(self.path(*parts)))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError:
+            raise StoreError(f"{self.path(*parts)}: is a folder where a file should be; move it away") from None
 
     def write(self, content: bytes, *parts: str) -> None:
         """Write an object whole. On a file system a reader sees the old bytes or the new ones, never half of them."""
@@ -89,11 +95,13 @@ class Objects:
         beside = f"{target}.{uuid.uuid4().hex[:8]}"
         Path(beside).write_bytes(content)
         try:
+            sync(Path(beside))
             os.link(beside, target)
         except FileExistsError:
             return False
         finally:
             os.unlink(beside)
+        sync(Path(target).parent)
         return True
 
     def _make_folder(self, target: str) -> None:

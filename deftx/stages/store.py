@@ -3,6 +3,7 @@
     stages/<address>/<attempt>/...       what one attempt wrote
     stages/<address>/manifest.json       names the attempt; without it the stage does not exist for a reader
     stages/<address>/checkpoint/...      of a running stage; gone once it is published
+    stages/<address>/claim.json          names the process that is making it, see `lease`
 
 Nothing is renamed: no rename is atomic on an object store. On a file system the manifest is linked into place
 exclusively, so the first writer wins; on an object store the last one does, either being whole. A file that does not
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deftx.atomic import sync
 from deftx.errors import StoreError
 from deftx.stages.cache import Cache, mismatch, sha256_of
 from deftx.stages.kinds import check_complete
@@ -28,6 +30,8 @@ from deftx.stages.objects import Objects
 from deftx.stages.records import BrokenRecord
 from deftx.stages.stage import Stage
 
+ATTEMPT = "attempt-"
+"""How the names of attempts begin."""
 _SMALL = 1 << 18
 log = logging.getLogger("deftx")
 
@@ -196,7 +200,7 @@ class Attempt:
     """One attempt at a stage: files are written into `folder`, then published together, or left behind."""
 
     def __init__(self, store: Store, address: str) -> None:
-        self.id = f"attempt-{uuid.uuid4().hex[:12]}"
+        self.id = f"{ATTEMPT}{uuid.uuid4().hex[:12]}"
         self._store, self._address = store, address
         if store.local:
             self.folder = Path(store.path("stages", address, self.id))
@@ -227,7 +231,10 @@ class Attempt:
             address=self._address, kind=stage.kind, label=stage.label, identity=stage.identity(),
             attempt=self.id, files=files, **facts,
         )  # fmt: skip
-        if not self._store.local:
+        if self._store.local:
+            for path in [*self.folder.rglob("*"), self.folder, self.folder.parent]:
+                sync(path)  # before the manifest, which says that they are whole
+        else:
             for name in files:
                 target = self._store.path("stages", self._address, self.id, name)
                 self._store.fs.put_file(str(self.folder / name), target)

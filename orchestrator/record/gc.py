@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from deftx.errors import StoreError
 from deftx.stages.files import DELTA, SINGULAR_VECTORS
 from deftx.stages.manifest import MANIFEST
-from deftx.stages.store import Store
+from deftx.stages.store import ATTEMPT, Store
 from orchestrator.record.lease import running_driver
-from orchestrator.record.sweep import SweepFolder
+from orchestrator.record.sweep import sweeps_in
 
 
 @dataclass
@@ -31,7 +31,7 @@ def collect(store: Store, *, remove: bool) -> Removed:
     Raises:
         StoreError: while a driver runs, whose running stages look like losing attempts.
     """
-    sweeps = [SweepFolder(store, name) for name in store.names("sweeps")]
+    sweeps = sweeps_in(store)
     for sweep in sweeps:
         if running_driver(sweep):
             raise StoreError(f"sweep {sweep.name!r} is running; collect when it has ended")
@@ -53,7 +53,8 @@ def _drop_within(store: Store, removed: Removed, remove: bool, address: str, *, 
     kept = {MANIFEST, manifest.attempt} if manifest else set()
     for name in store.names("stages", address):
         if name not in kept and name != "checkpoint":
-            removed.attempts += name != MANIFEST  # a manifest that is not believed goes with its attempts
+            # a manifest that is not believed goes with its attempts, as does the claim of a process that died
+            removed.attempts += name.startswith(ATTEMPT)
             _drop(store, removed, remove, address, name)
     if manifest and not keep_delta:
         deltas = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))

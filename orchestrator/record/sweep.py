@@ -30,6 +30,9 @@ log = logging.getLogger("deftx")
 RowKind = Literal["combination", "lt-sft", "task", "task+source", "other-language", "dense-task"]
 
 
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -164,7 +167,7 @@ class SweepFolder:
         Raises:
             ConfigError: for a name that is not letters, digits, `.`, `_` and `-`.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not re.fullmatch(_NAME, name):
             raise ConfigError(f"sweep name {name!r}: letters, digits, '.', '_' and '-', the first a letter or digit")
         self.store, self.name = store, name
 
@@ -259,6 +262,11 @@ class SweepFolder:
 
     def _write(self, record: BaseModel, *parts: str) -> None:
         self.store.write(record.model_dump_json(indent=1).encode(), "sweeps", self.name, *parts)
+
+
+def sweeps_in(store: Store) -> list[SweepFolder]:
+    """The folders of all sweeps in a store; what else lies among them is passed over, such as a `.DS_Store`."""
+    return [SweepFolder(store, name) for name in store.names("sweeps") if re.fullmatch(_NAME, name)]
 
 
 def known_sweep(store: Store, name: str) -> tuple[SweepFolder, SweepInfo]:

@@ -5,12 +5,15 @@ It does not know how jobs run: `tune` (on Ray) and `serial` call `next_job`, `pr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from deftx.errors import refusal
+from deftx.stages.claim import claim_on, killed_for_memory
 from deftx.stages.kinds import F, facts_of
+from deftx.stages.lease import Lease
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow, Planner
@@ -24,6 +27,8 @@ from orchestrator.space.schema import Space
 
 NO_MESSAGE = "its worker died without a message"
 """The reason of a failure that nothing else is recorded of."""
+LEAVE_SECONDS = 20.0
+"""How long an interrupted driver waits for checkpoints; of two minutes that a spot machine has, enough is left."""
 
 
 class Callback(Protocol):
@@ -70,6 +75,21 @@ class Driver:
         self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
         self.schedule.begin()
 
+    def short_of_memory(self, job: Job) -> None:
+        """Note, for whoever makes them again, that the worker of a job's stages was killed for want of memory."""
+        for claim in (claim_on(self.folder.store, stage.address) for stage in job.stages):
+            if (holder := claim.holder()) and holder.by == self.workplace.maker:
+                claim.say_short_of_memory()
+
+    def _death(self, stage: Stage) -> str | None:
+        """How the worker died that left a claim on a stage, if for want of memory; the claim is removed then."""
+        claim = claim_on(self.folder.store, stage.address)
+        holder = claim.holder()
+        words = killed_for_memory(holder) if holder and holder.by == self.workplace.maker else None
+        if words:
+            claim.forget()
+        return words
+
     @property
     def asked(self) -> list[Combination]:
         """The combinations asked so far, in order."""
@@ -103,10 +123,26 @@ class Driver:
             if self.folder.store.has(stage.address):
                 self._done(stage, stage.address in failures)
             else:
-                self._failed(stage, failures.get(stage.address), error)
+                self._failed(stage, failures.get(stage.address), self._death(stage) or error)
         self._tell_reused()
         with self.refusals():
             self.write_state()
+
+    def let_leave(self) -> None:
+        """Ask the workers that train to keep a checkpoint after their step, and wait for them, though not for long."""
+        trained = [stage for job in self.jobs for stage in job.stages if stage.training is not None]
+        claims = [claim_on(self.folder.store, stage.address) for stage in trained]
+        until = time.monotonic() + LEAVE_SECONDS
+        with self.refusals():
+            for claim in filter(self._holds, claims):
+                claim.ask_to_leave()
+            while any(map(self._holds, claims)) and time.monotonic() < until:
+                time.sleep(0.1)
+
+    def _holds(self, claim: Lease) -> bool:
+        """Whether a living worker of this sweep has the claim: another sweep may be making the stage."""
+        holder = claim.holder()
+        return holder is not None and holder.by == self.workplace.maker and not holder.gone
 
     @contextmanager
     def refusals(self) -> Iterator[None]:

@@ -29,6 +29,11 @@ class Workplace:
         needs = {kind: space.resources_of(kind) for kind in KINDS}
         return cls(folder.store.url, folder.name, {kind: machine.fit(n) if machine else n for kind, n in needs.items()})
 
+    @property
+    def maker(self) -> str:
+        """Who makes its stages, in words: of their claims."""
+        return f"sweep {self.sweep!r}"
+
     def execution(self, kind: str) -> Execution:
         """How a stage of this kind is carried out."""
         need = self.resources[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deftx.train.leave import Left
 from orchestrator.run.driver import Driver
 from orchestrator.run.trial import carry_out
 
@@ -16,6 +17,8 @@ def run_serial(driver: Driver) -> None:
             try:
                 carry_out(job, driver.workplace, driver.progress)
                 break
+            except Left:
+                raise KeyboardInterrupt from None
             except Exception:  # every kind of error is tried again; its trace is recorded
                 if attempt == driver.space.max_failures:
                     break

@@ -25,7 +25,7 @@ from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.plan.inputs import ResolvedInputs, resolve
 from orchestrator.plan.rows import Planner
-from orchestrator.record.lease import Lease
+from orchestrator.record.lease import driving
 from orchestrator.record.sweep import State, SweepFolder, SweepInfo
 from orchestrator.run.driver import Driver
 from orchestrator.run.signals import exit_code, interruptible
@@ -109,7 +109,7 @@ def held(prepared: Prepared) -> Iterator[SweepInfo]:
     Raises:
         StoreError: while another driver lives.
     """
-    with Lease(prepared.folder):
+    with driving(prepared.folder):
         info = _info(prepared)
         prepared.folder.write_info(info)
         yield info

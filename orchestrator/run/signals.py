@@ -1,7 +1,8 @@
 """How a sweep is told to end: Ctrl-C, a notice of the machine that it goes away, a terminal that is closed.
 
-All three end alike: no further job is handed out, what runs is left, records, report and tracker are closed, and the
-exit code says which it was: 128 + the signal's number. A second one ends the process at once.
+All three end alike: no further job is handed out, trainings that run keep a checkpoint after their step and are left,
+records, report and tracker are closed, and the exit code says which it was: 128 + the signal's number. A second one
+ends the process at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+from deftx.train.leave import ask
 from orchestrator.run.driver import Driver
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -31,7 +33,8 @@ def interruptible(driver: Driver) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         driver.interrupted = number
-        raise KeyboardInterrupt
+        if not ask():  # where a training goes on here, it ends after its step
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -13,10 +13,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal
 
-from deftx.config import Execution
 from deftx.errors import DeftxError, HubError, refusal
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
+from deftx.train.leave import Left
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run.logs import logging_to
 from orchestrator.run.machine import Workplace
@@ -34,7 +34,8 @@ def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
         `failed` when a stage raised a DeftxError; the others were made nevertheless.
 
     Raises:
-        Exception: whatever a stage raised that is not a DeftxError, after recording it.
+        Left: when the sweep was told to end and a training has kept a checkpoint.
+        Exception: whatever else a stage raised that is not a DeftxError, after recording it.
     """
     store = Store(workplace.storage)
     folder = SweepFolder(store, workplace.sweep)
@@ -43,21 +44,26 @@ def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
     outcomes = []
     for stage in job.stages:
         with logging_to(folder, stage.address):
-            outcomes.append(_make(stage, folder, workplace.execution(stage.kind), progress))
+            outcomes.append(_make(stage, folder, workplace, progress))
     # an error in one language must not keep the others of its row from being graded
     for error in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
         raise error
     return "failed" if "failed" in outcomes else "done"
 
 
-def _make(stage: Stage, folder: SweepFolder, execution: Execution, progress: ReportPoint) -> Status | Exception:
+def _make(stage: Stage, folder: SweepFolder, workplace: Workplace, progress: ReportPoint) -> Status | Exception:
     """`done` or `failed`; an error worth another try is returned, to be raised once the job's other stages are made."""
     # torch and transformers take seconds to import; a driver that only plans needs neither
     from deftx.method.make import make
 
     try:
-        make(stage, folder.store, execution, lambda made: partial(progress, made.address) if made == stage else None)
+        make(
+            stage, folder.store, workplace.execution(stage.kind),
+            lambda made: partial(progress, made.address) if made == stage else None, workplace.maker,
+        )  # fmt: skip
         return "done"
+    except Left:
+        raise
     except HubError as error:
         # the driver resolved what this needs, so the hub is in trouble and not the user
         _record(stage, folder, error, final=False)

@@ -73,5 +73,5 @@ def test_the_cluster_file_passes_rays_own_checks() -> None:
 
 
 def test_mlflow_is_opened_on_loopback_alone() -> None:
-    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nui:")[2].partition("\n\n")[0]
-    assert re.findall(r"--host (\S+)", recipe) == ["127.0.0.1"]
+    source = (ROOT / "orchestrator" / "tracking" / "ui.py").read_text(encoding="utf-8")
+    assert re.findall(r'"--host", "([^"]*)"', source) == ["127.0.0.1"]

@@ -277,7 +277,7 @@ def test_the_size_of_a_space_is_checked_before_it_is_expanded(tmp_path: Path, te
     assert expected in problems(tmp_path, text)
 
 
-@pytest.mark.parametrize("key", ["rank_l", "retention", "targets", "note", "benchmark"])
+@pytest.mark.parametrize("key", Space.model_fields)
 def test_a_value_of_a_thousand_million_entries_is_refused_at_once(tmp_path: Path, key: str) -> None:
     """Nine levels of lists of the same ten lists: a few bytes of YAML."""
     levels = ["x: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]

@@ -22,7 +22,7 @@ from deftx.sft.vector import SparseFineTuning
 from deftx.stages.kinds import KINDS
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
-from orchestrator.record.lease import Lease
+from orchestrator.record.lease import driving
 from orchestrator.record.sweep import Failure
 
 
@@ -343,7 +343,7 @@ def test_a_second_driver_is_refused_while_the_first_lives_and_a_dead_ones_lease_
     copy: Path, space: Path, data: Path
 ) -> None:
     folder = folder_of(copy, "tiny")
-    with Lease(folder):
+    with driving(folder):
         result = run(space, data, copy)
         assert result.exit_code == 2
         assert f"is being driven by process {os.getpid()}" in result.output.replace("\n", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -267,7 +268,8 @@ def test_a_search_that_goes_on_has_chosen_nothing(sweep: HandMade) -> None:
     sweep.folder.write_file(b"{}", CHOSEN)
     forget_choice(sweep.folder)
     driver = SimpleNamespace(
-        folder=sweep.folder, space=make_space(), asked=[], schedule=SimpleNamespace(scores={}), interrupted=True,
+        folder=sweep.folder, space=make_space(), asked=[], schedule=SimpleNamespace(scores={}),
+        interrupted=2, refused=None, refusals=contextlib.nullcontext,
         finished=lambda: False, write_state=lambda ended=False: State(),
     )  # fmt: skip
     assert session.run(driver, lambda _: None) == 130  # type: ignore[arg-type]

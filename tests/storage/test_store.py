@@ -113,6 +113,30 @@ def test_an_abandoned_attempt_leaves_no_files(store: Store) -> None:
     assert not attempt.folder.exists()
 
 
+def test_what_a_manifest_names_is_on_the_disk_before_it_and_then_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, events = Store(str(tmp_path)), list[str]()
+    link, sync = os.link, os.fsync
+
+    def synced(handle: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{handle}").removeprefix(f"{tmp_path}/stages/{STAGE.address}"))
+        sync(handle)
+
+    def linked(source: str, target: str) -> None:
+        events.append("linked")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    manifest = publish(store)
+    at = events.index("linked")
+    names = ["", "/model", *(f"/{name}" for name in FILES)]
+    assert sorted(events[: at - 1]) == sorted(["", *(f"/{manifest.attempt}{name}" for name in names)])
+    assert events[at - 1].startswith("/manifest.json.")
+    assert events[at + 1] == ""  # its name, in the folder
+
+
 def test_the_first_writer_wins_and_the_others_are_told(store: Store) -> None:
     late = fill(store.attempt(STAGE.address), {**FILES, "scores.json": b"[2]"})
     first = publish(store)

@@ -17,6 +17,7 @@ from deftx.errors import DataError, TrainingError
 from deftx.masks.select import Indices
 from deftx.models.load import load_classifier
 from deftx.models.parameters import base_of, head_of, maskable
+from deftx.train import leave
 from deftx.train.loop import Run, TrainResult, schedule, train
 from deftx.train.objectives import Batch, Objective
 from deftx.train.trainable import body_of, phase
@@ -265,6 +266,28 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     torch.manual_seed(after)  # another process has another random state
     resumed, _ = both("mlm", backbone, dropout=0.2)
     assert run(resumed, objective, settings, mask, execution=often, checkpoints=kept) == result
+    assert same_bits(weights_of(resumed), weights_of(whole))
+
+
+def test_a_run_that_is_asked_to_leave_keeps_its_last_step_and_goes_on_bit_for_bit(backbone: Path) -> None:
+    settings = HARD.model_copy(update={"max_steps": 9, "validate_every": 4})
+    whole, objective = both("mlm", backbone, dropout=0.2)
+    leave.ask()  # before it began: of the process's past
+    result = run(whole, objective, settings, checkpoints=Kept(9))
+    kept, points = Kept(2), []
+
+    def report(point: dict[str, float]) -> None:
+        points.append(point)
+        if point["step"] == 4.0:
+            assert leave.ask()
+
+    left, _ = both("mlm", backbone, dropout=0.2)
+    with pytest.raises(leave.Left, match="left after step 4 of 9"):
+        run(left, objective, settings, checkpoints=kept, report=report)
+    assert not leave.ask()  # nothing is trained now
+    resumed, _ = both("mlm", backbone, dropout=0.2)
+    assert run(resumed, objective, settings, checkpoints=kept, report=points.append) == result
+    assert points[2] == {"step": 4.0, "steps": 9.0}
     assert same_bits(weights_of(resumed), weights_of(whole))
 
 
