@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftx.errors import DataError, reason, shortened
-from deftx.sft.entries import Entries, check_entries, check_head
+from deftx.errors import DataError, reason
+from deftx.sft.entries import Entries, check_entries, check_head, countable
 
 FILE = "pytorch_diff.bin"
 _PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "deberta.", "model.")
@@ -85,9 +85,7 @@ def _unpickle(path: Path, *, values: bool = True) -> dict[str, Any]:
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:
-    if len(sizes) > 8 or (wrong := [size for size in sizes if not 1 <= int(size) <= 2**40]):
-        raise ValueError(f"a parameter of shape {shortened(sizes if len(sizes) > 8 else wrong)}")
-    return tuple(int(size) for size in sizes)
+    return countable(tuple(int(size) for size in sizes[:9]))
 
 
 def _check_count(most: int, *counts: int) -> None:

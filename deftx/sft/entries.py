@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deftx.errors import DataError
+from deftx.errors import DataError, shortened
 from deftx.masks.select import Indices
 
 
@@ -20,6 +20,17 @@ class Entries:
     values: dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
     head: dict[str, Tensor]
+
+
+def countable(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter whose entries int64 can number.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    if len(shape) > 8 or any(length < 1 for length in shape) or math.prod(shape) >= 2**63:
+        raise ValueError(f"no parameter has the shape {shortened(shape)}")
+    return shape
 
 
 def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +23,7 @@ from deftx.foreign import small_file
 from deftx.masks.select import Indices
 from deftx.models.headers import headers_in
 from deftx.sft import composable
-from deftx.sft.entries import check_entries, check_head
+from deftx.sft.entries import check_entries, check_head, countable
 from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder, settings_folder
 from deftx.stages.files import METADATA, TENSORS
 
@@ -62,7 +62,7 @@ class _SFTRecord(BaseModel):
     """The content of `sft.json`; other keys are those of a later version."""
 
     metadata: SFTMetadata
-    shapes: dict[str, Annotated[tuple[_Length, ...], Field(max_length=8)]]
+    shapes: dict[str, Annotated[tuple[_Length, ...], Field(max_length=8), AfterValidator(countable)]]
 
 
 @dataclass(frozen=True, repr=False)
