@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import shutil
 import signal
@@ -129,7 +130,7 @@ def read_sft(folder: Path) -> None:
     assert sft.metadata.k == len(sft) >= 0
     assert sft.indices.keys() == sft.values.keys() == sft.shapes.keys()
     for name, index in sft.indices.items():
-        shape, size = sft.shapes[name], torch.Size(sft.shapes[name]).numel()
+        shape, size = sft.shapes[name], math.prod(sft.shapes[name])
         assert all(type(length) is int and length > 0 for length in shape)
         assert index.dtype == torch.int64 and sft.values[name].dtype == torch.float32
         assert index.shape == sft.values[name].shape and index.dim() == 1
