@@ -137,5 +137,5 @@ def test_a_row_of_a_combination_has_its_parameters(tmp_path: Path, wrong: dict[s
 def test_what_was_chosen_is_not_nested_without_end(tmp_path: Path) -> None:
     write_storage(tmp_path / "s")
     (tmp_path / "s/sweeps/s/chosen.json").write_text('{"a":' * 5000)
-    with pytest.raises(DataError, match=r"chosen\.json: not JSON"):
+    with pytest.raises(DataError, match=r"chosen\.json: not what a sweep writes: not JSON"):
         read_chosen(str(tmp_path / "s/sweeps/s"), "ace")
