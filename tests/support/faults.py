@@ -253,6 +253,24 @@ class ClockJumps:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """The process is on another host, for all that leases can tell; and they beat twenty times as often."""
+
+    host: str = "elsewhere"
+
+    def __call__(self, sweep: Sweep) -> None:
+        import socket
+
+        from deftx.stages import lease
+        from orchestrator.record import lease as driving
+
+        socket.gethostname = lambda: self.host
+        lease.BEAT_SECONDS, lease.DEAD_AFTER_SECONDS = lease.BEAT_SECONDS / 20, lease.DEAD_AFTER_SECONDS / 20
+        lease._LOOK_SECONDS /= 20
+        driving.WATCHED_SECONDS /= 20
+
+
+@dataclass(frozen=True)
 class NotANumber:
     """The loss of one language's dense training is NaN from a step on, as at a learning rate that is too high."""
 
