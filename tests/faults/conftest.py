@@ -46,6 +46,4 @@ def sweep(undisturbed: Sweep, tmp_path: Path) -> Sweep:
 @pytest.fixture
 def bucket(undisturbed: Sweep, tmp_path: Path) -> Sweep:
     """The same command on an empty bucket."""
-    (tmp_path / "storage").mkdir()
-    url = f"bucket://{tmp_path.name}/results"
-    return Sweep(undisturbed.space, undisturbed.data, tmp_path / "storage", ("--serial",), url=url)
+    return Sweep(undisturbed.space, undisturbed.data, tmp_path / "storage", ("--serial",), url="bucket://storage")

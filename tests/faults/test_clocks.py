@@ -28,7 +28,7 @@ def test_a_clock_that_jumps_changes_nothing(sweep: Sweep, undisturbed: Sweep, op
 def test_a_driver_elsewhere_whose_clock_is_wrong_is_respected_while_it_lives(
     sweep: Sweep, undisturbed: Sweep, by: float
 ) -> None:
-    first = sweep.start(Elsewhere(), ClockJumps(0, by))
+    first = sweep.start(Elsewhere(), ClockJumps(-1, by))
     lease, deadline = sweep.folder / "lease.json", time.monotonic() + PATIENCE
     while not lease.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -55,7 +55,7 @@ def test_nan_in_one_language_fails_its_stages_and_no_other(sweep: Sweep, undistu
     assert [failure.label for failure in failures.values()] == ["vek · dense"]
     assert "NaN" in next(iter(failures.values())).reason or "nan" in next(iter(failures.values())).reason
     assert len(sweep.kept) == 13 - 3, "all but vek's dense and sparse stages and its grade"
-    assert sweep.runs() == {"FINISHED": 10, "FAILED": 2}, "the sweep's own run too"
+    assert sweep.runs() == {"FINISHED": 10, "FAILED": 4}, "what needs it and the sweep too"
     honest, now = (tables_by_language(one.folder / "results.csv") for one in (undisturbed, sweep))
     assert now["ila"] == honest["ila"]
     assert sweep.run() == 3, "it stays failed"

@@ -46,7 +46,7 @@ class Sweep:
     options: tuple[str, ...] = ()
     name: str = "tiny"
     url: str | None = None
-    """Of the storage, where it is a bucket in that folder."""
+    """Of the storage, where it is a bucket: `bucket://` and the folder's name."""
     kept: dict[str, tuple[int, bytes]] = field(default_factory=dict, repr=False)
     """mtime and bytes of the manifests seen so far, by address."""
 
@@ -158,7 +158,7 @@ def _drive(sweep: Sweep, faults: tuple[Fault, ...]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     Execution.model_fields["checkpoint_seconds"].default = 1e-9  # after every step, so that a death is amid some
     Execution.model_rebuild(force=True)
-    Bucket.folder = sweep.storage
+    Bucket.folder = sweep.storage.parent
     if sweep.url:
         import fsspec
 
@@ -237,13 +237,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class ClockJumps:
-    """From change `at` of a file on the clock is so many seconds off; a monotonic clock stays one."""
+    """From change `at` of a file on, -1 for the start, the clock is so many seconds off; a monotonic one stays right."""
 
     at: int
     by: float
 
     def __call__(self, sweep: Sweep) -> None:
         FileOperations(sweep.storage, self._strike)
+        self._strike(-1, "start")
 
     def _strike(self, number: int, _: str) -> None:
         if number == self.at:
