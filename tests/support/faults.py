@@ -30,7 +30,15 @@ from support.patience import PATIENCE
 Fault = Callable[["Sweep"], None]
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["support.faults_preload"])
+# what a tiny sweep in one process imports; not of `support`, which the server, having another path, would not find
+_FORKS.set_forkserver_preload([
+    "alembic.command", "matplotlib.pyplot", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking.client", "optuna", "pandas.io.formats.csvs", "scipy.stats", "sklearn.metrics", "torch._dynamo",
+    "transformers.models.xlm_roberta.modeling_xlm_roberta", "transformers.models.xlm_roberta.tokenization_xlm_roberta",
+    "deftx.method.grading", "deftx.method.phases", "deftx.method.texts", "orchestrator.report.chosen",
+    "orchestrator.report.markdown", "orchestrator.run.driver", "orchestrator.run.serial", "orchestrator.sweep",
+    "orchestrator.tracking.mirror",
+])  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _MAKES = ("open", "os.mkdir", "os.link", "os.rename")
 _CHANGES = (*_MAKES, "os.remove", "os.rmdir", "shutil.rmtree")
