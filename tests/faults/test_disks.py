@@ -106,7 +106,9 @@ def test_damaged_files_of_stages_are_made_again_where_they_are_needed(
     finished.check(undisturbed)
 
 
-def test_damaged_manifests_are_made_again(finished: Sweep, undisturbed: Sweep, seed: int) -> None:
+def test_damaged_manifests_are_made_again_where_they_are_needed(
+    finished: Sweep, undisturbed: Sweep, seed: int
+) -> None:
     """Cut, gone, or what no manifest may say. One that was changed into another whole one is believed."""
     damage(finished, list(finished.storage.glob("stages/*/manifest.json")), (cut, delete, write_hostile), seed)
     finished.until_done(most=2)
@@ -162,6 +164,7 @@ def test_a_broken_database_of_mlflow_is_set_aside_and_mirrored_anew(
 ) -> None:
     draw = random.Random(seed)
     sweep.run(*([] if ended else [Signalled(draw.randrange(operations // 4, operations // 2), signal.SIGKILL)]))
-    draw.choice((cut, delete, write_hostile))(sweep.database, draw)
+    if sweep.database.exists():
+        draw.choice((cut, delete, write_hostile))(sweep.database, draw)
     sweep.until_done(most=1)
     sweep.check(undisturbed)

@@ -8,7 +8,9 @@ storage (`FileOperations`) or in calls of a bucket, so that a seed finds the sam
 from __future__ import annotations
 
 import errno
+import faulthandler
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -18,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -28,6 +31,8 @@ from support.bucket import Bucket
 from support.patience import PATIENCE
 
 Fault = Callable[["Sweep"], None]
+HANGS_SECONDS = 45.0
+"""After so long a command writes into its log where each thread is: less than what anything waits for."""
 
 _FORKS = multiprocessing.get_context("forkserver")
 # what a tiny sweep in one process imports; not of `support`, which the server, having another path, would not find
@@ -111,16 +116,26 @@ class Sweep:
 
     def vectors(self) -> dict[str, bytes]:
         """The bytes of every published vector's tensors, by address."""
-        paths = self.storage.glob("stages/*/attempt-*/sft/sft.safetensors")
-        published = {path.parent.name for path in self._manifests()}
-        return {path.parts[-4]: path.read_bytes() for path in paths if path.parts[-4] in published}
+        manifests = {path.parent: json.loads(path.read_bytes()) for path in self._manifests()}
+        tensors = {folder.name: folder / one["attempt"] / "sft/sft.safetensors" for folder, one in manifests.items()}
+        return {address: path.read_bytes() for address, path in tensors.items() if path.exists()}
 
     def table(self) -> bytes:
         return (self.folder / "results.csv").read_bytes()
 
     def runs(self) -> Counter[str]:
         """How many runs MLflow has of this sweep in each status; one for each stage and one for the sweep."""
-        return count_runs(self.database, self.name)
+        created = json.loads((self.folder / "sweep.json").read_bytes())["created"]
+        query = (
+            "select a.value, r.status from runs r join tags a on a.run_uuid = r.run_uuid and a.key = 'address' "
+            "join tags s on s.run_uuid = r.run_uuid and s.key = 'sweep' and s.value = ? "
+            "join tags c on c.run_uuid = r.run_uuid and c.key = 'sweep_created' and c.value = ? "
+            "where r.lifecycle_stage = 'active'"
+        )
+        with closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute(query, (self.name, created)).fetchall()
+        assert len(dict(found)) == len(found), "a stage has two runs"
+        return Counter(status for _, status in found)
 
     def left_over(self) -> list[str]:
         """What only a running sweep has: leases, claims, checkpoints, and files that were to replace another."""
@@ -134,21 +149,8 @@ class Sweep:
         assert self.table() == undisturbed.table()
         assert self.left_over() == []
         runs = self.runs()
-        assert runs == {"FINISHED": len(self.kept) + 1}, runs
+        assert runs == undisturbed.runs() == {"FINISHED": 14}, runs
         assert "Traceback" not in self.log.read_text()
-
-
-def count_runs(database: Path, sweep: str) -> Counter[str]:
-    """How many runs there are in each status; no stage of the sweep may have two."""
-    query = (
-        "select a.value, r.status from runs r join tags a on a.run_uuid = r.run_uuid and a.key = 'address' "
-        "join tags s on s.run_uuid = r.run_uuid and s.key = 'sweep' where s.value = ? and r.lifecycle_stage = 'active'"
-    )
-    with sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True) as connection:
-        found = connection.execute(query, (sweep,)).fetchall()
-    connection.close()
-    assert len(dict(found)) == len(found), "a stage has two runs"
-    return Counter(status for _, status in found)
 
 
 def _drive(sweep: Sweep, faults: tuple[Fault, ...]) -> None:
@@ -161,6 +163,7 @@ def _drive(sweep: Sweep, faults: tuple[Fault, ...]) -> None:
     os.dup2(log, 2)
     sys.argv = ["sweep", *sweep.words()]
     os.environ["HOME"] = str(sweep.storage.parent)  # where a remote store's cache lies
+    faulthandler.dump_traceback_later(HANGS_SECONDS, file=log)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
