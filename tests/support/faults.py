@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -115,10 +115,13 @@ class Sweep:
         return self.storage.glob("stages/*/manifest.json")
 
     def vectors(self) -> dict[str, bytes]:
-        """The bytes of every published vector's tensors, by address."""
-        manifests = {path.parent: json.loads(path.read_bytes()) for path in self._manifests()}
-        tensors = {folder.name: folder / one["attempt"] / "sft/sft.safetensors" for folder, one in manifests.items()}
-        return {address: path.read_bytes() for address, path in tensors.items() if path.exists()}
+        """The bytes of every published vector's tensors, by address; not of manifests that cannot be read."""
+        found = {}
+        for path in self._manifests():
+            with suppress(ValueError, RecursionError, KeyError, TypeError, FileNotFoundError):
+                tensors = path.parent / json.loads(path.read_bytes())["attempt"] / "sft/sft.safetensors"
+                found[path.parent.name] = tensors.read_bytes()
+        return found
 
     def table(self) -> bytes:
         return (self.folder / "results.csv").read_bytes()
