@@ -90,14 +90,14 @@ def test_a_stage_claimed_by_a_sweep_that_is_killed_is_made_by_the_other(
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes below one in which Ray runs trials."""
+    """The processes below one in which Ray runs a trial just now."""
     parents, found = {}, []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit():
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 parents[int(entry.name)] = int(fields[1])
-                if b"ray::ImplicitFunc" in (entry / "cmdline").read_bytes():
+                if b"ray::ImplicitFunc.train" in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
         except OSError:  # it has ended meanwhile
             continue
