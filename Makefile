@@ -7,22 +7,22 @@ DATA ?= data
 PORT ?= 5000
 SHAPE ?= base
 SEEDS ?= 0 1 2 3 4 5 6 7 8 9
+# to the shell as they are: a folder's name may have spaces and quotes in it
+export STORAGE PORT
 
-.PHONY: demo ui demo-seeds minilm test check docs benchmark full-shape clean
+.PHONY: demo ui demo-seeds minilm test faults check docs benchmark full-shape clean
 
 demo: $(VENV)/.installed ## install, then search the made-up language family
-	$(BIN)/python -m orchestrator.sweep demo --storage $(STORAGE)
+	$(BIN)/python -m orchestrator.sweep demo --storage "$$STORAGE"
 
 ui: $(VENV)/.installed ## MLflow on a storage, in the browser: make ui STORAGE=results PORT=5000
-	@test -f "$(abspath $(STORAGE))/mlflow.db" || { echo "$(STORAGE): no mlflow.db there; run a sweep first (make demo), \
-	name its storage (make ui STORAGE=...), or mirror it again: $(BIN)/python -m orchestrator.tracking $(STORAGE)"; exit 2; }
-	@echo "MLflow of $(STORAGE): http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning (Ctrl-C ends it)"
-	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
-	  --backend-store-uri "sqlite:///$(abspath $(STORAGE))/mlflow.db" \
-	  --artifacts-destination "$(abspath $(STORAGE))/mlartifacts" --host 127.0.0.1 --port $(PORT) --workers 1
+	@$(BIN)/python -m orchestrator.tracking.ui "$$STORAGE" --port "$$PORT"
 
 test: $(VENV)/.installed-test ## install with the test extra, then all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+faults: $(VENV)/.installed-test ## every fault at many moments, and 10,000 spoilt inputs of each kind: 45 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "" --hypothesis-profile=faults tests/faults
 
 check: $(VENV)/.installed-test ## what CI checks besides the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo --no-cache

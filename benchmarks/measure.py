@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from deftx import hardware
 from deftx.config import Execution
 from deftx.method import environment
 
@@ -109,7 +110,7 @@ class Peak:
         self.bytes = self.total - self._before
 
     def _peak(self) -> int:
-        return torch.cuda.max_memory_allocated() if self.device == "cuda" else environment.memory("VmHWM")
+        return torch.cuda.max_memory_allocated() if self.device == "cuda" else hardware.memory("VmHWM")
 
 
 def fresh(function: str, options: Options, **arguments: Any) -> Any:

@@ -43,12 +43,16 @@ class StoreError(DeftxError):
     """The store holds something that does not match its manifest, or a lease is held by another driver."""
 
 
+class OutOfMemory(DeftxError):
+    """A stage needs more memory than there is. Names what was needed and the settings that help."""
+
+
 class TrainingError(DeftxError):
     """A loss or a weight became NaN or infinite. Names the step and the tensor."""
 
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
-_REFUSED = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+_REFUSED = ("No space left on device", "No usable temporary directory", "Disk quota exceeded", "Read-only file system")
 
 
 def refusal(error: BaseException) -> str | None:
@@ -99,7 +103,11 @@ class Problems:
 def explain(problem: Any) -> str:
     """One of pydantic's `errors()` in words, with the value that was given: `at least 1 (given: 0)`."""
     message, value = str(problem["msg"]).removeprefix("Value error, "), problem.get("input")
-    return message if value is None or hasattr(value, "keys") else f"{message} (given: {shortened(value)})"
+    return (
+        message
+        if value is None or isinstance(value, bytes) or hasattr(value, "keys")
+        else f"{message} (given: {shortened(value)})"
+    )
 
 
 def shortened(value: object) -> str:
@@ -115,5 +123,10 @@ def hint(name: str, valid: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message, without passwords, or the name of its class where there is no message."""
-    return without_password(next(iter(str(error).splitlines()), "")) or type(error).__name__
+    """The first line of an error's message, without passwords, or the name of its class where there is no message.
+
+    A line that ends with a colon is followed by what it announces.
+    """
+    first, *others = str(error).splitlines() or [""]
+    announced = f" {others[0].strip()}" if others and first.endswith(":") else ""
+    return without_password(first + announced) or type(error).__name__

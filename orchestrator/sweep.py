@@ -5,6 +5,7 @@ Arguments, messages and exit codes; and in which order a call prepares, runs, ch
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from humanize import naturalsize
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
@@ -74,6 +76,9 @@ def run_sweep(
     data_root: Annotated[str | None, typer.Option(metavar="DIR", help="The original data files; else the hub.")] = None,
     storage: Storage = "results",
     tracking_uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow; else a file in the storage.")] = None,
+    tracking_seconds: Annotated[
+        float, typer.Option(min=0, help="How long MLflow is waited for at most when all else is done.")
+    ] = 60,
     address: Annotated[str | None, typer.Option(metavar="RAY_ADDRESS", help="A running Ray cluster, or auto.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the sweep; else the space's.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="One process, no Ray: for debugging.")] = False,
@@ -95,7 +100,9 @@ def run_sweep(
         return
     uri = _tracking(store, tracking_uri)
     prepared = session.prepare(title, loaded, folder, root)
-    code = _run(prepared, uri, address, serial=serial, retry_failed=retry_failed, quiet=quiet)
+    code = _run(
+        prepared, uri, address, tracking_seconds, serial=serial, retry_failed=retry_failed, quiet=quiet
+    )  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -146,7 +153,8 @@ def gc(
 
 
 def _run(
-    prepared: session.Prepared, uri: str, address: str | None, *, serial: bool, retry_failed: bool, quiet: bool
+    prepared: session.Prepared, uri: str, address: str | None, tracking_seconds: float,
+    *, serial: bool, retry_failed: bool, quiet: bool,
 ) -> int:  # fmt: skip
     from orchestrator.report.chosen import forget_choice, write_choice
     from orchestrator.report.markdown import write_report
@@ -170,7 +178,7 @@ def _run(
         driver.callbacks += [mirror, screen]
         if driver.finished() and not driver.schedule.failures and not quiet:
             place = without_password(folder.store.url)
-            out.print(f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
+            _say(out, f"nothing is left to do: every stage of sweep {folder.name!r} is in {place}")
         capacity = machine.slots(workplace.resources) if machine else prepared.space.parallel
         slots = 1 if serial else min(prepared.space.parallel, capacity)
         with logging_to(folder, DRIVER):
@@ -186,11 +194,11 @@ def _run(
                     write_report(folder.store, folder)
             finally:
                 screen.stop()
-                mirror.finish(sweep_status(folder.state()))
+                mirror.finish(sweep_status(folder.state()), tracking_seconds, lambda words: _say(err, words))
     if driver.refused:
         code = REFUSED
-    if mirror.warning:
-        err.print(f"[yellow]warning:[/yellow] {escape(mirror.warning)}", soft_wrap=True)
+    for note in [*mirror.notes, *filter(None, [mirror.warning])]:
+        err.print(f"[yellow]warning:[/yellow] {escape(note)}", soft_wrap=True)
     _print_end(folder, prepared.space, uri, code, driver.refused, quiet=quiet)
     return code
 
@@ -225,15 +233,21 @@ def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, refused: 
         for name, address in {"task": row.task_sft, **row.language_sfts}.items():
             if folder.store.manifest(str(address)) is None:  # it was lost, and could not be made again
                 continue
-            out.print(f"  vector of {name}: {folder.store.url_of(str(address), SFT)}", soft_wrap=True)
-        out.print(f"export: {escape(export_command(folder, space))}", soft_wrap=True)
+            _say(out, f"  vector of {name}: {folder.store.url_of(str(address), SFT)}")
+        _say(out, f"export: {export_command(folder, space)}")
     if code == 3:
-        out.print(f"[red]{session.summary(state)}[/red]; see: python -m orchestrator.sweep failed {folder.name} "
-                  f"--storage {without_password(folder.store.url)}", soft_wrap=True)  # fmt: skip
-    out.print(f"report: {folder.url('report.md')}", soft_wrap=True)
+        command = ["python", "-m", "orchestrator.sweep", "failed", folder.name, "--storage", folder.store.url]
+        see = escape(to_type(shlex.join(command)))
+        out.print(f"[red]{session.summary(state)}[/red]; see: {see}", soft_wrap=True)
+    _say(out, f"report: {shlex.quote(folder.url('report.md'))}")
     if not quiet:
-        place = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-        out.print(f"browse: {escape(to_type(place))}", soft_wrap=True)
+        place = uri if uri.startswith("http") else shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
+        _say(out, f"browse: {to_type(place)}")
+
+
+def _say(console: Console, words: str) -> None:
+    """Print a line as it is: brackets in it are no markup."""
+    console.print(words, soft_wrap=True, markup=False)
 
 
 def _warn_of_precision(prepared: session.Prepared) -> None:

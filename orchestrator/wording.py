@@ -128,7 +128,7 @@ def stage_warnings(manifest: Manifest) -> list[str]:
     Only those that the stage itself recorded, as the check of a text does, begin with its subject.
     """
     of_text = manifest.details.get("warnings", [])
-    of_training = (_clamped(manifest), _near_lt_sft(manifest), _never_improved(manifest))
+    of_training = (_clamped(manifest), _near_lt_sft(manifest), _never_improved(manifest), _halved(manifest))
     return [*of_text, *filter(None, of_training)]
 
 
@@ -142,6 +142,12 @@ def _clamped(manifest: Manifest) -> str:
         return ""
     number = "every matrix" if len(clamped) == len(matrices) else f"{len(clamped)} of {len(matrices)} matrices"
     return f"rank {asked} is more than {number} can have (the smallest {min(clamped)}): clamped, so not denoised there"
+
+
+def _halved(manifest: Manifest) -> str:
+    """The warning that memory ran out: dropout drew otherwise than with the micro-batch that was set."""
+    shortage = manifest.details.get("out_of_memory")
+    return f"made with {manifest.execution['micro_batch']} examples at once: {shortage}" if shortage else ""
 
 
 def _near_lt_sft(manifest: Manifest) -> str:

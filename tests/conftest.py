@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 # how long an example takes is the machine's affair
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("faults", settings.get_profile("any machine"), max_examples=10_000)
 settings.load_profile("any machine")
 
 

@@ -27,6 +27,7 @@ from benchmarks.measure import GIB, Options, fresh, interleaved, median, timed, 
 from benchmarks.models import LABELS, PAD, classifier, masked_lm, random_mask, sentences, text
 from benchmarks.reference import Reference
 from benchmarks.train import DATASHEET, WORKS, Work, needed
+from deftx import hardware
 from deftx.config import Execution, Precision, Training
 from deftx.masks.select import Indices
 from deftx.method import environment
@@ -172,7 +173,7 @@ def taken(options: Options, limit: str, before: int) -> int:
         run.validate()
         run.train_step()
         wait(options.device)
-        return before - _free(options) if options.device == "cuda" else environment.memory("VmHWM")
+        return before - _free(options) if options.device == "cuda" else hardware.memory("VmHWM")
 
 
 def _free(options: Options) -> int:

@@ -89,6 +89,8 @@ def word(value: object) -> object:
     """The value as text where it is a whole number, else as it is; YAML reads some bare words as booleans."""
     if isinstance(value, bool):
         raise ValueError("YAML reads a bare yes, no, on, off, true or false as a truth value: write it in quotes")
+    if value is None:
+        raise ValueError("YAML reads a bare null or ~ as nothing: write it in quotes")
     if isinstance(value, str) and not value.isprintable():
         raise ValueError("a line break or another control character is in it")
     return str(value) if isinstance(value, int) else value

@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import platform
 import random
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +40,7 @@ def prepare(seed: int, execution: Execution, precision: Precision = "float32") -
     # must be set before the first cuBLAS call of the process to make its sums reproducible
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(execution.threads)
-    if execution.device != "cpu" or memory("VmRSS") > _LARGE:
+    if execution.device != "cpu" or hardware.memory("VmRSS") > _LARGE:
         # models are reference cycles: a reused worker would hold on to the memory of the trial before
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # glibc's: what was freed goes back to the system
@@ -126,16 +125,7 @@ def peak_memory() -> int:
     """Most bytes since `reset_peak_memory`: of GPU memory where a GPU was used, else resident; 0 where unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    return memory("VmHWM")
-
-
-def memory(field: str) -> int:
-    """A field of proc(5)'s status in bytes; 0 without such a field."""
-    try:
-        match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    except OSError:
-        return 0
-    return int(match.group(1)) * 1024 if match else 0
+    return hardware.memory("VmHWM")
 
 
 @functools.cache

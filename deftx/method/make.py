@@ -12,15 +12,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from deftx.config import Execution
+from deftx.errors import OutOfMemory
 from deftx.method import environment
 from deftx.method.context import Context, Made
-from deftx.stages.claim import claimed
+from deftx.stages.claim import Claim, claimed, killed_for_memory
 from deftx.stages.kinds import kind_of
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
 from deftx.stages.store import Attempt, Store
 from deftx.train.leave import ask
 from deftx.train.loop import Report
+from deftx.train.memory import examples_at_once, memory_errors
 
 log = logging.getLogger("deftx")
 
@@ -46,6 +48,7 @@ def make(
 
     Raises:
         DeftxError: for what a user did; nothing is published then.
+        OutOfMemory: when there was too little for half the micro-batch too.
         Left: when this process was asked to leave.
     """
     if (manifest := _whole(stage, store)) is not None:
@@ -53,8 +56,8 @@ def make(
     execution = execution or Execution()
     for needed in stage.reads:
         make(needed, store, execution, watch, by)
-    with claimed(store, stage.address, by, ask):
-        return _whole(stage, store) or _run(stage, store, execution, watch)
+    with claimed(store, stage.address, by, ask) as claim:
+        return _whole(stage, store) or _run_in_memory(stage, store, execution, watch, claim)
 
 
 def _whole(stage: Stage, store: Store) -> Manifest | None:
@@ -65,20 +68,45 @@ def _whole(stage: Stage, store: Store) -> Manifest | None:
     return manifest
 
 
-def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None) -> Manifest:
+def _run_in_memory(stage: Stage, store: Store, execution: Execution, watch: Watch | None, claim: Claim) -> Manifest:
+    """Make a stage; where memory runs out, or ran out for a process that was killed, once more with half of it at once.
+
+    Raises:
+        OutOfMemory: when half was too much too.
+    """
+    examples = examples_at_once(stage.training, execution)
+    shortage = killed_for_memory(claim.dead) if claim.dead else None
+    if shortage and claim.dead and examples and (claim.dead.micro_batch or examples) < examples:
+        raise OutOfMemory(shortage)
+    if not (shortage and examples):
+        claim.lease.note(micro_batch=examples)
+        try:
+            return _run(stage, store, execution, watch)
+        except OutOfMemory as error:
+            if examples is None or examples == 1:
+                raise
+            shortage = str(error)
+    half = max(examples // 2, 1)
+    log.warning("%s: again with %d examples at once: %s", stage.label, half, shortage)
+    claim.lease.note(micro_batch=half)
+    return _run(stage, store, execution.model_copy(update={"micro_batch": half}), watch, out_of_memory=shortage)
+
+
+def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None, **details: str) -> Manifest:
     started, report = time.monotonic(), watch(stage) if watch else None
     log.info("%s: starts (%s)", stage.label, stage.address)
     environment.prepare(stage.seed, execution, stage.precision)
     environment.reset_peak_memory()
     attempt: Attempt = store.attempt(stage.address)
     try:
-        made: Made = kind_of(stage.kind).load()(Context(stage, store, attempt.folder, execution, report))
+        with memory_errors(stage.training, execution):
+            made: Made = kind_of(stage.kind).load()(Context(stage, store, attempt.folder, execution, report))
     except BaseException:
         attempt.abandon()
         raise
     seconds = time.monotonic() - started
     manifest = attempt.publish(
-        stage, metrics=made.facts.metrics(), curve=made.curve, details=made.details, seconds=seconds,
+        stage, metrics=made.facts.metrics(), curve=made.curve, details={**made.details, **details}, seconds=seconds,
         peak_bytes=environment.peak_memory(), execution=execution.model_dump(mode="json"),
         versions=environment.versions(), git_commit=environment.git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,16 +7,17 @@ device, where tensors have no storage. Which names a model expects is in `outlin
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 
 from deftx.errors import DataError, reason
+from deftx.foreign import json_object, small_file
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The files with which a model's weights begin, in the order in which transformers looks for them."""
@@ -58,44 +59,39 @@ def headers_in(path: Path) -> Headers:
         DataError: when the file is torn, or no such file.
     """
     try:
-        return dict(_safe(path) if path.suffix == ".safetensors" else _pickled(path))
+        with warnings.catch_warnings(action="ignore"):  # torch's about a pickle that it then refuses
+            return dict(_safe(path) if path.suffix == ".safetensors" else _pickled(path))
     except Exception as error:  # what torch's unpickler raises on foreign bytes has no common ancestor
         raise DataError(f"{path}: torn, or no file of weights: {_why(path, error)}") from None
 
 
 def _files_of(folder: Path) -> list[Path]:
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    path = folder / "config.json"
+    config = json_object(small_file(path), path) if path.is_file() else {}
     named = config.get("transformers_weights")
     wanted = [named] if isinstance(named, str) else WEIGHTS
-    first = next((folder / name for name in wanted if (folder / name).is_file()), None)
+    # by its listing: what a name means to the file system is not asked
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    first = next((folder / name for name in wanted if name in there), None)
     if first is None:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
-        raise DataError(f"{folder}: no weights there: none of {', '.join(wanted)}; found: {there}")
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+        raise DataError(f"{folder}: no weights there: none of {', '.join(wanted)}; found: {found}")
     if not first.name.endswith(_INDEX):
         return [first]
-    shards = _json(first).get("weight_map")
+    shards = json_object(small_file(first), first).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise DataError(f"{first}: no index of weights: `weight_map` from names to files is missing")
-    paths = [folder / name for name in dict.fromkeys(shards.values())]
-    if missing := [path.name for path in paths if not path.is_file()]:
-        raise DataError(f"{first}: names {missing[0]}, which is not there ({len(missing)} of {len(paths)} are missing)")
-    return paths
+    names = dict.fromkeys(shards.values())
+    if missing := [name for name in names if name not in there]:
+        which = f"names {missing[0]}, which is not there"
+        raise DataError(f"{first}: {which} ({len(missing)} of {len(names)} are missing)")
+    return [folder / name for name in names]
 
 
 def _why(path: Path, error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "there is more than tensors in it, and no code of a pickle is run"
     return "it is empty" if path.is_file() and not path.stat().st_size else reason(error).split(". ")[0]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return content
 
 
 def _safe(path: Path) -> Iterator[tuple[str, Header]]:

@@ -7,7 +7,6 @@ in `deftx.method.look`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from deftx.errors import ConfigError, DataError, DeftxError, reason
+from deftx.foreign import json_object, small_file
 from deftx.models.architectures import Architecture, MaskedLMHead, architecture_of
 from deftx.models.headers import Header, Headers
 from deftx.models.load import load_tokenizer, quiet
@@ -184,12 +184,7 @@ class Outline:
                 SentencePieceProcessor(model_file=str(path))
             except Exception:  # with words that name a line of C++
                 raise DataError(f"{self.name}/{path.name}: torn, or no SentencePiece model") from None
-        try:
-            return load_tokenizer(self.folder)
-        except DataError:
-            raise
-        except Exception as error:  # a wrong value makes transformers raise anything
-            raise DataError(f"{self.name}: no tokenizer there: {reason(error)}") from None
+        return load_tokenizer(self.folder)
 
 
 _REFUSED = {
@@ -208,13 +203,8 @@ def _config(folder: Path, name: str) -> Any:
     if not path.is_file():
         adapter = ": it is a LoRA or another adapter (adapter_config.json)"
         raise DataError(f"{name}: no model there, no config.json{adapter * (folder / 'adapter_config.json').is_file()}")
+    content = json_object(small_file(path), f"{name}/config.json")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}/config.json: not JSON: {reason(error)}") from None
-    try:
-        if not isinstance(content, dict):
-            raise DataError("not a JSON object")
         if large := [f"{key}: {value}" for key, value in content.items() if not bounded(value, key)]:
             raise DataError(f"{large[0]}: no encoder is that large")
         for field, why in _REFUSED.items():

@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deftx.errors import DataError
+from deftx.foreign import json_object, small_file
+
 _FILE = Path(__file__).with_name("sizes.json")
 _SHAPE = (
     "model_type",
@@ -63,9 +66,8 @@ def size_of_repository(name: str) -> Size | None:
 def size_of_folder(folder: Path) -> Size | None:
     """The size of the backbone in a folder; None where no model can be built from its config.json."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return size_of(config) if isinstance(config, dict) else None
-    except (OSError, ValueError, RecursionError):  # RecursionError: JSON nested a thousand deep
+        return size_of(json_object(small_file(path := folder / "config.json"), path))
+    except DataError:
         return None
 
 

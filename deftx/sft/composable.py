@@ -8,6 +8,7 @@ column-major flat index. Where it comes from it does not say.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftx.errors import DataError, reason
+from deftx.errors import DataError, reason, shortened
 from deftx.sft.entries import Entries, check_entries, check_head
 
 FILE = "pytorch_diff.bin"
 _PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "deberta.", "model.")
+_WRONG = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+"""What Python and torch raise where a value is of another type than is expected."""
 
 
 def load(path: Path) -> Entries:
@@ -29,17 +32,19 @@ def load(path: Path) -> Entries:
     Raises:
         DataError: when it is not such a file, or holds anything but tensors and numbers.
     """
-    content = _unpickle(path)
+    content, most = _unpickle(path), path.stat().st_size
     indices, values, shapes = {}, {}, {}
     try:
         for full_name, encoded in content["diffs"].items():
             name = _base_name(full_name)
-            shape = tuple(int(size) for size in encoded["size"])
-            index, value = _decode(encoded["index_steps"], torch.as_tensor(encoded["values"]).float(), shape)
+            shape, steps, numbers = _shape(encoded["size"]), encoded["index_steps"], torch.as_tensor(encoded["values"])
+            _check_count(most, len(steps), numbers.numel())
+            index, value = _decode(steps, numbers.float(), shape)
             check_entries(str(path), full_name, index, value, shape)
             indices[name], values[name], shapes[name] = index, value, shape
         head = {str(name): torch.as_tensor(tensor) for name, tensor in content.get("abs", {}).items()}
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        _check_count(most, *(tensor.numel() for tensor in head.values()))
+    except _WRONG as error:
         raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
     check_head(str(path), head)
     return Entries(indices, values, shapes, head)
@@ -53,8 +58,8 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         diffs = _unpickle(path, values=False)["diffs"].items()
-        return {_base_name(name): tuple(int(size) for size in encoded["size"]) for name, encoded in diffs}
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        return {_base_name(name): _shape(encoded["size"]) for name, encoded in diffs}
+    except _WRONG as error:
         raise DataError(f"{path}: not a composable-sft vector: {error!r}") from None
 
 
@@ -65,7 +70,7 @@ def _unpickle(path: Path, *, values: bool = True) -> dict[str, Any]:
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed += [(scalar, f"{module}.scalar"), (empty, f"{module}._reconstruct")]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu" if values else "meta", weights_only=True)
     except UnpicklingError:  # in whose words torch advises to let the code run
         more = "there is more than tensors and numbers in it, and no code of a pickle is run"
@@ -75,6 +80,18 @@ def _unpickle(path: Path, *, values: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("diffs"), dict):
         raise DataError(f"{path}: not a composable-sft vector: no 'diffs' in it")
     return content
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if len(sizes) > 8 or (wrong := [size for size in sizes if not 1 <= int(size) <= 2**40]):
+        raise ValueError(f"a parameter of shape {shortened(sizes if len(sizes) > 8 else wrong)}")
+    return tuple(int(size) for size in sizes)
+
+
+def _check_count(most: int, *counts: int) -> None:
+    """Check that there are no more numbers than bytes in the file: strides of 0 repeat one without end."""
+    if counts and max(counts) > most:
+        raise ValueError(f"{max(counts):,} numbers in {most:,} bytes")
 
 
 def _decode(steps: Any, values: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

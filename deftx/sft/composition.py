@@ -8,7 +8,6 @@ here; what is made of a composition is in `export`.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +16,7 @@ from pydantic import Field, ValidationError, field_serializer, field_validator
 
 from deftx.config import SPLIT_NAMES, EvaluationSplit, Metric, Settings, TaskKind
 from deftx.errors import ConfigError, DataError, StoreError, hint
+from deftx.foreign import json_object
 from deftx.sources.published import HubFolder, LocalFolder, resolve_folder
 from deftx.stages.store import Store
 
@@ -98,7 +98,7 @@ def read_chosen(where: str, language: str, backbone: str | None = None) -> tuple
     if (content := store.read("sweeps", name, CHOSEN)) is None:
         raise _nothing_chosen(store, name)
     try:
-        compositions = json.loads(content)
+        compositions = json_object(content, place)
         if not compositions:
             raise DataError(f"{place}: no combination was completed, so none was chosen; the sweep's report says why")
         if language not in compositions:

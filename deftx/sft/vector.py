@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deftx.errors import DataError, explain
+from deftx.foreign import small_file
 from deftx.masks.select import Indices
 from deftx.models.headers import headers_in
 from deftx.sft import composable
@@ -257,12 +258,10 @@ def _check_names(path: Path, parts: Mapping[str, Mapping[str, Any]], shapes: Map
 
 
 def _read_record(path: Path) -> tuple[SFTMetadata, dict[str, tuple[int, ...]]]:
+    if not path.exists():
+        raise DataError(f"{path}: missing; an SFT is {TENSORS} and {METADATA}")
     try:
-        record = _SFTRecord.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; an SFT is {TENSORS} and {METADATA}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        record = _SFTRecord.model_validate_json(small_file(path))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))

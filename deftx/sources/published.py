@@ -7,7 +7,6 @@ opened later is compared with that. What is inside a folder is read elsewhere (m
 from __future__ import annotations
 
 import hashlib
-import json
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import Field
 from deftx.config import Settings
 from deftx.errors import DataError, HubError, reason
 from deftx.folders import Contents, contents_of, files_of
+from deftx.foreign import json_object, small_file
 from deftx.sources.hub import gated_error, hub_commit, hub_info
 from deftx.sources.revisions import UNRESOLVED
 
@@ -179,13 +179,13 @@ def _digest(contents: Contents) -> str:
 def _refuse_nested_weights(path: Path) -> None:
     """Raise a DataError for weights in a folder of the folder, or hidden: they would load, and no address counts them.
 
-    What is no JSON, or not of the form that is looked at, is told by whoever loads it.
+    What is no JSON, or not of the form that is looked at, is told by whoever loads it; what is too large, here.
     """
+    content = small_file(path)
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        settings = json_object(content, path)
+    except DataError:
         return
-    settings = content if isinstance(content, dict) else {}
     shards = settings.get("weight_map")
     names = [settings.get("transformers_weights"), *(shards.values() if isinstance(shards, dict) else ())]
     for name in names:

@@ -13,15 +13,19 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from deftx import hardware
 from deftx.stages.objects import Objects
 
 BEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 """How often a holder looks whether it was asked to leave, where that is the reading of a small file."""
+_GROWN = 2**28
+"""Bytes that a holder notes at once that it holds more."""
 _LEAVE = ".leave"
 
 
@@ -36,6 +40,14 @@ class Holder(BaseModel):
     """When the process began, in clock ticks since boot: process ids are used again."""
     beat: float
     """Seconds since 1970 by the holder's clock, which may be wrong elsewhere: what counts is that it changes."""
+    micro_batch: int | None = None
+    """Examples that its training computes at once; None where nothing is trained."""
+    memory: int = 0
+    """Most bytes that the process held until it last beat."""
+    oom_kills: int = 0
+    """How many processes the kernel of its host had killed for want of memory when it began."""
+    short: bool = False
+    """Whether something else than the kernel killed it for want of memory, as Ray does."""
 
     @property
     def here(self) -> bool:
@@ -46,6 +58,11 @@ class Holder(BaseModel):
     def gone(self) -> bool:
         """Whether it was a process of this host that has ended."""
         return self.here and (not self.born or _born(self.pid) != self.born)
+
+    @property
+    def killed_for_memory(self) -> bool:
+        """Whether it was killed for want of memory, as far as this host can tell."""
+        return self.short or (self.gone and hardware.oom_kills() > self.oom_kills)
 
 
 class Lease:
@@ -72,7 +89,7 @@ class Lease:
         self._leave = (*parts[:-1], parts[-1] + _LEAVE)
         self._me = Holder(
             token=uuid.uuid4().hex, by=by, host=socket.gethostname(), pid=os.getpid(), born=_born(os.getpid()),
-            beat=time.time(),
+            beat=time.time(), memory=hardware.memory("VmHWM"), oom_kills=hardware.oom_kills(),
         )  # fmt: skip
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lease", daemon=True)
@@ -109,9 +126,23 @@ class Lease:
         except ValidationError:
             return None
 
+    def say_short_of_memory(self) -> None:
+        """Note of a dead holder that it was killed for want of memory."""
+        if (holder := self.holder()) is not None:
+            self._store.write(holder.model_copy(update={"short": True}).model_dump_json().encode(), *self._parts)
+
+    def forget(self) -> None:
+        """Remove a lease whose holder is dead."""
+        self._store.remove(*self._parts)
+
     def ask_to_leave(self) -> None:
         """Ask whoever holds it to leave when it can."""
         self._store.write(b"", *self._leave)
+
+    def note(self, **facts: Any) -> None:
+        """Say more of oneself as the holder."""
+        self._me = self._me.model_copy(update=facts)
+        self._store.write(self._content(), *self._parts)
 
     def _watch(self) -> None:
         beat = time.monotonic()
@@ -119,14 +150,15 @@ class Lease:
             with suppress(Exception):  # a storage in trouble now may answer at the next beat
                 if self._asked and self._store.read(*self._leave) is not None:
                     self._asked()
-                if time.monotonic() - beat >= BEAT_SECONDS:
+                held = hardware.memory("VmHWM")
+                # one that grows may be killed for it before its next beat
+                if time.monotonic() - beat >= BEAT_SECONDS or held > self._me.memory + _GROWN:
                     beat = time.monotonic()
                     if (holder := self.holder()) is not None and holder.token != self._me.token:
                         if self._lost:
                             self._lost()
                         return
-                    self._me.beat = time.time()
-                    self._store.write(self._content(), *self._parts)
+                    self.note(beat=time.time(), memory=held)
 
     def _content(self) -> bytes:
         return self._me.model_dump_json().encode()

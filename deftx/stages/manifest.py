@@ -14,6 +14,8 @@ from deftx.stages.stage import address_of
 MANIFEST = "manifest.json"
 
 _ADVICE = "the command that made the stage makes it again"
+_LONGEST = 255
+"""Bytes of the path of a file, as many as a name has at most on common file systems."""
 
 
 class FileEntry(BaseModel):
@@ -70,6 +72,6 @@ def read_manifest(content: bytes, address: str, where: str) -> Manifest:
     if manifest.kind != (kind := manifest.identity["kind"]):
         raise BrokenRecord(f"{where}: calls a {kind} stage {manifest.kind!r}; {_ADVICE}")
     for path in (manifest.attempt, *manifest.files):
-        if path.startswith("/") or ".." in path.split("/"):
+        if path.startswith("/") or ".." in path.split("/") or "\0" in path or len(path.encode()) > _LONGEST:
             raise BrokenRecord(f"{where}: names {path!r}, which is not in the stage's folder; {_ADVICE}")
     return manifest

@@ -52,11 +52,17 @@ class Objects:
         return "/".join([self.root, *parts])
 
     def read(self, *parts: str) -> bytes | None:
-        """The bytes of an object, or None when there is no such object."""
+        """The bytes of an object, or None when there is no such object.
+
+        Raises:
+            StoreError: for a folder.
+        """
         try:
             return bytes(self.fs.cat_file(self.path(*parts)))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except IsADirectoryError:
+            raise StoreError(f"{self.path(*parts)}: is a folder where a file should be; move it away") from None
 
     def write(self, content: bytes, *parts: str) -> None:
         """Write an object whole. On a file system a reader sees the old bytes or the new ones, never half of them."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from deftx.models.attention import masks_where_given
 from deftx.train.ahead import Ahead
 from deftx.train.capture import ATTENTION, Runner, runner_for
 from deftx.train.leave import Left, asked, heeding
+from deftx.train.memory import memory_errors
 from deftx.train.objectives import Batch, Objective
 from deftx.train.step import Step
 from deftx.train.trainable import Trainable
@@ -99,16 +99,17 @@ def train(
         TrainingError: when a loss or a weight is NaN or infinite; names the step. The model is left as the last step
             made it, and may be trained again.
         DataError: when there is nothing to train on.
+        OutOfMemory: of a GPU or of this process; names what was needed and what to set.
         Left: when this process was asked to leave, after a checkpoint was kept.
     """
     if objective.examples == 0:
         raise DataError("there are no training examples")
     execution = execution or Execution()
     with _gradient_checkpointing(model, execution.gradient_checkpointing):
-        with _memory_errors(settings, execution):
+        with memory_errors(settings, execution):
             run = Run(model, objective, settings, seed, trainable, execution)
         # closed after a failure too, so that the model can be trained again
-        with closing(run), _memory_errors(settings, execution):
+        with closing(run), memory_errors(settings, execution):
             _drive(run, settings, execution, checkpoints, report)
     return run.result
 
@@ -142,23 +143,6 @@ def _drive(
             if leaves:
                 raise Left(f"left after step {run.step} of {run.result.steps}, which the store has as a checkpoint")
     run.load_best()
-
-
-@contextmanager
-def _memory_errors(settings: Training, execution: Execution) -> Iterator[None]:
-    """Say what to set where a GPU is too small."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        free, whole = (bytes_ / 2**30 for bytes_ in torch.cuda.mem_get_info(execution.device))
-        held = torch.cuda.max_memory_allocated(execution.device) / 2**30
-        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
-        raise TrainingError(
-            f"the GPU has too little memory for {execution.micro_batch or settings.batch_size} examples at once: this "
-            f"stage held {held:.1f} GiB and needs {asked.group(1) if asked else 'more'} on top, and {free:.1f} of "
-            f"{whole:.1f} GiB are free; in the stage's `resources` set a smaller micro_batch, "
-            f"gradient_checkpointing: true, or a larger share of the GPU (gpu)"
-        ) from None
 
 
 @contextmanager

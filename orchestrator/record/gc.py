@@ -9,7 +9,7 @@ from deftx.stages.files import DELTA, SINGULAR_VECTORS
 from deftx.stages.manifest import MANIFEST
 from deftx.stages.store import ATTEMPT, Store
 from orchestrator.record.lease import running_driver
-from orchestrator.record.sweep import SweepFolder
+from orchestrator.record.sweep import sweeps_in
 
 
 @dataclass
@@ -31,7 +31,7 @@ def collect(store: Store, *, remove: bool) -> Removed:
     Raises:
         StoreError: while a driver runs, whose running stages look like losing attempts.
     """
-    sweeps = [SweepFolder(store, name) for name in store.names("sweeps")]
+    sweeps = sweeps_in(store)
     for sweep in sweeps:
         if running_driver(sweep):
             raise StoreError(f"sweep {sweep.name!r} is running; collect when it has ended")

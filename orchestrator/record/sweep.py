@@ -17,7 +17,7 @@ import logging
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from deftx.errors import ConfigError, StoreError
 from deftx.passwords import without_password
@@ -28,6 +28,9 @@ from deftx.stages.store import Store
 log = logging.getLogger("deftx")
 
 RowKind = Literal["combination", "lt-sft", "task", "task+source", "other-language", "dense-task"]
+
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class _Record(BaseModel):
@@ -84,6 +87,17 @@ class GradeRow(_Record):
     grades: dict[str, str] = {}
     language_sfts: dict[str, str] = {}
     task_sft: str | None = None
+
+    @model_validator(mode="after")
+    def _has_parameters(self) -> GradeRow:
+        given = self.parameters
+        ranks, shares = ([f"{name}_{of}" for of in "lt"] for name in ("rank", "retention"))
+        if self.kind == "combination" and not (
+            all(isinstance(given.get(name), str) for name in ranks)
+            and all(isinstance(given.get(name), float) for name in shares)
+        ):
+            raise ValueError("a combination has two ranks and two shares")
+        return self
 
     @property
     def title(self) -> str:
@@ -153,7 +167,7 @@ class SweepFolder:
         Raises:
             ConfigError: for a name that is not letters, digits, `.`, `_` and `-`.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not re.fullmatch(_NAME, name):
             raise ConfigError(f"sweep name {name!r}: letters, digits, '.', '_' and '-', the first a letter or digit")
         self.store, self.name = store, name
 
@@ -248,6 +262,11 @@ class SweepFolder:
 
     def _write(self, record: BaseModel, *parts: str) -> None:
         self.store.write(record.model_dump_json(indent=1).encode(), "sweeps", self.name, *parts)
+
+
+def sweeps_in(store: Store) -> list[SweepFolder]:
+    """The folders of all sweeps in a store; what else lies among them is passed over, such as a `.DS_Store`."""
+    return [SweepFolder(store, name) for name in store.names("sweeps") if re.fullmatch(_NAME, name)]
 
 
 def known_sweep(store: Store, name: str) -> tuple[SweepFolder, SweepInfo]:

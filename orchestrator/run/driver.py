@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from deftx.errors import refusal
-from deftx.stages.claim import claim_on
+from deftx.stages.claim import claim_on, killed_for_memory
 from deftx.stages.kinds import F, facts_of
 from deftx.stages.lease import Lease
 from deftx.stages.manifest import Manifest
@@ -75,6 +75,21 @@ class Driver:
         self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
         self.schedule.begin()
 
+    def short_of_memory(self, job: Job) -> None:
+        """Note, for whoever makes them again, that the worker of a job's stages was killed for want of memory."""
+        for claim in (claim_on(self.folder.store, stage.address) for stage in job.stages):
+            if (holder := claim.holder()) and holder.by == self.workplace.maker:
+                claim.say_short_of_memory()
+
+    def _death(self, stage: Stage) -> str | None:
+        """How the worker died that left a claim on a stage, if for want of memory; the claim is removed then."""
+        claim = claim_on(self.folder.store, stage.address)
+        holder = claim.holder()
+        words = killed_for_memory(holder) if holder and holder.by == self.workplace.maker else None
+        if words:
+            claim.forget()
+        return words
+
     @property
     def asked(self) -> list[Combination]:
         """The combinations asked so far, in order."""
@@ -108,7 +123,7 @@ class Driver:
             if self.folder.store.has(stage.address):
                 self._done(stage, stage.address in failures)
             else:
-                self._failed(stage, failures.get(stage.address), error)
+                self._failed(stage, failures.get(stage.address), self._death(stage) or error)
         self._tell_reused()
         with self.refusals():
             self.write_state()

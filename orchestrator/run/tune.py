@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,6 +27,7 @@ from ray.tune.search import Searcher
 
 from deftx.errors import ConfigError
 from orchestrator.run.driver import NO_MESSAGE, Driver
+from orchestrator.run.folders import session_folder
 from orchestrator.run.machine import Machine, Workplace
 from orchestrator.run.signals import interruptible
 from orchestrator.run.trial import carry_out
@@ -45,25 +47,21 @@ class ScheduleSearcher(_Unsaved, Searcher):
     def __init__(self, driver: Driver) -> None:
         super().__init__()
         self._driver = driver
-        self._jobs: dict[str, Job] = {}
-        self.errors: dict[str, str] = {}
-        """Why Tune gave up a trial, by trial id; set before `on_trial_complete` is called."""
+        self.jobs: dict[str, Job] = {}
+        """By the id of the trial that has it."""
 
     def suggest(self, trial_id: str) -> Any:
         """A job as a trial's configuration, None while nothing is ready, FINISHED at the end."""
         job = self._driver.next_job()
         if job is None:
             return str(Searcher.FINISHED) if self._driver.finished() or self._driver.refused else None
-        self._jobs[trial_id] = job
+        self.jobs[trial_id] = job
         return {"job": job}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Settle the trial's job; what it made is in the store, and why it failed is recorded."""
-        job = self._jobs.pop(trial_id)
-        if trial_id in self.errors:
-            self._driver.settle(job, self.errors.pop(trial_id))
-        else:
-            self._driver.settle(job)
+        """Settle the trial's job; what it made is in the store. Of an error Tune calls `on_trial_error` next."""
+        if not error:
+            self._driver.settle(self.jobs.pop(trial_id))
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """True: Tune's own limit (`max_concurrent_trials`) holds, so no limiter is wrapped around this searcher."""
@@ -89,9 +87,17 @@ class _ProgressCallback(_Unsaved, TrialProgressCallback):
         if "address" in result:
             self._driver.progress(result["address"], result["point"])
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """Note why a trial is tried again, where its worker died and could not."""
+        if _short_of_memory(trial):
+            self._driver.short_of_memory(self._searcher.jobs[trial.trial_id])
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
-        """Keep the error that Tune has, for the driver to record."""
-        self._searcher.errors[trial.trial_id] = _last_line(trial)
+        """Settle the job of a trial that Tune gave up; why a stage failed is recorded, unless its worker died."""
+        job = self._searcher.jobs.pop(trial.trial_id)
+        if _short_of_memory(trial):
+            self._driver.short_of_memory(job)
+        self._driver.settle(job, _last_line(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Do nothing: the searcher settles the job."""
@@ -107,8 +113,8 @@ def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> No
     Raises:
         ConfigError: when there is no cluster at the address.
     """
-    _connect(machine, address)
-    try:
+    with ExitStack() as stack:
+        _connect(machine, address, stack)
         with tempfile.TemporaryDirectory(prefix="deftx-tune-") as scratch:
             searcher = ScheduleSearcher(driver)
             limit = driver.space.parallel
@@ -129,8 +135,6 @@ def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> No
                 except KeyboardInterrupt:
                     driver.let_leave()
                     raise
-    finally:
-        ray.shutdown()
 
 
 def _trainable(workplace: Workplace) -> Any:
@@ -150,6 +154,11 @@ def _placement(workplace: Workplace) -> Callable[[dict[str, Any]], tune.Placemen
     return of
 
 
+def _short_of_memory(trial: Trial) -> bool:
+    """Whether Ray itself killed the trial's worker, before the kernel would: the node's memory was nearly full."""
+    return "low on memory" in str(trial.get_error() or "")
+
+
 def _last_line(trial: Trial) -> str:
     """The last line of a failed trial's error."""
     error = trial.get_error()
@@ -157,12 +166,15 @@ def _last_line(trial: Trial) -> str:
     return lines[-1] if lines else NO_MESSAGE
 
 
-def _connect(machine: Machine | None, address: str | None) -> None:
+def _connect(machine: Machine | None, address: str | None, stack: ExitStack) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if machine is not None:
         capacity: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
-        ray.init(address="local", include_dashboard=False, **capacity, **quiet)
+        folder = stack.enter_context(session_folder())
+        stack.callback(ray.shutdown)
+        ray.init(address="local", include_dashboard=False, _temp_dir=folder, **capacity, **quiet)
         return
+    stack.callback(ray.shutdown)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:

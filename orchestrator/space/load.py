@@ -79,7 +79,8 @@ def _parsed(name: str, text: str) -> object:
     except RecursionError:
         raise ConfigError(f"{name}: nested too deep for a space") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        words = " ".join(str(error).split()).partition("; use sys.")[0]  # Python's advice to let it through
+        raise ConfigError(f"{name}: not YAML: {words}") from None
 
 
 class _EachOnce(yaml.SafeLoader):
@@ -160,7 +161,7 @@ def _task_kind(benchmark: Any) -> TaskKind:
     """The kind of task of a benchmark as written, right or wrong."""
     if isinstance(benchmark, Mapping):
         return "nli" if benchmark.get("kind") == "nli" else "sentiment"
-    builtin = BENCHMARKS.get(str(benchmark))
+    builtin = BENCHMARKS.get(benchmark) if isinstance(benchmark, str) else None
     return builtin.kind if builtin else "sentiment"
 
 

@@ -229,7 +229,7 @@ class Space(Settings):
     @field_validator("selection", mode="before")
     @classmethod
     def _test_is_sealed(cls, value: object) -> object:
-        if "test" in str(value):
+        if isinstance(value, str) and "test" in value:
             raise ValueError("the test split is sealed: select by target-valid or unlabelled, never by test scores")
         return value
 

@@ -6,9 +6,10 @@ it looks is in `table`. Lines of finished stages stay above it.
 
 from __future__ import annotations
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.text import Text
 
 from deftx.stages.stage import Stage
 from orchestrator.record.sweep import Failure
@@ -18,6 +19,9 @@ from orchestrator.wording import stage_warnings
 
 PROGRESS_SECONDS = 30.0
 """The least time between two progress lines where there is no terminal."""
+
+
+_ENDING = "told to end: trainings keep a checkpoint after their step; Ctrl-C again ends at once"
 
 
 class Screen:
@@ -102,7 +106,8 @@ class Screen:
 
     def _draw(self) -> RenderableType:
         assert self._snapshot is not None
-        return board(self._snapshot, self._warnings, *self._console.size, now=self._progress.clock())
+        drawn = board(self._snapshot, self._warnings, *self._console.size, now=self._progress.clock())
+        return Group(drawn, Text(_ENDING, "yellow")) if self._progress.driver.interrupted else drawn
 
 
 def _progress_line(snapshot: Snapshot) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from deftx.cli.command import HELP, Command, example
-from deftx.errors import ConfigError
+from deftx.errors import ConfigError, reason
 from deftx.passwords import without_password
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
@@ -34,7 +34,7 @@ def main(
     try:
         complete = [_mirror_and_tell(folder, tracking_uri) for folder in _sweeps(directory)]
     except mlflow_error() as error:
-        typer.echo(f"error: {without_password(str(error))}", err=True)
+        typer.echo(f"error: {reason(error)}", err=True)
         raise typer.Exit(1) from None
     raise typer.Exit(0 if all(complete) else 1)
 
@@ -53,7 +53,8 @@ def _mirror_and_tell(folder: SweepFolder, tracking_uri: str | None) -> bool:
     """Whether a sweep could be mirrored whole; prints what was done."""
     uri = tracking_uri or default_tracking_uri(folder.store)
     try:
-        typer.echo(f"{folder.name}: {mirror_sweep(folder.store, folder, uri)} runs in {without_password(uri)}")
+        runs = mirror_sweep(folder.store, folder, uri, lambda words: typer.echo(f"warning: {words}", err=True))
+        typer.echo(f"{folder.name}: {runs} runs in {without_password(uri)}")
         return True
     except MirrorError as error:
         typer.echo(f"error: {folder.name}: {error}", err=True)

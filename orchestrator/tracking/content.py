@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from deftx.stages.files import SFT
@@ -73,15 +74,19 @@ class RunContent:
     files: Files = field(default_factory=dict)
     span: tuple[int, int] | None = None
 
-    @property
-    def digest(self) -> str:
-        """A hash of the content, the same whenever it is written."""
-        points = [(point.key, point.step, point.value) for point in self.curve]
-        files = {
+    @cached_property
+    def file_digests(self) -> dict[str, str]:
+        """The SHA-256 of each file."""
+        return {
             name: file.sha256 if isinstance(file, PublishedFile) else hashlib.sha256(file).hexdigest()
             for name, file in self.files.items()
         }
-        content = [self.name, self.status, self.tags, self.params, self.metrics, points, files]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the content, the same whenever it is written."""
+        points = [(point.key, point.step, point.value) for point in self.curve]
+        content = [self.name, self.status, self.tags, self.params, self.metrics, points, self.file_digests]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -104,7 +109,7 @@ class SweepContent:
             params={"benchmark": self.info.benchmark, "backbone": self.info.backbone, "seed": str(self.info.seed)},
             # a count of a running sweep would stay as one more point of the metric
             metrics={} if status == "RUNNING" else rounded(self._sweep_metrics(state, test)),
-            files=self._sweep_files(state),
+            files=self._sweep_files(state, status),
             span=self._sweep_span(state),
         )
 
@@ -222,7 +227,7 @@ class SweepContent:
         spans = map(_span, filter(None, map(self.folder.store.manifest, published)))
         return int(begin * 1000), max([int(begin * 1000), *(end for _, end in filter(None, spans))])
 
-    def _sweep_files(self, state: State) -> Files:
+    def _sweep_files(self, state: State, status: RunStatus) -> Files:
         store, name = self.folder.store, self.folder.name
         plan = {address: entry.model_dump() for address, entry in state.stages.items()}
         paths = ["report.md", "results.csv", *(f"plots/{plot}" for plot in store.names("sweeps", name, "plots"))]
@@ -230,7 +235,8 @@ class SweepContent:
         return {
             "sweep.json": self.info.model_dump_json(indent=1).encode(),
             "space.json": json.dumps(self.info.space, indent=1).encode(),
-            "plan.json": json.dumps(plan, indent=1).encode(),
+            # the plan of a running sweep is another at its end
+            **({} if status == "RUNNING" else {"plan.json": json.dumps(plan, indent=1).encode()}),
             **{path: content for path, content in contents.items() if content is not None},
         }
 

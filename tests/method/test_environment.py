@@ -23,14 +23,14 @@ def test_a_worker_that_holds_much_gives_freed_memory_back(
     class Library:
         malloc_trim = calls.append
 
-    monkeypatch.setattr(environment, "memory", lambda field: held)
+    monkeypatch.setattr(hardware, "memory", lambda field: held)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
     environment.prepare(0, Execution())
     assert calls == given_back
 
 
 def test_a_system_without_malloc_trim_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "memory", lambda field: 3 << 30)
+    monkeypatch.setattr(hardware, "memory", lambda field: 3 << 30)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     environment.prepare(0, Execution())
 

@@ -244,6 +244,14 @@ def test_languages_that_yaml_reads_as_something_else(tmp_path: Path) -> None:
     assert "backbone.languages: a list of codes is expected, such as [id]" in told
 
 
+def test_a_space_as_editors_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + BASE.replace("\n", "\r\n").encode())
+    assert load_space(str(path))[1] == load(tmp_path, BASE)
+    assert "'\\t' that cannot start any token" in problems(tmp_path, BASE + "task:\n\tk: 1\n")
+    assert "task.k: k is a number of entries such as" in problems(tmp_path, BASE + "task: {k: 0.05}\n")
+
+
 def base(**settings: str) -> str:
     """BASE with some settings written otherwise."""
     kept = [line for line in BASE.splitlines() if line.partition(":")[0] not in settings]
@@ -269,7 +277,7 @@ def test_the_size_of_a_space_is_checked_before_it_is_expanded(tmp_path: Path, te
     assert expected in problems(tmp_path, text)
 
 
-@pytest.mark.parametrize("key", ["rank_l", "retention", "targets", "note", "benchmark"])
+@pytest.mark.parametrize("key", Space.model_fields)
 def test_a_value_of_a_thousand_million_entries_is_refused_at_once(tmp_path: Path, key: str) -> None:
     """Nine levels of lists of the same ten lists: a few bytes of YAML."""
     levels = ["x: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +88,16 @@ def test_the_csv_holds_every_row_on_every_target_and_split(sweep: HandMade) -> N
     assert test.loc[("no language vector", "ace"), "difference"] == pytest.approx(100 * (102 - 148) / 200)
     valid = frame[frame["split"] == "validation"].set_index(["row", "language"])
     assert valid.loc[("DEFT-X r_l 8, r_t 8, retention 5 %", "ban"), ["value", "n"]].tolist() == [64.0, 50]
+
+
+def test_no_cell_is_a_formula_for_a_spreadsheet(sweep: HandMade) -> None:
+    sweep.report()
+    tables = sorted(Path(sweep.folder.path).glob("*.csv"))
+    assert [path.name for path in tables] == ["results.csv", "vectors.csv"]
+    for path in tables:
+        with path.open(newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if re.match(r"[=+@\t]|-(?!\d)", cell)]
 
 
 def test_the_summary_says_what_was_chosen_what_is_believable_and_what_is_not(sweep: HandMade) -> None:
@@ -255,7 +268,8 @@ def test_a_search_that_goes_on_has_chosen_nothing(sweep: HandMade) -> None:
     sweep.folder.write_file(b"{}", CHOSEN)
     forget_choice(sweep.folder)
     driver = SimpleNamespace(
-        folder=sweep.folder, space=make_space(), asked=[], schedule=SimpleNamespace(scores={}), interrupted=True,
+        folder=sweep.folder, space=make_space(), asked=[], schedule=SimpleNamespace(scores={}),
+        interrupted=2, refused=None, refusals=contextlib.nullcontext,
         finished=lambda: False, write_state=lambda ended=False: State(),
     )  # fmt: skip
     assert session.run(driver, lambda _: None) == 130  # type: ignore[arg-type]

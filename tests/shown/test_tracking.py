@@ -2,186 +2,39 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.facts import metrics_of
+from support.mirrored import Sweep, language_stage, mlflow_client, publish, run_live, task_stage
+from support.mlflow_stand_in import MlflowStandIn
 from support.patience import PATIENCE
 from typer.testing import CliRunner, Result
 
-from deftx.config import Denoise, TextSettings, Training
 from deftx.errors import ConfigError
-from deftx.sources.files import FileSource
-from deftx.sources.published import HubFolder
-from deftx.stages.manifest import Manifest
-from deftx.stages.settings import DenseSettings, GradeSettings, SparseSettings, TaskData, TextStageSettings
-from deftx.stages.stage import Stage, walk
 from deftx.stages.store import Store
-from orchestrator.record.sweep import Failure, GradeRow, StageEntry, State, SweepFolder, SweepInfo
+from orchestrator.record.sweep import Failure
 from orchestrator.tracking.__main__ import app
 from orchestrator.tracking.client import artifact_place, check_tracking_uri, default_tracking_uri
 from orchestrator.tracking.content import PARENT, sweep_status
-from orchestrator.tracking.mirror import Mirror, MirrorError, mirror_sweep
+from orchestrator.tracking.mirror import MirrorError, mirror_sweep
 
 NOT_MADE_HERE = (
     "denoising/mean rank", "denoising/retention of residual energy percent", "mask/overlap with LT-SFT mask percent",
     "result/best validation score points",
 )  # fmt: skip
 FILES_OF_A_VECTOR = ["details.json", "sft/sft.json", "sft/sft.safetensors", "stage.json"]
-BACKBONE = HubFolder(repo="owner/tiny", commit="c" * 40)
-FILE = FileSource(sha256="f" * 64, url="/nowhere/text.txt")
-CURVE = [{"step": 10, "train_loss": 2.0, "valid_loss": 1.75}, {"step": 20, "train_loss": 1.0, "valid_loss": 1.5}]
-_numbers = itertools.count(1)
-
-
-def language_stage(language: str, seed: int, rank: str | None = "100") -> Stage:
-    text = TextStageSettings(language=language, source=FILE, text=TextSettings(), backbone=BACKBONE, seed=seed)
-    dense = DenseSettings(language=language, task=None, backbone=BACKBONE, training=Training(), seed=seed)
-    denoise = Denoise(rank=rank, retention=0.05) if rank else None
-    inputs = (("dense", Stage("dense", dense, (("text", Stage("text", text)),))),)
-    return Stage("sparse", SparseSettings(denoise=denoise, k=5), inputs)
-
-
-def task_stage(seed: int) -> Stage:
-    data = TaskData(
-        benchmark="made-up", training={"train": (FILE,)}, leaks="none",
-        evaluation_texts=None, evaluation={}, max_length=64,
-    )  # fmt: skip
-    dense = DenseSettings(language="ind", task=data, backbone=BACKBONE, training=Training(), seed=seed)
-    return Stage("sparse", SparseSettings(denoise=None, k="10%"), (("dense", Stage("dense", dense)),))
-
-
-def grade_stage(language: str, seed: int, rank: str) -> Stage:
-    settings = GradeSettings(language=language, benchmark="made-up", valid=FILE, test=FILE, max_length=64)
-    return Stage("grade", settings, (("language", language_stage(language, seed, rank)), ("task", task_stage(seed))))
-
-
-def publish(store: Store, stage: Stage, test_score: float = 0.5) -> Manifest:
-    attempt = store.attempt(stage.address)
-    facts: dict[str, Any] = {
-        "metrics": metrics_of(stage),
-        "seconds": 40.0,
-        "peak_bytes": 2**29,
-        "created": "2026-11-21T10:00:00+00:00",
-    }
-    if stage.kind == "sparse":
-        (attempt.folder / "sft").mkdir()
-        (attempt.folder / "sft" / "sft.safetensors").write_bytes(b"weights of " + stage.address.encode())
-        (attempt.folder / "sft" / "sft.json").write_text("{}")
-        facts["details"] = {"jaccard": 0.25}
-    if stage.kind in ("dense", "sparse"):
-        (attempt.folder / "delta.bin").write_bytes(b"large")
-        facts["curve"] = CURVE
-        if stage.subject != "task":
-            facts["metrics"] |= {"best_step": 20.0, "steps": 20.0, "valid_loss": 1.5}
-    if stage.kind == "grade":
-        predictions = {"labels": ["no", "yes"], "ids": ["1"], "gold": [0], "predicted": [0]}
-        scores = {"metric": "macro_f1", "macro_f1": test_score, "accuracy": 0.125}
-        sealed = {"language": stage.language, **predictions, **scores}
-        (attempt.folder / "sealed_test.json").write_text(json.dumps(sealed))
-        facts["metrics"] = {"valid_macro_f1": 0.625, "valid_accuracy": 0.75}
-    return attempt.publish(stage, git_commit="abc123", **facts)
-
-
-@dataclass
-class Sweep:
-    """A sweep of two combinations over two languages, none of its stages made yet."""
-
-    store: Store
-    uri: str
-    name: str
-    number: int = field(default_factory=lambda: next(_numbers))
-    languages: tuple[str, ...] = ("ace",)
-
-    def __post_init__(self) -> None:
-        self.folder = SweepFolder(self.store, self.name)
-        self.info = SweepInfo(
-            name=self.name, benchmark="made-up", backbone="owner/tiny", seed=self.number,
-            space={"name": f"space-{self.number}", "rank_l": ["100", "90%"]}, command=["python", "-m", "x"],
-            packages={}, git_commit="def456", created=f"2026-11-21T09:00:{self.number:02}+00:00",
-        )  # fmt: skip
-        self.folder.write_info(self.info)
-        self.rows = [self.row(0, "100", 0.5), self.row(1, "90%", 0.75)]
-        self.grades = [
-            grade_stage(language, self.number, rank) for rank in ("100", "90%") for language in self.languages
-        ]
-        self.stages = list(walk(self.grades))
-        self.state = State(stages={stage.address: StageEntry.of(stage) for stage in self.stages}, rows=self.rows)
-        self.folder.write_state(self.state)
-
-    def row(self, number: int, rank: str, score: float) -> GradeRow:
-        parameters: dict[str, str | float] = {"rank_l": rank, "rank_t": "100", "retention_l": 0.05, "retention_t": 0.05}
-        grades = {language: grade_stage(language, self.number, rank).address for language in self.languages}
-        return GradeRow(
-            kind="combination", number=number, parameters=parameters, status="complete", score=score, grades=grades
-        )
-
-    def mark(self, stage: Stage, status: str) -> None:
-        self.state.stages[stage.address].status = status  # type: ignore[assignment]
-        self.folder.write_state(self.state)
-
-    def make(self, stages: list[Stage], status: str = "done") -> None:
-        for index, stage in enumerate(stages):
-            publish(self.store, stage, test_score=0.25 + index / 64)
-            self.folder.append_log(stage.address, "it ran here")
-            self.mark(stage, status)
-
-    def end(self, chosen: int = 1) -> None:
-        self.state.chosen, self.state.ended = chosen, True
-        self.folder.write_state(self.state)
-        self.folder.write_file(b"# Report", "report.md")
-        self.folder.write_file(b"row,ace\n", "results.csv")
-        self.folder.write_file(b"\x89PNG", "plots", "heat.png")
-
-    def mirror(self, uri: str | None = None) -> Mirror:
-        return Mirror(self.store, self.folder, self.info, uri or self.uri)
-
-    def runs(self) -> dict[str, Any]:
-        """The sweep's runs by address; each address has one."""
-        client = mlflow_client(self.uri)
-        experiment = client.get_experiment_by_name(f"space-{self.number}")
-        found = client.search_runs([experiment.experiment_id], f"tags.sweep_created = '{self.info.created}'")
-        runs = {run.data.tags["address"]: run for run in found}
-        assert len(runs) == len(found)
-        return runs
-
-    def snapshot(self) -> dict[str, Any]:
-        """All that a reader of MLflow sees of the sweep, but for wall times and the ids of runs and attempts."""
-        runs = self.runs()
-        parents = {run.info.run_id: address for address, run in runs.items()}
-        return {
-            address: {
-                "name": run.info.run_name,
-                "status": run.info.status,
-                "parent": parents.get(run.data.tags.get("mlflow.parentRunId")),
-                "tags": {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"},
-                "params": run.data.params,
-                "metrics": {key: self.history(run, key) for key in run.data.metrics},
-                "artifacts": self.artifacts(run),
-            }
-            for address, run in runs.items()
-        }
-
-    def history(self, run: Any, key: str) -> list[tuple[int, float]]:
-        history = mlflow_client(self.uri).get_metric_history(run.info.run_id, key)
-        return sorted((point.step, point.value) for point in history)
-
-    def artifacts(self, run: Any, path: str | None = None) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = []
-        for file in mlflow_client(self.uri).list_artifacts(run.info.run_id, path):
-            found += self.artifacts(run, file.path) if file.is_dir else [(file.path, file.file_size)]
-        return found
 
 
 def comparable(snapshot: dict[str, Any]) -> dict[str, Any]:
@@ -190,12 +43,6 @@ def comparable(snapshot: dict[str, Any]) -> dict[str, Any]:
     tags = {key: value for key, value in parent["tags"].items() if key != "mirrored"}
     artifacts = [(path, size) for path, size in parent["artifacts"] if path != "plan.json"]
     return snapshot | {PARENT: parent | {"tags": tags, "artifacts": artifacts}}
-
-
-def mlflow_client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
 
 
 @pytest.fixture(scope="module")
@@ -229,21 +76,6 @@ def dead_uri() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
-
-
-def run_live(sweep: Sweep) -> None:
-    """What a driver does from the first stage to the report."""
-    mirror = sweep.mirror()
-    mirror.start()
-    for stage in sweep.stages:
-        mirror.stage_started(stage)
-        if stage.kind in ("dense", "sparse"):
-            mirror.progress(stage.address, 10, {"train_loss": 2.0, "valid_loss": 1.75})
-        sweep.make([stage])
-        mirror.stage_done(stage, reused=False)
-    sweep.end()
-    mirror.finish(sweep_status(sweep.state))
-    assert mirror.warning is None
 
 
 def test_a_sweep_reads_well(finished: Sweep) -> None:
@@ -516,6 +348,72 @@ def test_a_dead_tracker_costs_nothing_and_is_mirrored_later(sweep: Sweep, dead_u
     assert {run.info.status for run in sweep.runs().values()} == {"FINISHED"}
 
 
+def test_a_stage_takes_few_requests_and_no_run_is_asked_for(storage: Store, tmp_path: Path) -> None:
+    mlflow = MlflowStandIn(tmp_path, "me", "x")
+    with mlflow.serving() as port:
+        sweep = Sweep(storage, f"http://me:x@127.0.0.1:{port}", "counted", languages=("ace", "min"))
+        run_live(sweep)
+        made = len(mlflow.sent)
+        assert mirror_sweep(sweep.store, sweep.folder, sweep.uri) == len(sweep.stages) + 1
+        assert len(mlflow.sent) == made + 2  # the experiment and its runs
+    calls = Counter(sent.split()[1].partition("?")[0].removeprefix("/api/2.0/mlflow/") for sent in mlflow.sent[:made])
+    runs, trained = len(sweep.stages) + 1, sum(stage.kind in ("dense", "sparse") for stage in sweep.stages)
+    # the sweep's at both ends; what a grade is told when the search has ended; the points of a running stage, if it is
+    # not done before they are sent
+    least = runs + 1 + len(sweep.grades)
+    assert least <= calls.pop("runs/log-batch") <= least + trained
+    assert calls == {
+        "experiments/get-by-name": 1,
+        "experiments/create": 1,
+        "runs/search": 1,
+        "runs/create": runs,
+        "runs/update": runs,
+        "runs/set-tag": 1,
+    }
+    assert made / len(sweep.stages) < 4.2
+
+
+def test_a_slow_tracker_is_given_up_in_time_with_what_is_missing(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.make(sweep.stages)
+    sweep.end()
+    mlflow, told = MlflowStandIn(tmp_path, "me", "x"), list[str]()
+    with mlflow.serving() as port:
+        mirror = sweep.mirror(f"http://me:x@127.0.0.1:{port}")
+        mlflow.seconds = 0.1
+        begun = time.monotonic()
+        mirror.finish("FINISHED", 1.5, told.append)
+        assert 1.5 <= time.monotonic() - begun < 4
+        found = re.search(
+            r"has 0 of 9 runs, and (\d) without their files; the sweep is not affected", str(mirror.warning)
+        )
+        assert found is not None and int(found[1]) > 0 and told == []
+        statuses = [run["info"]["status"] for run in mlflow.runs.values()]
+        assert statuses[0] == "FINISHED" and int(found[1]) <= statuses.count("FINISHED") <= int(found[1]) + 1
+        again = f"`python -m orchestrator.tracking {sweep.folder.path} --tracking-uri http://me:***@127.0.0.1:{port}`"
+        assert "was waited for 1.5 s after all else was done (--tracking-seconds)" in str(mirror.warning)
+        assert f"the rest is mirrored by {again}" in str(mirror.warning)
+        mlflow.seconds = 0.0
+        assert mirror_sweep(sweep.store, sweep.folder, f"http://me:x@127.0.0.1:{port}") == 9
+    assert {run["info"]["status"] for run in mlflow.runs.values()} == {"FINISHED"}
+
+
+def test_how_far_the_mirror_is_is_told(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.mirror._TELL_SECONDS", 0.01)
+    sweep.make(sweep.stages)
+    sweep.end()
+    mirror, told = sweep.mirror(), list[str]()
+    mirror.finish("FINISHED", tell=told.append)
+    assert mirror.warning is None
+    assert told[0].startswith("mirroring to MLflow: ") and len(set(told)) > 3
+    assert mirror._sweep.progress() == "9 of 9 runs"
+
+
+def test_no_time_at_all_for_the_tracker_is_said_too(sweep: Sweep, dead_uri: str) -> None:
+    mirror = sweep.mirror(dead_uri)
+    mirror.finish("FINISHED", 0.0)
+    assert f"MLflow at {dead_uri} was waited for 0 s" in str(mirror.warning)
+
+
 DRIVER = """
 import signal
 import sys
@@ -634,7 +532,7 @@ def refuse_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("the bucket is gone\nTraceback")
 
-    monkeypatch.setattr("mlflow.MlflowClient.log_artifacts", refuse)
+    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.log_artifacts", refuse)
 
 
 def test_without_a_place_for_files_every_run_is_ended_all_the_same(
@@ -719,7 +617,7 @@ def test_a_rerun_writes_no_stage_again(sweep: Sweep, monkeypatch: pytest.MonkeyP
 
     run_live(sweep)
     written: set[str] = set()
-    for name in ("log_batch", "set_tag", "delete_tag", "set_terminated", "update_run", "log_artifacts"):
+    for name in ("log_batch", "set_tag", "delete_tag", "set_terminated", "update_run"):
         honest = getattr(MlflowClient, name)
 
         def noted(self: Any, run_id: str, *rest: Any, honest: Any = honest, **more: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,8 @@ class MlflowStandIn:
     def __init__(self, artifacts: Path, user: str, password: str) -> None:
         self.artifacts, self.sent = artifacts, list[str]()
         """Every request's path and body, without its headers."""
+        self.seconds = 0.0
+        """How long each answer takes."""
         self.runs: dict[str, dict[str, Any]] = {}
         self._experiment: dict[str, Any] | None = None
         self._basic = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -41,6 +44,7 @@ class MlflowStandIn:
         match call:
             case "experiments/create":
                 self._experiment = {"experiment_id": "1", "name": given["name"], "lifecycle_stage": "active"}
+                self._experiment["tags"] = given.get("tags", [])
                 return {"experiment_id": "1"}
             case "experiments/get" | "experiments/get-by-name":
                 return self._experiment and {"experiment": self._experiment}
@@ -73,6 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     mlflow: MlflowStandIn
 
     def do_GET(self) -> None:
+        time.sleep(self.mlflow.seconds)
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.mlflow.sent.append(f"{self.command} {self.path} {body}")

@@ -98,10 +98,10 @@ class HandMade:
         bare = kind in ("task", "task+source", "dense-task")
         vectors = {} if bare else {language: sparse_stage(language, rank_l) for language in TARGETS}
         task = sparse_stage("task", rank_t)
-        row = GradeRow(kind=kind, number=number, status="complete", task_sft=task.address)
+        shares = {"retention_l": 0.05, "retention_t": 0.05}
+        given: dict[str, str | float] = {"rank_l": rank_l, "rank_t": rank_t, **shares} if rank_l and rank_t else {}
+        row = GradeRow(kind=kind, number=number, status="complete", task_sft=task.address, parameters=given)
         row.language_sfts = {language: stage.address for language, stage in vectors.items()}
-        if rank_l and rank_t:
-            row.parameters = {"rank_l": rank_l, "rank_t": rank_t, "retention_l": 0.05, "retention_t": 0.05}
         for stage in [*vectors.values(), task]:
             self.publish_vector(stage)
         for language, valid, test in zip(TARGETS, *right, strict=False):

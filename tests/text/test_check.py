@@ -261,8 +261,8 @@ def test_a_long_text_looked_at_in_pieces_has_the_same_report(parts: list[str], s
     whole = check(*lines, evaluation=[SENTENCE, THIRTY, "w1 w2"])
     with pytest.MonkeyPatch.context() as patch:
         for module in (text_check, leaks, tokens, normal):
-            patch.setattr(module, "_LONG", 60 + seed)
-        patch.setattr(tokens, "_CHARACTERS", 50)
+            patch.setattr(module, "_LONG", 110 + seed)  # half of it has a space: only between words is a cut the same
+        patch.setattr(tokens, "_CHARACTERS", 100)
         patch.setattr(text_check, "_WORDS", 3)
         patch.setattr(text_check, "_KNOWN", 2)
         assert check(*lines, evaluation=[SENTENCE, THIRTY, "w1 w2"]) == whole

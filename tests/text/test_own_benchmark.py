@@ -187,6 +187,19 @@ def edit(path: Path, *, header: list[str] | None = None, label: str | None = Non
         csv.writer(file).writerows([header or first, [*second[:2], label or second[2]], *rest])
 
 
+@pytest.mark.parametrize(("language", "splits"), [("sor", ("train", "valid")), ("ila", ("test", "valid"))])
+def test_one_file_for_two_splits_is_told_with_both_names(
+    data: Path, tmp_path: Path, language: str, splits: tuple[str, str]
+) -> None:
+    files = [data / "reviews" / language / f"{split}.csv" for split in splits]
+    shutil.copy(*files)
+    space = write_space(tmp_path / "own.yaml", benchmark=OWN, targets=["ila"], **SMALL)
+    result = sweep(space, "--data-root", data, "--storage", tmp_path / "s", "--plan")
+    assert result.exit_code == 2
+    told = f"{files[0]} and {files[1]}: the same rows twice; each split has rows of its own"
+    assert told in result.output.replace("\n", "")
+
+
 def test_without_a_data_root_it_says_so(tmp_path: Path) -> None:
     result = sweep(write_space(tmp_path / "own.yaml", benchmark=OWN, **SMALL), "--plan", "--storage", tmp_path)
     assert result.exit_code == 2
@@ -232,6 +245,11 @@ def test_a_missing_part_of_the_definition_is_named(tmp_path: Path) -> None:
 
 def test_whole_numbers_are_labels_as_they_are_written() -> None:
     assert OwnBenchmark.model_validate({**OWN, "labels": [0, 1]}).labels == ("0", "1")
+
+
+def test_a_label_that_yaml_reads_as_nothing_is_told(tmp_path: Path) -> None:
+    text = problems(tmp_path, {**OWN, "labels": ["negative", None]})
+    assert "benchmark.labels.1: YAML reads a bare null or ~ as nothing: write it in quotes" in text
 
 
 def test_the_preset_follows_the_kind_of_task(tmp_path: Path) -> None:

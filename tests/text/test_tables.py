@@ -49,6 +49,13 @@ def test_case_and_marks_of_a_header_do_not_matter(tmp_path: Path, header: str) -
     assert read(tmp_path, f"{header}\n8,a,positive\n") == [("8", "a", "positive")]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_table_as_programs_write_it(tmp_path: Path, end: str) -> None:
+    """Any line end, an index column, spaces after commas, words that others take for no value or a number."""
+    lines = [",id,text,label", "0,1, NA, Positive", "1,2,null,1.0", '2,3,"a, ""b""",-']
+    assert read(tmp_path, end.join(lines)) == [("1", "NA", "Positive"), ("2", "null", "1.0"), ("3", 'a, "b"', "-")]
+
+
 def test_a_cell_of_any_length(tmp_path: Path) -> None:
     article = "bam " * 50_000
     assert read(tmp_path, f'id,text,label\n1,"{article}",positive\n') == [("1", article.strip(), "positive")]

@@ -26,7 +26,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.models import Shape, classifier, masked_lm, random_mask, sentences, text
 from deftx.config import Execution, Training
-from deftx.errors import DataError, TrainingError
+from deftx.errors import DataError, OutOfMemory, TrainingError
 from deftx.masks.select import Indices
 from deftx.train.ahead import Ahead
 from deftx.train.capture import Eager, Runner
@@ -279,7 +279,7 @@ def test_a_gpu_that_is_too_small_is_told_what_to_set(backbone: Path, monkeypatch
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 16 * 2**30))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 14 * 2**30)
     before = weights_of(model)
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(OutOfMemory) as told:
         train(model, Full(objective), SETTINGS, seed=SEED, trainable=phase(model, SETTINGS))
     assert str(told.value) == (
         "the GPU has too little memory for 4 examples at once: this stage held 14.0 GiB and needs 2.50 GiB on top, and "

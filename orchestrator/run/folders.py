@@ -1,0 +1,38 @@
+"""Where Ray keeps the logs and sockets of a run on one machine. No Ray here."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_SOCKET_PATH = 107
+"""Most bytes of a socket's path that Linux takes."""
+_BELOW = len("/ray-xxxxxxxx/s/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
+"""Bytes of the paths that Ray makes there, with our folder's name."""
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+@contextmanager
+def session_folder() -> Iterator[str]:
+    """A folder for one run of Ray, removed at its end: in TMPDIR, or where that is too long for a socket in /tmp.
+
+    No other user reads it: Ray's logs hold the AWS keys of the environment.
+
+    Raises:
+        OSError: where no folder can be made.
+    """
+    private = _made()
+    try:
+        yield f"{private}/s"  # Ray opens to everyone the folder that it is given
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _made() -> str:
+    places = [tempfile.gettempdir(), *_SHORT]
+    for place in (place for place in places if len(place.encode()) + _BELOW <= _SOCKET_PATH):
+        with suppress(OSError):
+            return tempfile.mkdtemp(prefix="ray-", dir=place)
+    return tempfile.mkdtemp(prefix="ray-")
