@@ -83,7 +83,14 @@ class Sweep:
 
     def start(self, *faults: Fault) -> BaseProcess:
         """The command, running."""
-        process = _FORKS.Process(target=_drive, args=(self, faults))
+        return self._fork(self.words(), faults)
+
+    def collect(self) -> None:
+        """Remove what nothing needs any more, a claim that could not be given back too."""
+        assert self.end(self._fork(["gc", "--storage", self.url or str(self.storage), "--yes"])) == 0
+
+    def _fork(self, words: list[str], faults: tuple[Fault, ...] = ()) -> BaseProcess:
+        process = _FORKS.Process(target=_drive, args=(self, words, faults))
         process.start()
         return process
 
@@ -156,7 +163,7 @@ class Sweep:
         assert "Traceback" not in self.log.read_text()
 
 
-def _drive(sweep: Sweep, faults: tuple[Fault, ...]) -> None:
+def _drive(sweep: Sweep, words: list[str], faults: tuple[Fault, ...]) -> None:
     """In the forked process: the command, after the faults."""
     from deftx.config import Execution
     from orchestrator.sweep import app
@@ -164,7 +171,7 @@ def _drive(sweep: Sweep, faults: tuple[Fault, ...]) -> None:
     log = os.open(sweep.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = ["sweep", *sweep.words()]
+    sys.argv = ["sweep", *words]
     os.environ["HOME"] = str(sweep.storage.parent)  # where a remote store's cache lies
     faulthandler.dump_traceback_later(HANGS_SECONDS, file=log)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -179,7 +186,7 @@ def _drive(sweep: Sweep, faults: tuple[Fault, ...]) -> None:
         fsspec.register_implementation("bucket", Bucket, clobber=True)
     for fault in faults:
         fault(sweep)
-    app(sweep.words())
+    app(words)
 
 
 class FileOperations:
