@@ -5,7 +5,7 @@ Resolving touches files and the hub. What a language vector is learnt from is on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deftx.config import EVALUATION_SPLITS, EvaluationSplit, LeakRule, Split
@@ -64,27 +64,11 @@ def read_tables(
     evaluation: Mapping[tuple[str, EvaluationSplit], Source],
     problems: Problems,
 ) -> None:
-    """Read every table; what is wrong with one, and one that stands for two splits, is kept in `problems`."""
-    problems.lines += _same_files(("training", source) for sources in training.values() for source in sources)
-    problems.lines += _same_files((language, table) for (language, _), table in evaluation.items())
+    """Read every table; what is wrong with one is kept in `problems`."""
     for split, sources in training.items():
         problems.get(lambda split=split, sources=sources: read_training(benchmark, sources, split))  # type: ignore[misc]
     for (language, part), table in evaluation.items():
         problems.get(lambda t=table, lang=language, part=part: read_examples(benchmark, t, lang, part))  # type: ignore[misc]
-
-
-def _same_files(tables: Iterable[tuple[str, Source]]) -> Iterator[str]:
-    """A line for each file that is two splits of one purpose: what chooses must not be what is trained on, or graded.
-
-    Args:
-        tables: each with its purpose, a split of which it is.
-    """
-    seen: dict[tuple[str, str], FileSource] = {}
-    for purpose, source in tables:
-        if isinstance(source, FileSource):
-            first = seen.setdefault((purpose, source.sha256), source)
-            if first is not source:
-                yield f"{first.url} and {source.url}: the same rows twice; each split has rows of its own"
 
 
 def _digest(benchmark: Benchmark, evaluation: Mapping[EvaluationSplit, Source]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import NamedTuple
@@ -70,9 +71,7 @@ def _files_of(folder: Path) -> list[Path]:
     config = json_object(small_file(path), path) if path.is_file() else {}
     named = config.get("transformers_weights")
     wanted = [named] if isinstance(named, str) else WEIGHTS
-    # by its listing: what a name means to the file system is not asked
-    there = {path.name for path in folder.iterdir() if path.is_file()}
-    first = next((folder / name for name in wanted if name in there), None)
+    first = next((folder / name for name in wanted if _is_file(folder, name)), None)
     if first is None:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
         raise DataError(f"{folder}: no weights there: none of {', '.join(wanted)}; found: {found}")
@@ -82,10 +81,17 @@ def _files_of(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise DataError(f"{first}: no index of weights: `weight_map` from names to files is missing")
     names = dict.fromkeys(shards.values())
-    if missing := [name for name in names if name not in there]:
+    if missing := [name for name in names if not _is_file(folder, name)]:
         which = f"names {missing[0]}, which is not there"
         raise DataError(f"{first}: {which} ({len(missing)} of {len(names)} are missing)")
     return [folder / name for name in names]
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    """Whether a folder has a file of that name; a name may be one that no file can have."""
+    with suppress(OSError, ValueError):
+        return (folder / name).is_file()
+    return False
 
 
 def _why(path: Path, error: Exception) -> str:

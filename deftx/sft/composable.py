@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deftx.errors import DataError, reason, shortened
-from deftx.sft.entries import Entries, check_entries, check_head
+from deftx.errors import DataError, reason
+from deftx.sft.entries import Entries, check_entries, check_head, countable
 
 FILE = "pytorch_diff.bin"
 _PREFIXES = ("roberta.", "xlm_roberta.", "bert.", "deberta.", "model.")
@@ -39,6 +39,8 @@ def load(path: Path) -> Entries:
             name = _base_name(full_name)
             shape, steps, numbers = _shape(encoded["size"]), encoded["index_steps"], torch.as_tensor(encoded["values"])
             _check_count(most, len(steps), numbers.numel())
+            if not numbers.is_floating_point():
+                raise ValueError(f"values of {numbers.dtype}")
             index, value = _decode(steps, numbers.float(), shape)
             check_entries(str(path), full_name, index, value, shape)
             indices[name], values[name], shapes[name] = index, value, shape
@@ -83,9 +85,7 @@ def _unpickle(path: Path, *, values: bool = True) -> dict[str, Any]:
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:
-    if len(sizes) > 8 or (wrong := [size for size in sizes if not 1 <= int(size) <= 2**40]):
-        raise ValueError(f"a parameter of shape {shortened(sizes if len(sizes) > 8 else wrong)}")
-    return tuple(int(size) for size in sizes)
+    return countable(tuple(int(size) for size in sizes[:9]))
 
 
 def _check_count(most: int, *counts: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deftx.errors import DataError
+from deftx.errors import DataError, shortened
 from deftx.masks.select import Indices
 
 
@@ -20,6 +20,17 @@ class Entries:
     values: dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
     head: dict[str, Tensor]
+
+
+def countable(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter whose entries int64 can number.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    if len(shape) > 8 or any(length < 1 for length in shape) or math.prod(shape) >= 2**63:
+        raise ValueError(f"no parameter has the shape {shortened(shape)}")
+    return shape
 
 
 def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: tuple[int, ...]) -> None:
@@ -38,11 +49,13 @@ def check_entries(where: str, name: str, index: Tensor, values: Tensor, shape: t
 
 
 def check_head(where: str, head: Mapping[str, Tensor]) -> None:
-    """Check that the numbers of a head are finite.
+    """Check that a head consists of finite floating-point numbers.
 
     Raises:
         DataError: naming the file and the tensor.
     """
     for name, values in head.items():
+        if not values.is_floating_point():
+            raise DataError(f"{where}: head/{name} is {values.dtype}; floating-point numbers are expected")
         if not bool(values.isfinite().all()):
             raise DataError(f"{where}: head/{name}: values are NaN or infinite")

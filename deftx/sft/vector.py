@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +23,7 @@ from deftx.foreign import small_file
 from deftx.masks.select import Indices
 from deftx.models.headers import headers_in
 from deftx.sft import composable
-from deftx.sft.entries import check_entries, check_head
+from deftx.sft.entries import check_entries, check_head, countable
 from deftx.sources.published import HubFolder, Published, local_folder, name_of, resolve_folder, settings_folder
 from deftx.stages.files import METADATA, TENSORS
 
@@ -62,7 +62,7 @@ class _SFTRecord(BaseModel):
     """The content of `sft.json`; other keys are those of a later version."""
 
     metadata: SFTMetadata
-    shapes: dict[str, Annotated[tuple[_Length, ...], Field(max_length=8)]]
+    shapes: dict[str, Annotated[tuple[_Length, ...], Field(max_length=8), AfterValidator(countable)]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -235,10 +235,9 @@ def _check_types(where: str, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, index in parts["indices"].items():
         if index.dtype not in (torch.int32, torch.int64):
             raise DataError(f"{where}: indices/{name} is {index.dtype}; int32 or int64 is expected")
-    for part in ("values", "head"):
-        for name, values in parts[part].items():
-            if not values.is_floating_point():
-                raise DataError(f"{where}: {part}/{name} is {values.dtype}; floating-point numbers are expected")
+    for name, values in parts["values"].items():
+        if not values.is_floating_point():
+            raise DataError(f"{where}: values/{name} is {values.dtype}; floating-point numbers are expected")
 
 
 def _parts(path: Path, named: Mapping[str, T]) -> dict[str, dict[str, T]]:

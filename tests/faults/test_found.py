@@ -40,10 +40,18 @@ def test_one_number_that_stands_for_millions_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_shape_is_of_a_few_lengths_above_0(tmp_path: Path) -> None:
-    for size in ((-2, -2), (0, 4), (2**41,), (1,) * 9, torch.zeros(1).expand(2**40)):
+    for size in ((-2, -2), (0, 4), (2**40, 2**23), (1,) * 9, torch.zeros(1).expand(2**40)):
         vector = write(tmp_path, {"w": {"size": size, "index_steps": [], "values": torch.ones(0)}})
-        with pytest.raises(DataError, match="a parameter of shape"):
+        with pytest.raises(DataError, match="no parameter has the shape"):
             SparseFineTuning.from_pretrained(vector)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_values_and_heads_are_floating_point_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    numbers = torch.ones(2, dtype=dtype)
+    for diffs, head in (({"w": {"size": (2,), "index_steps": [0, 1], "values": numbers}}, {}), ({}, {"b": numbers})):
+        with pytest.raises(DataError, match=str(dtype).removeprefix("torch.")):
+            SparseFineTuning.from_pretrained(write(tmp_path, diffs, head))
 
 
 def test_torch_says_nothing_of_a_pickle_that_is_refused(tmp_path: Path) -> None:

@@ -70,3 +70,8 @@ def test_the_cluster_file_passes_rays_own_checks() -> None:
     assert worker["min_workers"] == 0
     assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     assert any("[cluster]" in command for command in config["setup_commands"])
+
+
+def test_mlflow_is_opened_on_loopback_alone() -> None:
+    source = (ROOT / "orchestrator" / "tracking" / "ui.py").read_text(encoding="utf-8")
+    assert re.findall(r'"--host", "([^"]*)"', source) == ["127.0.0.1"]

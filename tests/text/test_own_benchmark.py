@@ -187,19 +187,6 @@ def edit(path: Path, *, header: list[str] | None = None, label: str | None = Non
         csv.writer(file).writerows([header or first, [*second[:2], label or second[2]], *rest])
 
 
-@pytest.mark.parametrize(("language", "splits"), [("sor", ("train", "valid")), ("ila", ("test", "valid"))])
-def test_one_file_for_two_splits_is_told_with_both_names(
-    data: Path, tmp_path: Path, language: str, splits: tuple[str, str]
-) -> None:
-    files = [data / "reviews" / language / f"{split}.csv" for split in splits]
-    shutil.copy(*files)
-    space = write_space(tmp_path / "own.yaml", benchmark=OWN, targets=["ila"], **SMALL)
-    result = sweep(space, "--data-root", data, "--storage", tmp_path / "s", "--plan")
-    assert result.exit_code == 2
-    told = f"{files[0]} and {files[1]}: the same rows twice; each split has rows of its own"
-    assert told in result.output.replace("\n", "")
-
-
 def test_without_a_data_root_it_says_so(tmp_path: Path) -> None:
     result = sweep(write_space(tmp_path / "own.yaml", benchmark=OWN, **SMALL), "--plan", "--storage", tmp_path)
     assert result.exit_code == 2
