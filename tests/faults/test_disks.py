@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.faults import Refused, Signalled, Sweep
+
+from deftx.stages import lease
+from deftx.stages.claim import claimed
+from deftx.stages.store import Store
 
 pytestmark = pytest.mark.faults
 
@@ -34,6 +40,23 @@ def test_a_storage_that_refuses_from_any_moment_on_ends_the_run_with_4(
         assert code in (4, 0), sweep.log.read_text()
     sweep.until_done(most=1)
     sweep.check(undisturbed)
+
+
+@pytest.mark.xfail(strict=True, reason="a claim that this process could not give back is waited for, for a minute")
+def test_a_claim_that_could_not_be_given_back_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    monkeypatch.setattr(lease, "DEAD_AFTER_SECONDS", 3.0)
+    with monkeypatch.context() as patch, claimed(store, "a" * 32, "one", bool):
+        patch.setattr(store, "remove", refuse)
+    began = time.monotonic()
+    with claimed(store, "a" * 32, "one", bool):
+        assert time.monotonic() - began < 2
+
+
+def refuse(*_: str) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 @pytest.fixture
@@ -106,9 +129,7 @@ def test_damaged_files_of_stages_are_made_again_where_they_are_needed(
     finished.check(undisturbed)
 
 
-def test_damaged_manifests_are_made_again_where_they_are_needed(
-    finished: Sweep, undisturbed: Sweep, seed: int
-) -> None:
+def test_damaged_manifests_are_made_again_where_they_are_needed(finished: Sweep, undisturbed: Sweep, seed: int) -> None:
     """Cut, gone, or what no manifest may say. One that was changed into another whole one is believed."""
     damage(finished, list(finished.storage.glob("stages/*/manifest.json")), (cut, delete, write_hostile), seed)
     finished.until_done(most=2)

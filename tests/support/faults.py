@@ -2,7 +2,7 @@
 
 The process is forked from one that has imported everything once, for an import takes longer than the sweep. A fault is
 called in it before the command. Where a fault strikes is counted in the process itself, in files that it changes in its
-storage (`FileOperations`) or in calls of a bucket, so that a seed finds the same moment on a slow machine and a fast one.
+storage (`FileOperations`) or in calls of a bucket, so that a seed finds its moment on any machine.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class ClockJumps:
-    """From change `at` of a file on, -1 for the start, the clock is so many seconds off; a monotonic one stays right."""
+    """From change `at` of a file on, -1 for the start, the clock is so many seconds off; a monotonic one is not."""
 
     at: int
     by: float
