@@ -98,7 +98,7 @@ def read_chosen(where: str, language: str, backbone: str | None = None) -> tuple
     if (content := store.read("sweeps", name, CHOSEN)) is None:
         raise _nothing_chosen(store, name)
     try:
-        compositions = json_object(content, place)
+        compositions = json_object(content, f"{place}: not what a sweep writes")
         if not compositions:
             raise DataError(f"{place}: no combination was completed, so none was chosen; the sweep's report says why")
         if language not in compositions:

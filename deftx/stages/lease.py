@@ -27,6 +27,8 @@ _LOOK_SECONDS = 1.0
 _GROWN = 2**28
 """Bytes that a holder notes at once that it holds more."""
 _LEAVE = ".leave"
+_held: set[str] = set()
+"""The tokens of this process's leases: one whose removal was refused is in the store still."""
 
 
 class Holder(BaseModel):
@@ -56,8 +58,11 @@ class Holder(BaseModel):
 
     @property
     def gone(self) -> bool:
-        """Whether it was a process of this host that has ended."""
-        return self.here and (not self.born or _born(self.pid) != self.born)
+        """Whether it was a process of this host that has ended, or this very one, which holds it no more."""
+        if not self.here:
+            return False
+        own = self.pid == os.getpid() and self.token not in _held
+        return own or not self.born or _born(self.pid) != self.born
 
     @property
     def killed_for_memory(self) -> bool:
@@ -103,7 +108,9 @@ class Lease:
 
     def take(self) -> bool:
         """Whether this process has the lease now, which nobody had."""
+        _held.add(self._me.token)
         if not self._store.create(self._content(), *self._parts):
+            _held.discard(self._me.token)
             return False
         self._store.remove(*self._leave)
         self._thread.start()
@@ -113,6 +120,7 @@ class Lease:
         """End the beats, and remove the lease unless another has it."""
         self._stop.set()
         self._thread.join()
+        _held.discard(self._me.token)
         with suppress(OSError):  # a storage that is gone; without beats the lease is nobody's soon
             if (holder := self.holder()) is not None and holder.token == self._me.token:
                 self._store.remove(*self._parts)

@@ -6,6 +6,7 @@ It does not know how jobs run: `tune` (on Ray) and `serial` call `next_job`, `pr
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -62,6 +63,7 @@ class Driver:
         self.callbacks: list[Callback] = []
         self._manifests: dict[str, Manifest] = {}
         self._told: set[str] = set()
+        self._handed_back: Counter[str] = Counter()
         self.jobs: list[Job] = []
         """Jobs that were handed out and have not ended."""
         self.interrupted: int | None = None
@@ -74,6 +76,15 @@ class Driver:
         store, choice = folder.store, Choice(space, self.facts)
         self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
         self.schedule.begin()
+
+    def hand_back(self, job: Job) -> bool:
+        """Whether a job that was not begun is handed out again: as often as a space lets a stage fail."""
+        self._handed_back[job.name] += 1
+        if self._handed_back[job.name] > self.space.max_failures:
+            return False
+        self.jobs = [other for other in self.jobs if other is not job]
+        self.schedule.hand_back(job)
+        return True
 
     def short_of_memory(self, job: Job) -> None:
         """Note, for whoever makes them again, that the worker of a job's stages was killed for want of memory."""

@@ -126,6 +126,10 @@ class Schedule:
         self._fail(address, reason)
         self._advance()
 
+    def hand_back(self, job: Job) -> None:
+        """Record that a job was not begun after all."""
+        self._running -= {stage.address for stage in job.stages}
+
     def finished(self) -> bool:
         """Whether nothing is left to run or to ask."""
         others = all(self._settled(stage) for stage in [*self.checks, *self._chosen_parts])

@@ -23,6 +23,8 @@ _NAME_OR_MAPPING = ("benchmark", "backbone")
 
 _LONGEST = 1_000_000
 """Characters of a space."""
+_MOST_PARTS = 100_000
+"""Settings and values of a space, each counted wherever an anchor puts it."""
 
 RENAMED = {"lag": "search_parallelism"}
 """Names of settings in earlier releases, and their names now."""
@@ -75,16 +77,44 @@ def _parsed(name: str, text: str) -> object:
     if len(text) > _LONGEST:
         raise ConfigError(f"{name}: {len(text):,} characters; a space has {_LONGEST:,} at most")
     try:
-        return yaml.load(text, _EachOnce)
+        loaded = yaml.load(text, _EachOnce)
     except RecursionError:
         raise ConfigError(f"{name}: nested too deep for a space") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
         words = " ".join(str(error).split()).partition("; use sys.")[0]  # Python's advice to let it through
         raise ConfigError(f"{name}: not YAML: {words}") from None
+    if not _countable(loaded):
+        raise ConfigError(
+            f"{name}: more than {_MOST_PARTS:,} settings and values, anchors written out; a space has fewer"
+        )
+    return loaded
+
+
+def _countable(loaded: object) -> bool:
+    """Whether what was loaded has a bounded number of parts: anchors write a thousand million of them in a line."""
+    left, count = [loaded], 0
+    while left and count <= _MOST_PARTS:
+        part = left.pop()
+        count += 1
+        if isinstance(part, dict | list):
+            left += [*part.values()] if isinstance(part, dict) else part
+    return count <= _MOST_PARTS
 
 
 class _EachOnce(yaml.SafeLoader):
-    """YAML as `safe_load` reads it, in which no key of a mapping may stand twice."""
+    """YAML as `safe_load` reads it, in which no key may stand twice and every text can be written."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        """The text of a node.
+
+        Raises:
+            ConstructorError: for one that no file can hold, with its line.
+        """
+        value = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            line = node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(None, None, f"{value!a} on line {line} has half a character in it")
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node.
@@ -131,7 +161,7 @@ def _read(name: str) -> tuple[str, str]:
 
 def _override(raw: dict[str, Any], text: str) -> str | None:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not key.strip() or not key.isprintable():
         return f"--set {text}: write key=value, such as language.training.max_steps=5"
     *parents, last = key.strip().split(".")
     group = raw

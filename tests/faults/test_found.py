@@ -15,7 +15,7 @@ from support.composable_files import write
 from support.tiny import make_tokenizer
 from test_fuzz import MODELS, STAGE, problems_of, write_storage
 
-from deftx.errors import DataError, StoreError
+from deftx.errors import ConfigError, DataError, StoreError
 from deftx.models.headers import headers_of
 from deftx.models.load import load_tokenizer
 from deftx.sft.composition import read_chosen
@@ -23,12 +23,20 @@ from deftx.sft.vector import SparseFineTuning
 from deftx.stages.manifest import MANIFEST
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
+from orchestrator.space.load import load_space
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("text", ['note: "\\ud800"', '"\\udfff": 1', 'first: [{a: "\\ud800"}]'])
+def test_half_a_character_in_a_space_is_told_by_its_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "space.yaml").write_text(f"seed: 1\n{text}\n")
+    with pytest.raises(ConfigError, match="on line 2 has half a character in it"):
+        load_space(str(tmp_path / "space.yaml"))
 
 
 def test_one_number_that_stands_for_millions_is_refused(tmp_path: Path) -> None:
@@ -129,5 +137,5 @@ def test_a_row_of_a_combination_has_its_parameters(tmp_path: Path, wrong: dict[s
 def test_what_was_chosen_is_not_nested_without_end(tmp_path: Path) -> None:
     write_storage(tmp_path / "s")
     (tmp_path / "s/sweeps/s/chosen.json").write_text('{"a":' * 5000)
-    with pytest.raises(DataError, match=r"chosen\.json: not JSON"):
+    with pytest.raises(DataError, match=r"chosen\.json: not what a sweep writes: not JSON"):
         read_chosen(str(tmp_path / "s/sweeps/s"), "ace")

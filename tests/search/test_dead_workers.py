@@ -38,8 +38,8 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return Driver(space, prepared.planner, Workplace.of(space, folder, Machine(2, 0)), folder)
 
 
-def trial(error: str | None) -> Any:
-    return SimpleNamespace(trial_id="t", get_error=lambda: error)
+def trial(error: str | None, failures: int = 2) -> Any:
+    return SimpleNamespace(trial_id="t", get_error=lambda: error, num_failures=failures)
 
 
 def left_behind(driver: Driver, job: Job, by: str = "sweep 'tiny'", **facts: object) -> None:
@@ -91,6 +91,19 @@ def test_a_death_for_want_of_memory_is_told_apart_from_others(
 def test_once_it_is_on_record_the_claim_is_gone_so_that_the_next_try_begins_afresh(driver: Driver) -> None:
     given_up(driver, DIED, oom_kills=4)
     assert not list(driver.folder.store.fs.glob(driver.folder.store.path("stages", "*", "claim*")))
+
+
+def test_a_trial_that_fails_before_it_begins_is_handed_out_again_once(driver: Driver) -> None:
+    """As one that was given a worker that had died between two trials; a space of one failure allows one."""
+    searcher = ScheduleSearcher(driver)
+    callback = _ProgressCallback(driver, searcher)
+    job = searcher.suggest("t")["job"]
+    searcher.on_trial_complete("t", error=True)
+    callback.on_trial_error(1, [], trial(DIED, failures=1))
+    assert (driver.jobs, searcher.jobs, driver.folder.failures()) == ([], {}, {})
+    assert searcher.suggest("t")["job"] == job
+    callback.on_trial_error(1, [], trial(DIED, failures=1))
+    assert driver.folder.failures()[job.stages[0].address].reason == "SIGKILL"
 
 
 def test_ray_says_why_it_killed_a_worker_before_the_trial_is_tried_again(driver: Driver) -> None:

@@ -97,6 +97,20 @@ def test_a_dead_process_of_this_host_is_taken_over_at_once(store: Objects, monke
         pass
 
 
+def test_a_process_does_not_wait_for_itself(store: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that it could not remove, as on a disk that was read-only for a while."""
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
+    left = claim_on(store, ADDRESS)
+    assert left.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "remove", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+        left.give_back()
+    holder = claim_on(store, ADDRESS).holder()
+    assert holder is not None and holder.gone
+    with claimed(store, ADDRESS, "a test", lambda: None):
+        pass
+
+
 def test_one_that_beats_is_waited_for_whatever_its_clock_says_and_a_silent_one_is_not(
     store: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
