@@ -56,7 +56,12 @@ _REFUSED = ("No space left on device", "No usable temporary directory", "Disk qu
 
 
 def refusal(error: BaseException) -> str | None:
-    """What the machine did not let happen, in words: a full, read-only or unwritable disk; None for another error."""
+    """What the machine did not let happen, in words; None for another error.
+
+    That is a disk that is full, read-only or cannot be written to, and a storage that does not answer.
+    """
+    if isinstance(error, ConnectionError | TimeoutError):  # itself: an error of the hub has its own words for one
+        return without_password(str(error) or type(error).__name__)
     for link in _chain(error):
         if isinstance(link, OSError) and link.errno in _REFUSALS:
             place = f"{link.filename}: " if link.filename else ""

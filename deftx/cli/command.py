@@ -26,7 +26,7 @@ from typer.core import TyperCommand
 from deftx.errors import DeftxError, refusal
 
 REFUSED = 4
-"""The exit code where the machine refused: the storage is full, read-only or cannot be written to."""
+"""The exit code where the machine refused: the storage is full, read-only, not to be written to or silent."""
 GO_ON = "what was finished is kept, and the same command goes on once that is mended"
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -55,7 +55,7 @@ class Command(TyperCommand):
 def user_errors() -> Iterator[None]:
     """A context that prints a `DeftxError` and exits with 2; characters that cannot be shown are replaced.
 
-    A disk that is full, read-only or not to be written to ends with 4: the same command goes on once that is mended.
+    A storage that is full, read-only or silent ends with 4: the same command goes on once that is mended.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

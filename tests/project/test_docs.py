@@ -174,6 +174,15 @@ def write_task_vector(backbone: Path, folder: Path) -> None:
     sft.save_pretrained(folder)
 
 
+@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
+def test_every_test_that_holds_a_promise_is_there(page: str) -> None:
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert named
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [(file, name) for file, name in named if f"def {name}(" * bool(name) not in files.get(file, "")] == []
+    assert {file for file, _ in named} <= files.keys()
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").split()) <= 1200
 

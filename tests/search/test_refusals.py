@@ -12,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 from support.islands import folder_of, run, write_data, write_space
 
-from deftx.errors import DataError, refusal
+from deftx.errors import DataError, HubError, refusal
 from deftx.stages.objects import Objects
 from deftx.stages.store import Store
 
@@ -54,6 +54,12 @@ def test_what_counts_as_the_machines_refusal() -> None:
         assert refusal(outer) == "/x/y: No space left on device"
     assert refusal(FileNotFoundError(errno.ENOENT, "no such file", "/x")) is None
     assert refusal(ValueError("no")) is None
+    assert refusal(ConnectionResetError("reset by peer")) == "reset by peer"
+    assert refusal(TimeoutError()) == "TimeoutError"
+    try:
+        raise HubError("no hub") from ConnectionError("refused")
+    except HubError as error:
+        assert refusal(error) is None
 
 
 @pytest.mark.parametrize("place", ["/dev/null/x", "/proc/nope"])
