@@ -90,14 +90,14 @@ def test_a_stage_claimed_by_a_sweep_that_is_killed_is_made_by_the_other(
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes below one in which Ray runs a trial just now."""
+    """The processes below one in which Ray runs trials, at work or between two."""
     parents, found = {}, []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit():
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 parents[int(entry.name)] = int(fields[1])
-                if b"ray::ImplicitFunc.train" in (entry / "cmdline").read_bytes():
+                if b"ray::ImplicitFunc" in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
         except OSError:  # it has ended meanwhile
             continue
@@ -109,7 +109,9 @@ def workers_of(pid: int) -> list[int]:
 
 
 @pytest.mark.faults
-def test_a_ray_worker_that_is_killed_costs_its_trial_one_try(sweep: Sweep, undisturbed: Sweep, seed: int) -> None:
+def test_a_ray_worker_that_is_killed_at_any_moment_costs_one_try_at_most(
+    sweep: Sweep, undisturbed: Sweep, seed: int
+) -> None:
     words = [word for word in sweep.words() if word != "--serial"]
     with sweep.log.open("wb") as log:
         driver = subprocess.Popen([sys.executable, "-m", "orchestrator.sweep", *words], stdout=log, stderr=log)
