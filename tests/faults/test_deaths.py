@@ -28,6 +28,7 @@ def test_a_driver_killed_at_any_moment_loses_no_finished_stage(
         kill = Signalled(draw.randrange(operations // 2), later=draw.choice([0.0, draw.uniform(0.001, 0.3)]))
         assert sweep.run(kill) in (-signal.SIGKILL, 0)
     sweep.until_done(most=1)
+    sweep.collect()
     sweep.check(undisturbed)
 
 
@@ -44,6 +45,7 @@ def test_a_driver_told_to_end_at_any_moment_says_so_and_goes_on(
         assert not list(sweep.storage.rglob("*.json.leave")) and not list(sweep.storage.rglob("lease.json"))
         assert not sweep.database.exists() or sweep.runs()["RUNNING"] == 0
     sweep.until_done(most=1)
+    sweep.collect()
     sweep.check(undisturbed)
 
 
@@ -86,6 +88,7 @@ def test_a_stage_claimed_by_a_sweep_that_is_killed_is_made_by_the_other(
     assert sweep.end(first) in (-signal.SIGKILL, 0)
     assert other.end(second) == 0
     sweep.until_done(most=1)
+    sweep.collect()
     sweep.check(undisturbed)
 
 
@@ -126,4 +129,5 @@ def test_a_ray_worker_that_is_killed_at_any_moment_costs_one_try_at_most(
     assert killed == 1
     sweep.look()
     sweep.until_done(most=1)
+    sweep.collect()
     sweep.check(undisturbed)
