@@ -211,6 +211,10 @@ def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> No
 
         run_serial(driver)
     else:
+        from orchestrator.run.ray_session import use_own_token
+
+        if machine:
+            use_own_token()
         from orchestrator.run.tune import run_tune
 
         run_tune(driver, machine, address)

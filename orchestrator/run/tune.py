@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -21,17 +21,20 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray._private import node, services, worker
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from deftx.errors import ConfigError
 from orchestrator.run.driver import NO_MESSAGE, Driver
-from orchestrator.run.folders import session_folder
 from orchestrator.run.machine import Machine, Workplace
+from orchestrator.run.ray_session import session_folder
 from orchestrator.run.signals import interruptible
 from orchestrator.run.trial import carry_out
 from orchestrator.search.schedule import Job
+
+_RESOLVE = "resolve_ip_for_localhost"
 
 
 class _Unsaved:
@@ -170,11 +173,26 @@ def _last_line(trial: Trial) -> str:
     return lines[-1] if lines else NO_MESSAGE
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Within the block Ray listens on 127.0.0.1: else it takes the machine's own address, for nodes that join."""
+    resolves = [module for module in (services, node, worker) if hasattr(module, _RESOLVE)]
+    resolved = [getattr(module, _RESOLVE) for module in resolves]
+    for module in resolves:
+        setattr(module, _RESOLVE, lambda host: host)
+    try:
+        yield
+    finally:
+        for module, resolve in zip(resolves, resolved, strict=True):
+            setattr(module, _RESOLVE, resolve)
+
+
 def _connect(machine: Machine | None, address: str | None, stack: ExitStack) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if machine is not None:
         capacity: dict[str, Any] = {"num_cpus": machine.cpus, "num_gpus": machine.gpus, "_node_ip_address": "127.0.0.1"}
         folder = stack.enter_context(session_folder())
+        stack.enter_context(_on_loopback())
         stack.callback(ray.shutdown)
         ray.init(address="local", include_dashboard=False, _temp_dir=folder, **capacity, **quiet)
         return

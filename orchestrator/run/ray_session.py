@@ -1,8 +1,11 @@
-"""Where Ray keeps the logs and sockets of a run on one machine. No Ray here."""
+"""What a run of Ray on one machine is given: a folder for logs and sockets, and a token. No Ray here."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +15,16 @@ _SOCKET_PATH = 107
 _BELOW = len("/ray-xxxxxxxx/s/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """Bytes of the paths that Ray makes there, with our folder's name."""
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def use_own_token() -> None:
+    """Let Ray, which reads this when it is imported, let nobody in who has not a token that is made here.
+
+    Nothing changes where it is imported already. Its own token, in the user's home, is the same for every run, and
+    readable for others as far as the home is.
+    """
+    if "ray" not in sys.modules:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 @contextmanager
