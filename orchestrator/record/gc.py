@@ -52,7 +52,7 @@ def _drop_within(store: Store, removed: Removed, remove: bool, address: str, *, 
     manifest = store.manifest(address)
     kept = {MANIFEST, manifest.attempt} if manifest else set()
     for name in store.names("stages", address):
-        if name not in kept and name != "checkpoint":
+        if name not in kept and (manifest or name != "checkpoint"):  # one of a stage that is still to be made is kept
             # a manifest that is not believed goes with its attempts, as does the claim of a process that died
             removed.attempts += name.startswith(ATTEMPT)
             _drop(store, removed, remove, address, name)

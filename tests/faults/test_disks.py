@@ -42,7 +42,6 @@ def test_a_storage_that_refuses_from_any_moment_on_ends_the_run_with_4(
     sweep.check(undisturbed)
 
 
-@pytest.mark.xfail(strict=True, reason="a claim that this process could not give back is waited for, for a minute")
 def test_a_claim_that_could_not_be_given_back_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

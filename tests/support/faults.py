@@ -160,7 +160,8 @@ class Sweep:
         assert self.left_over() == []
         runs = self.runs()
         assert runs == undisturbed.runs() == {"FINISHED": 14}, runs
-        assert "Traceback" not in self.log.read_text()
+        log = self.log.read_text()
+        assert "Traceback" not in log and "Timeout (0:00:45)!" not in log, log
 
 
 def _drive(sweep: Sweep, words: list[str], faults: tuple[Fault, ...]) -> None:
