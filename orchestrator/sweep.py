@@ -197,8 +197,10 @@ def _run(
                 mirror.finish(sweep_status(folder.state()), tracking_seconds, lambda words: _say(err, words))
     if driver.refused:
         code = REFUSED
-    for note in [*mirror.notes, *filter(None, [mirror.warning])]:
-        err.print(f"[yellow]warning:[/yellow] {escape(note)}", soft_wrap=True)
+    for note in mirror.notes:
+        err.print(f"note: {escape(note)}", soft_wrap=True)
+    if mirror.warning:
+        err.print(f"[yellow]warning:[/yellow] {escape(mirror.warning)}", soft_wrap=True)
     _print_end(folder, prepared.space, uri, code, driver.refused, quiet=quiet)
     return code
 

@@ -67,7 +67,7 @@ def size_of_folder(folder: Path) -> Size | None:
     """The size of the backbone in a folder; None where no model can be built from its config.json."""
     try:
         return size_of(json_object(small_file(path := folder / "config.json"), path))
-    except DataError:
+    except (DataError, RecursionError):  # JSON nested a thousand deep may be read here and not there
         return None
 
 

@@ -12,7 +12,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_serializer, field_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
 
 from deftx.config import SPLIT_NAMES, EvaluationSplit, Metric, Settings, TaskKind
 from deftx.errors import ConfigError, DataError, StoreError, hint
@@ -41,6 +48,13 @@ class SplitScore(Settings):
     items: int
     occurring: float | None = None
     """Macro F1 over the labels that the split has, where it lacks some, which `value` counts as 0."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = plain(self)
+        if self.occurring is None:  # so that a sweep of an earlier version keeps its record byte for byte
+            del content["occurring"]
+        return content
 
     @field_serializer("split")
     def _split_name(self, split: EvaluationSplit) -> str:

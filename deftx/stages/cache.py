@@ -73,9 +73,15 @@ class Cache:
                 path.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
+def sha256_of(path: Path, *, on_disk: bool = False) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits.
+
+    Args:
+        on_disk: wait until they are on the disk.
+    """
     with path.open("rb") as file:
+        if on_disk:
+            os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -223,7 +223,9 @@ class Attempt:
             This attempt's manifest, or that of another attempt that was published first.
         """
         files = {
-            str(path.relative_to(self.folder)): FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
+            str(path.relative_to(self.folder)): FileEntry(
+                size=path.stat().st_size, sha256=sha256_of(path, on_disk=self._store.local)
+            )
             for path in sorted(self.folder.rglob("*"))
             if path.is_file()
         }
@@ -232,8 +234,9 @@ class Attempt:
             attempt=self.id, files=files, **facts,
         )  # fmt: skip
         if self._store.local:
-            for path in [*self.folder.rglob("*"), self.folder, self.folder.parent]:
-                sync(path)  # before the manifest, which says that they are whole
+            # before the manifest, which says that all of it is whole
+            for folder in [*filter(Path.is_dir, self.folder.rglob("*")), self.folder, self.folder.parent]:
+                sync(folder)
         else:
             for name in files:
                 target = self._store.path("stages", self._address, self.id, name)

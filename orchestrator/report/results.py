@@ -87,10 +87,14 @@ class Results:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """A line for each row and target or average, in percentage points; the columns are `RESULT_COLUMNS`."""
+        """A line for each row and target or average, in percentage points; the columns are `RESULT_COLUMNS`.
+
+        The last is there only where a table lacks a class.
+        """
         sizes = {name: {"n": self.items(name), "examples": self.examples(name)} for name in [*self.targets, AVERAGE]}
         lines = [self._line(result, name) | size for result in self.rows for name, size in sizes.items()]
-        return pd.DataFrame(lines, columns=RESULT_COLUMNS).astype({"number": "Int64"})
+        frame = pd.DataFrame(lines, columns=RESULT_COLUMNS).astype({"number": "Int64"})
+        return frame.drop(columns="occurring") if frame["occurring"].isna().all() else frame
 
     def _data(self, language: str) -> list[Predictions]:
         by_language = {name: data for result in self.rows for name, data in result.system.items()}

@@ -53,7 +53,7 @@ def _mirror_and_tell(folder: SweepFolder, tracking_uri: str | None) -> bool:
     """Whether a sweep could be mirrored whole; prints what was done."""
     uri = tracking_uri or default_tracking_uri(folder.store)
     try:
-        runs = mirror_sweep(folder.store, folder, uri, lambda words: typer.echo(f"warning: {words}", err=True))
+        runs = mirror_sweep(folder.store, folder, uri, lambda words: typer.echo(f"note: {words}", err=True))
         typer.echo(f"{folder.name}: {runs} runs in {without_password(uri)}")
         return True
     except MirrorError as error:
