@@ -14,7 +14,7 @@ from typing import Protocol
 from deftx.errors import refusal
 from deftx.stages.claim import claim_on, killed_for_memory
 from deftx.stages.kinds import F, facts_of
-from deftx.stages.lease import Lease
+from deftx.stages.lease import Holder, Lease
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
 from orchestrator.plan.rows import PlannedRow, Planner
@@ -77,30 +77,6 @@ class Driver:
         self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
         self.schedule.begin()
 
-    def hand_back(self, job: Job) -> bool:
-        """Whether a job that was not begun is handed out again: as often as a space lets a stage fail."""
-        self._handed_back[job.name] += 1
-        if self._handed_back[job.name] > self.space.max_failures:
-            return False
-        self.jobs = [other for other in self.jobs if other is not job]
-        self.schedule.hand_back(job)
-        return True
-
-    def short_of_memory(self, job: Job) -> None:
-        """Note, for whoever makes them again, that the worker of a job's stages was killed for want of memory."""
-        for claim in (claim_on(self.folder.store, stage.address) for stage in job.stages):
-            if (holder := claim.holder()) and holder.by == self.workplace.maker:
-                claim.say_short_of_memory()
-
-    def _death(self, stage: Stage) -> str | None:
-        """How the worker died that left a claim on a stage, if for want of memory; the claim is removed then."""
-        claim = claim_on(self.folder.store, stage.address)
-        holder = claim.holder()
-        words = killed_for_memory(holder) if holder and holder.by == self.workplace.maker else None
-        if words:
-            claim.forget()
-        return words
-
     @property
     def asked(self) -> list[Combination]:
         """The combinations asked so far, in order."""
@@ -139,21 +115,51 @@ class Driver:
         with self.refusals():
             self.write_state()
 
+    def hand_back(self, job: Job) -> bool:
+        """Whether a job whose worker died is handed out again: where nothing says that it was begun, some times."""
+        failures, claims = self.folder.failures(), (claim_on(self.folder.store, stage.address) for stage in job.stages)
+        begun = any(stage.address in failures for stage in job.stages) or any(map(self._worker, claims))
+        self._handed_back[job.name] += not begun
+        if begun or self._handed_back[job.name] > max(self.space.max_failures, 1):
+            return False
+        self.jobs = [other for other in self.jobs if other is not job]
+        self.schedule.hand_back(job)
+        return True
+
+    def short_of_memory(self, job: Job) -> None:
+        """Note, for whoever makes them again, that the worker of a job's stages was killed for want of memory."""
+        for claim in (claim_on(self.folder.store, stage.address) for stage in job.stages):
+            if self._worker(claim):
+                claim.say_short_of_memory()
+
     def let_leave(self) -> None:
         """Ask the workers that train to keep a checkpoint after their step, and wait for them, though not for long."""
         trained = [stage for job in self.jobs for stage in job.stages if stage.training is not None]
         claims = [claim_on(self.folder.store, stage.address) for stage in trained]
         until = time.monotonic() + LEAVE_SECONDS
         with self.refusals():
-            for claim in filter(self._holds, claims):
+            for claim in filter(self._works, claims):
                 claim.ask_to_leave()
-            while any(map(self._holds, claims)) and time.monotonic() < until:
+            while any(map(self._works, claims)) and time.monotonic() < until:
                 time.sleep(0.1)
 
-    def _holds(self, claim: Lease) -> bool:
-        """Whether a living worker of this sweep has the claim: another sweep may be making the stage."""
+    def _death(self, stage: Stage) -> str | None:
+        """How the worker died that left a claim on a stage, if for want of memory; the claim is removed then."""
+        claim = claim_on(self.folder.store, stage.address)
+        worker = self._worker(claim)
+        words = killed_for_memory(worker) if worker else None
+        if words:
+            claim.forget()
+        return words
+
+    def _worker(self, claim: Lease) -> Holder | None:
+        """The worker of this sweep, dead or alive, that has a claim: another sweep may be making the stage."""
         holder = claim.holder()
-        return holder is not None and holder.by == self.workplace.maker and not holder.gone
+        return holder if holder and holder.by == self.workplace.maker else None
+
+    def _works(self, claim: Lease) -> bool:
+        worker = self._worker(claim)
+        return worker is not None and not worker.gone
 
     @contextmanager
     def refusals(self) -> Iterator[None]:

@@ -99,8 +99,7 @@ class _ProgressCallback(_Unsaved, TrialProgressCallback):
         """Settle the job of a trial that Tune gave up; why a stage failed is recorded, unless its worker died."""
         job = self._searcher.jobs.pop(trial.trial_id)
         # Tune tries nothing again that failed before it began, as on a worker that died between two trials
-        begun = trial.num_failures > self._driver.space.max_failures
-        if not begun and self._driver.hand_back(job):
+        if self._driver.hand_back(job):
             return
         if _short_of_memory(trial):
             self._driver.short_of_memory(job)

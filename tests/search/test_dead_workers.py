@@ -38,8 +38,8 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return Driver(space, prepared.planner, Workplace.of(space, folder, Machine(2, 0)), folder)
 
 
-def trial(error: str | None, failures: int = 2) -> Any:
-    return SimpleNamespace(trial_id="t", get_error=lambda: error, num_failures=failures)
+def trial(error: str | None) -> Any:
+    return SimpleNamespace(trial_id="t", get_error=lambda: error)
 
 
 def left_behind(driver: Driver, job: Job, by: str = "sweep 'tiny'", **facts: object) -> None:
@@ -77,7 +77,6 @@ KILLED = (
         (LOW, {}, KILLED),
         (DIED, {}, "SIGKILL"),
         (None, {}, NO_MESSAGE),
-        (DIED, {"oom_kills": 4, "by": "sweep 'two'"}, "SIGKILL"),  # another sweep's worker died
     ],
 )
 def test_a_death_for_want_of_memory_is_told_apart_from_others(
@@ -99,10 +98,10 @@ def test_a_trial_that_fails_before_it_begins_is_handed_out_again_once(driver: Dr
     callback = _ProgressCallback(driver, searcher)
     job = searcher.suggest("t")["job"]
     searcher.on_trial_complete("t", error=True)
-    callback.on_trial_error(1, [], trial(DIED, failures=1))
+    callback.on_trial_error(1, [], trial(DIED))
     assert (driver.jobs, searcher.jobs, driver.folder.failures()) == ([], {}, {})
     assert searcher.suggest("t")["job"] == job
-    callback.on_trial_error(1, [], trial(DIED, failures=1))
+    callback.on_trial_error(1, [], trial(DIED))
     assert driver.folder.failures()[job.stages[0].address].reason == "SIGKILL"
 
 
