@@ -18,6 +18,7 @@ from deftx.train.leave import ask
 from orchestrator.run.driver import Driver
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SOON_SECONDS = 0.01
 
 
 @contextmanager
@@ -28,10 +29,14 @@ def interruptible(driver: Driver) -> Iterator[None]:
     handler meanwhile, as Ray does, whose own ends the process with a dump of its stack.
     """
 
-    def interrupt(number: int, _: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         if driver.interrupted:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        if frame is not None and frame.f_globals.get("__name__") == "logging":
+            # it takes its lock and then enters `try`: raised between, the lock is kept, and the tracker waits for ever
+            threading.Timer(_SOON_SECONDS, os.kill, (os.getpid(), number)).start()
+            return
         driver.interrupted = number
         if not ask():  # where a training goes on here, it ends after its step
             raise KeyboardInterrupt

@@ -10,11 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from support.faults import Signalled, Sweep
 from support.islands import attempts, published
 from support.patience import PATIENCE
+
+from orchestrator.run.driver import Driver
+from orchestrator.run.signals import interruptible
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -30,6 +35,19 @@ def test_a_driver_killed_at_any_moment_loses_no_finished_stage(
     sweep.until_done(most=1)
     sweep.collect()
     sweep.check(undisturbed)
+
+
+def test_a_signal_that_comes_amid_logging_is_heeded_when_its_lock_is_given_back() -> None:
+    driver = cast(Driver, SimpleNamespace(interrupted=None))
+    of_logging: dict[str, Any] = {"__name__": "logging", "sys": sys}
+    exec("frame = sys._getframe()", of_logging)
+    with pytest.raises(KeyboardInterrupt), interruptible(driver):
+        handler = signal.getsignal(signal.SIGTERM)
+        assert callable(handler)
+        handler(signal.SIGTERM, of_logging["frame"])
+        assert driver.interrupted is None
+        time.sleep(PATIENCE)
+    assert driver.interrupted == signal.SIGTERM
 
 
 @pytest.mark.faults
