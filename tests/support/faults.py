@@ -17,6 +17,7 @@ import random
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -235,9 +236,10 @@ class Signalled:
     def _strike(self, number: int, _: str) -> None:
         if number != self.at:
             return
-        if self.later:
-            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), self.number))
-            signal.setitimer(signal.ITIMER_REAL, self.later)
+        if self.later:  # from a thread: a handler of an alarm would stand between the signal and what it interrupts
+            timer = threading.Timer(self.later, os.kill, (os.getpid(), self.number))
+            timer.daemon = True
+            timer.start()
         else:
             os.kill(os.getpid(), self.number)
 
