@@ -75,7 +75,8 @@ def refusal(error: BaseException) -> str | None:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        # raised `from None`, it has words of its own for what it hides
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 class Problems:
@@ -108,11 +109,8 @@ class Problems:
 def explain(problem: Any) -> str:
     """One of pydantic's `errors()` in words, with the value that was given: `at least 1 (given: 0)`."""
     message, value = str(problem["msg"]).removeprefix("Value error, "), problem.get("input")
-    return (
-        message
-        if value is None or isinstance(value, bytes) or hasattr(value, "keys")
-        else f"{message} (given: {shortened(value)})"
-    )
+    told = value is None or isinstance(value, bytes) or hasattr(value, "keys")  # nothing, a file, a group of settings
+    return message if told else f"{message} (given: {shortened(value)})"
 
 
 def shortened(value: object) -> str:

@@ -54,6 +54,13 @@ def test_what_counts_as_the_machines_refusal() -> None:
         assert refusal(outer) == "/x/y: No space left on device"
     assert refusal(FileNotFoundError(errno.ENOENT, "no such file", "/x")) is None
     assert refusal(ValueError("no")) is None
+    try:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", "/x")
+        except PermissionError:
+            raise DataError("/x: cannot be read: ask who owns it") from None
+    except DataError as told:
+        assert refusal(told) is None  # it has words of its own
     assert refusal(ConnectionResetError("reset by peer")) == "reset by peer"
     assert refusal(TimeoutError()) == "TimeoutError"
     try:
