@@ -2,9 +2,8 @@
 
 Test sets of several languages are parallel, so the unit of resampling is the item: it is drawn once and brings its rows
 in every language that has it (several rows where one premise has several hypotheses). Whether equal ids are one item is
-looked at in `parallel`. Percentile intervals (Efron and
-Tibshirani, 1993, chapter 13) show how a score depends on the items drawn; how it depends on the training seed is not in
-them. No torch here.
+looked at in `parallel`. Percentile intervals (Efron and Tibshirani, 1993, chapter 13) show how a score depends on the
+items drawn; how it depends on the training seed is not in them. No torch here.
 """
 
 from __future__ import annotations
