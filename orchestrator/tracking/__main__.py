@@ -14,7 +14,7 @@ from deftx.cli.command import HELP, Command, example
 from deftx.errors import ConfigError, reason
 from deftx.passwords import without_password
 from deftx.stages.store import Store
-from orchestrator.record.sweep import SweepFolder
+from orchestrator.record.sweep import SweepFolder, sweeps_in
 from orchestrator.tracking.client import default_tracking_uri, mlflow_error
 from orchestrator.tracking.mirror import MirrorError, mirror_sweep
 
@@ -43,10 +43,10 @@ def _sweeps(directory: str) -> list[SweepFolder]:
     location = directory if "://" in directory else str(Path(directory).resolve())
     root, _, name = location.rstrip("/").rpartition("/sweeps/")
     store = Store(root or location)
-    names = [name] if root else store.names("sweeps")
-    if not names:
+    sweeps = [SweepFolder(store, name)] if root else sweeps_in(store)
+    if not sweeps:
         raise ConfigError(f"{directory}: no sweeps there; give a sweep's storage, or STORAGE/sweeps/NAME")
-    return [SweepFolder(store, name) for name in names]
+    return sweeps
 
 
 def _mirror_and_tell(folder: SweepFolder, tracking_uri: str | None) -> bool:

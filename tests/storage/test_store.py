@@ -24,6 +24,7 @@ from deftx.stages.manifest import MANIFEST, Manifest
 from deftx.stages.settings import TextStageSettings
 from deftx.stages.stage import Stage
 from deftx.stages.store import Attempt, Store
+from orchestrator.record.sweep import sweeps_in
 
 FILES = {BLOCKS: b"", "model/weights.bin": b"w" * 1000, "model/config.json": b"{}", "scores.json": b"[1]"}
 
@@ -314,6 +315,18 @@ def test_a_manifest_that_points_out_of_the_store_is_not_believed(
     manifest = publish(store).model_dump()
     store.write(json.dumps({**manifest, key: value}).encode(), "stages", STAGE.address, MANIFEST)
     broken(store, caplog, "names '../")
+
+
+def test_a_folder_where_a_file_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweeps" / "a").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"sweeps/a: is a folder where a file should be; move it away"):
+        Store(str(tmp_path)).read("sweeps", "a")
+
+
+def test_what_lies_among_sweeps_and_is_none_is_passed_over(tmp_path: Path) -> None:
+    for name in (".DS_Store", "one", "two.1", "-x"):
+        (tmp_path / "sweeps" / name).mkdir(parents=True)
+    assert [sweep.name for sweep in sweeps_in(Store(str(tmp_path)))] == ["one", "two.1"]
 
 
 def test_small_objects_are_written_whole_created_once_and_removed(store: Store) -> None:
