@@ -6,6 +6,7 @@ Arguments, messages and exit codes; and in which order a call prepares, runs, ch
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from deftx.cli.command import GO_ON, HELP, REFUSED, Command, console, example
+from deftx.cli.command import ENDED, GO_ON, HELP, REFUSED, Command, console, example
 from deftx.passwords import to_type, without_password
 from deftx.stages.files import SFT
 from deftx.stages.kinds import KINDS
@@ -225,8 +226,10 @@ def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> No
 def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, refused: str | None, *, quiet: bool) -> None:
     state = folder.state()
     if code > 128:
-        words = {143: "told to end", 129: "the terminal was closed"}.get(code, "interrupted")
-        out.print(f"{words}: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
+        out.print(
+            f"{ENDED[signal.Signals(code - 128)]}: {session.summary(state)}; the same command goes on from here",
+            soft_wrap=True,
+        )
     if code == REFUSED:
         err.print(f"[red]error:[/red] {escape(str(refused))} ({session.summary(state)}); {GO_ON}", soft_wrap=True)
     if code not in (0, 3):

@@ -1,6 +1,7 @@
 """What every command of the project shares: its console, and how a user's mistake is reported.
 
-    0 done    2 a mistake in what was asked    4 the machine refused    130 interrupted    others are the command's own
+    0 done    2 a mistake in what was asked    4 the machine refused    others are the command's own
+    130 interrupted    143 told to end (SIGTERM)    129 the terminal was closed (SIGHUP)
 
 A command is made with `@app.command(cls=Command)`; nothing of it has to catch an error.
 """
@@ -8,9 +9,11 @@ A command is made with `@app.command(cls=Command)`; nothing of it has to catch a
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from typing import Any, TextIO
 
@@ -27,6 +30,10 @@ from deftx.errors import DeftxError, refusal
 
 REFUSED = 4
 """The exit code where the machine refused: the storage is full, read-only, not to be written to or silent."""
+ENDED: Mapping[int, str] = {
+    signal.SIGINT: "interrupted", signal.SIGTERM: "told to end", signal.SIGHUP: "the terminal was closed"
+}  # fmt: skip
+"""What ended a command, by the signal; its exit code is 128 and the signal's number."""
 GO_ON = "what was finished is kept, and the same command goes on once that is mended"
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -62,7 +69,8 @@ def user_errors() -> Iterator[None]:
             stream.reconfigure(errors="replace")
     err = console(stderr=True)
     try:
-        yield
+        with _ending_as_ctrl_c():
+            yield
     except DeftxError as error:
         err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
@@ -71,9 +79,32 @@ def user_errors() -> Iterator[None]:
             raise
         err.print(f"[red]error:[/red] {escape(words)}; {GO_ON}", soft_wrap=True)
         raise typer.Exit(REFUSED) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; what was finished is kept")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, _Ended) else signal.SIGINT
+        err.print(f"{ENDED[number]}; what was finished is kept")
+        raise typer.Exit(128 + number) from None
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that ends a process, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _ending_as_ctrl_c() -> Iterator[None]:
+    """A context in which SIGTERM and SIGHUP raise as Ctrl-C does, unless the process ignores them or heeds them."""
+
+    def end(number: int, _: object) -> None:
+        raise _Ended(number)
+
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    stack.callback(signal.signal, number, signal.signal(number, end))
+        yield
 
 
 def example(*lines: str) -> str:
