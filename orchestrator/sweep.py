@@ -6,7 +6,6 @@ Arguments, messages and exit codes; and in which order a call prepares, runs, ch
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -226,10 +225,7 @@ def _work(driver: Any, machine: Any, address: str | None, *, serial: bool) -> No
 def _print_end(folder: SweepFolder, space: Space, uri: str, code: int, refused: str | None, *, quiet: bool) -> None:
     state = folder.state()
     if code > 128:
-        out.print(
-            f"{ENDED[signal.Signals(code - 128)]}: {session.summary(state)}; the same command goes on from here",
-            soft_wrap=True,
-        )
+        out.print(f"{ENDED[code - 128]}: {session.summary(state)}; the same command goes on from here", soft_wrap=True)
     if code == REFUSED:
         err.print(f"[red]error:[/red] {escape(str(refused))} ({session.summary(state)}); {GO_ON}", soft_wrap=True)
     if code not in (0, 3):

@@ -8,7 +8,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 
-class TextLines(Sequence[str]):
+class _Lazy(Sequence[str]):
+    """Texts by number, of which some are `Picked` by a slice."""
+
+    def _text_of(self, number: int) -> str:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        """One of them, or some."""
+        numbers = range(len(self))[index]
+        return self._text_of(numbers) if isinstance(numbers, int) else Picked(self, numbers)
+
+
+class TextLines(_Lazy):
     """The stripped lines of a text, the empty ones too."""
 
     def __init__(self, text: str, end: re.Pattern[str]) -> None:
@@ -21,20 +37,12 @@ class TextLines(Sequence[str]):
         """How many there are; after the last line end begins another line."""
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        """A line, or some of them."""
-        if isinstance(index, slice):
-            return Picked(self, range(len(self))[index])
-        number = range(len(self))[index]
+    def _text_of(self, number: int) -> str:
         end = self._starts[number + 1] if number + 1 < len(self) else len(self._text)
         return self._text[self._starts[number] : end].strip()
 
 
-class Picked(Sequence[str]):
+class Picked(_Lazy):
     """Some of the items of a sequence, by their numbers."""
 
     def __init__(self, items: Sequence[str], numbers: Sequence[int] | Any) -> None:
@@ -45,15 +53,8 @@ class Picked(Sequence[str]):
         """How many were picked."""
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        """One of them, or some."""
-        if isinstance(index, slice):
-            return Picked(self._items, self.numbers[index])
-        return self._items[self.numbers[index]]
+    def _text_of(self, number: int) -> str:
+        return self._items[self.numbers[number]]
 
 
 def not_empty(lines: Iterable[str], most: int | None = None) -> Picked:
