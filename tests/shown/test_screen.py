@@ -391,6 +391,8 @@ def test_warnings_from_a_manifest() -> None:
     (found,) = stage_warnings(manifest(share, metrics={"best_step": 5.0}, curve=curve))
     assert "never improved after step 5 of 15" in found
     assert stage_warnings(manifest(share, metrics={"best_step": 10.0}, curve=curve)) == []
+    halved = manifest(share, details={"out_of_memory": "killed"}).model_copy(update={"execution": {"micro_batch": 8}})
+    assert stage_warnings(halved) == ["made with 8 examples at once: killed"]
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------
