@@ -7,6 +7,7 @@ everything; here its jobs become trials with the resources of their stage kind.
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,8 @@ from orchestrator.run.trial import carry_out
 from orchestrator.search.schedule import Job
 
 _RESOLVE = "resolve_ip_for_localhost"
+ANSWER_SECONDS = 10
+"""How long a cluster is given to answer at all."""
 _HOST = "NodeManagerHostname"
 NODE_SECONDS = 180
 """How long a node has to say what it is, at the start of a sweep; importing torch on it for the first time is in it."""
@@ -207,8 +210,11 @@ def _connect(machine: Machine | None, address: str | None, stack: ExitStack) -> 
     stack.callback(ray.shutdown)
     forget_other_clusters()
     try:
+        host, _, port = str(address).rpartition("://")[2].rpartition(":")
+        if port.isdigit():  # Ray itself takes minutes to find that nobody answers
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from None
 
 
