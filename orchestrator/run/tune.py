@@ -24,7 +24,7 @@ import ray
 from ray import tune
 from ray._private import node, services, worker
 from ray._private.state import state
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
@@ -236,6 +236,8 @@ def _check_cluster(driver: Driver) -> None:
     for told in answered:
         try:
             problems += ray.get(told)
+        except (NodeDiedError, TaskUnschedulableError):  # it went meanwhile, as spot machines do
+            continue
         except (RayError, ImportError) as error:
             last = str(error).strip().splitlines()[-1]
             problems.append(f"node {asked[told]} cannot run the project ({last}): install the same on every node")
