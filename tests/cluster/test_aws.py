@@ -1,4 +1,4 @@
-"""`ray up ray_cluster.yaml` and `ray down` against a cloud of moto's, in a network namespace that has only `lo`.
+"""`ray up ray_cluster.yaml` and `ray down` against a cloud of moto's, in network namespaces with no way out.
 
 Each instance is a host of namespaces (support/hosts.py). The file is as shipped, its marked values filled in, but for
 three things: addresses inside the cloud are used (moto's public ones are real ones of others), `pip install` installs
@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from support.cloud import Cloud
 from support.cluster_file import fill
-from support.hosts import Host, Network, checkout, lacking, wait_until
+from support.islands import write_data, write_space
+from support.hosts import PROJECT, Host, Network, checkout, lacking, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(lacking()), reason=lacking())]
 
@@ -28,7 +29,9 @@ iam = boto3.client("iam", region_name="{REGION}")
 iam.create_instance_profile(InstanceProfileName="{PROFILE}")
 iam.create_role(RoleName="{PROFILE}", AssumeRolePolicyDocument="{{}}")
 iam.add_role_to_instance_profile(InstanceProfileName="{PROFILE}", RoleName="{PROFILE}")
+boto3.client("s3").create_bucket(Bucket="{BUCKET}", CreateBucketConfiguration=dict(LocationConstraint="{REGION}"))
 """
+JOB = "ray job submit --address http://127.0.0.1:8265 -- python -m orchestrator.sweep ~/deftx-sweeps/tiny.yaml --data-root ~/deftx-sweeps/data"
 LIST = f"""
 import boto3, json
 ec2 = boto3.client("ec2", region_name="{REGION}")
@@ -72,7 +75,7 @@ def python(host: Host, code: str) -> str:
 
 
 def test_up_grown_and_down(tmp_path: Path) -> None:
-    with Network() as network, Host(tmp_path / "laptop", network, "laptop", "10.0.0.1") as laptop:
+    with Network("172.31.0.0/16") as network, Host(tmp_path / "laptop", network, "laptop", "172.31.255.1") as laptop:
 
         def instance(name: str, address: str, environment: dict[str, str]) -> Host:
             (key,) = (laptop.home / ".ssh").glob("*.pem")
@@ -83,8 +86,10 @@ def test_up_grown_and_down(tmp_path: Path) -> None:
             laptop.environment |= cloud.environment
             wait_until(lambda: laptop.call(["curl", "-s", cloud.environment["AWS_ENDPOINT_URL"]]).returncode == 0, 60)
             python(laptop, MAKE_PROFILE)
+            write_data(checkout(laptop) / "data")
+            write_space(laptop.home / PROJECT / "tiny.yaml", resources={"dense": {"gpu": 1}})
             config = fill(
-                checkout(laptop) / "ray_cluster.yaml",
+                laptop.home / PROJECT / "ray_cluster.yaml",
                 {"REPLACE-region": REGION, "REPLACE-ami": IMAGE, "REPLACE-profile": PROFILE, "REPLACE-bucket": BUCKET},
                 {"provider": {"use_internal_ips": True}, "worker_setup_commands": []},
             )
@@ -101,13 +106,15 @@ def up_and_down(laptop: Host, cloud: Cloud, config: dict[str, Any]) -> None:
     assert head["IamInstanceProfile"]["Arn"].endswith(f"/{PROFILE}")
 
     host = cloud.instances[head["InstanceId"]]
+    done = host.call(["bash", "-lc", JOB], 200)
+    print(done.stdout[-6000:])
     python(host, WANT_GPUS.format(count=1))
-    grown(laptop, cloud, host, "a100_spot", config, spot=True)
+    grown(laptop, cloud, host, "a100_worker", config, spot=True)
     assert [one["spot"] for one in cloud.events("launched")] == [False, True]
 
     cloud.refuse_spot()
     python(host, WANT_GPUS.format(count=2))
-    grown(laptop, cloud, host, "a100_on_demand", config, spot=False)
+    grown(laptop, cloud, host, "a100_worker_on_demand", config, spot=False)
     assert {one["type"] for one in cloud.events("refused")} == {"p4d.24xlarge"}
 
     laptop.run(f"{ray} down -y ray_cluster.yaml", 120)

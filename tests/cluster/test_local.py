@@ -8,15 +8,15 @@ take three hosts. Left out: a shared folder that is slow or late (this one is a 
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-import time
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.cluster_file import fill
-from support.hosts import Bridge, Host, checkout, lacking, new_key, tail, wait_until
+from support.hosts import Network, Host, checkout, lacking, new_key, tail, wait_until
 from support.islands import TRAINING, published, run, write_data, write_space
 
 from deftx.sft.vector import SparseFineTuning
@@ -26,8 +26,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(lacking()), reason=la
 ADDRESSES = {"head": "10.77.0.2", "one": "10.77.0.3", "two": "10.77.0.4"}
 SHARED = "/home/shared"
 LONG = {**TRAINING, "max_steps": 60, "validate_every": 30}
-NO_WAY_OUT = {"provider": {}, "worker_setup_commands": []}
-RAY = "cd ~/deftx-sweeps && . ~/venv/bin/activate && RAY_UP_enable_autoscaler_v2=0 ray"
+RAY = "cd ~/deftx-sweeps && . ~/venv/bin/activate && ray"
 SUBMIT = (
     "ray job submit --address http://127.0.0.1:8265 --no-wait --submission-id {name} -- "
     f"python -m orchestrator.sweep {SHARED}/tiny.yaml --data-root {SHARED}/data"
@@ -83,7 +82,7 @@ class Makers:
 class Cluster:
     """A laptop, a head and two workers, on which nothing runs yet."""
 
-    def __init__(self, folder: Path, network: Bridge) -> None:
+    def __init__(self, folder: Path, network: Network) -> None:
         self.folder, self.network, self.boots = folder, network, 0
         (folder / "shared").mkdir()
         self.key = new_key(folder / "id")
@@ -91,7 +90,7 @@ class Cluster:
         self.hosts: dict[str, Host] = {}
         self.laptop = self.stack.enter_context(Host(folder / "laptop", network, "laptop", "10.77.0.1"))
         for suffix in ("id", "id.pub"):
-            (folder / suffix).copy(self.laptop.home / ".ssh")
+            shutil.copy(folder / suffix, self.laptop.home / ".ssh")
         for name in ADDRESSES:
             self.boot(name)
 
@@ -131,12 +130,12 @@ def test_a_sweep_outlives_a_worker_and_the_heads_ray(tmp_path: Path) -> None:
         language={"text": {"block": 32, "pack": False}, "k": "20%", "training": LONG},
         task={"k": "20%", "max_length": 32, "training": LONG},
     )  # fmt: skip
-    with Bridge() as network:
+    with Network("10.77.0.0/24") as network:
         cluster = Cluster(tmp_path, network)
         with cluster.stack:
             shared = tmp_path / "shared"
             write_data(shared / "data")
-            space.copy(shared)
+            shutil.copy(space, shared)
             went_through(cluster, shared / "deft-x")
             table = (shared / "deft-x" / "sweeps" / "tiny" / "report" / "results.csv").read_bytes()
     alone = tmp_path / "alone"

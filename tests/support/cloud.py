@@ -22,7 +22,7 @@ EVENTS, NO_SPOT = "events.jsonl", "no-spot"
 
 
 def serve(port: int, folder: Path) -> None:
-    """The server, on loopback, until it is ended."""
+    """The server, until it is ended."""
     from moto.ec2.exceptions import EC2ClientError
     from moto.ec2.models.instances import Instance, InstanceBackend
     from moto.server import main
@@ -48,7 +48,7 @@ def serve(port: int, folder: Path) -> None:
         return end(instance)
 
     InstanceBackend.run_instances, Instance.terminate = run_instances, terminate  # type: ignore[method-assign]
-    main(["--host", "127.0.0.1", "--port", str(port)])
+    main(["--host", "0.0.0.0", "--port", str(port)])
 
 
 class Cloud:
@@ -68,7 +68,7 @@ class Cloud:
         """
         self.folder, self.make, self.instances = host.folder / "cloud", make, dict[str, Host]()
         self.environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_ENDPOINT_URL": f"http://{host.address}:{port}", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
             "AWS_EC2_METADATA_DISABLED": "true",
         }  # fmt: skip
         self._over = threading.Event()

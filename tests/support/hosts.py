@@ -10,6 +10,7 @@ its first one, and that one with us.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shlex
 import shutil
@@ -81,17 +82,22 @@ def wait_until(what: Callable[[], Any], seconds: float, told: Callable[[], str] 
 
 
 class Network:
-    """A network namespace with nothing but `lo`, shared by its hosts: their addresses are all `lo`'s."""
+    """A cable that leads nowhere: a bridge without an address in a namespace of its own, where hosts are plugged in.
 
-    bridged = False
+    Hosts have a network namespace each, with `lo` and one end of a cable. There is no route but that to the subnet.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, subnet: str) -> None:
+        """A network of hosts in `subnet`, such as 10.77.0.0/24, an address range that is private."""
+        self.subnet = ipaddress.ip_network(subnet)
+        assert self.subnet.is_private, subnet
+        self.ports = 0
         self.holder = subprocess.Popen([*_WITH_US, "unshare", "--net", "sleep", "infinity"])
-        ours = os.readlink("/proc/self/ns/net")
-        wait_until(lambda: os.readlink(f"/proc/{self.holder.pid}/ns/net") != ours, 10)
         wait_until(lambda: Path(f"/proc/{self.holder.pid}/comm").read_text().strip() == "sleep", 10)
-        self.ip("link", "set", "lo", "up")
-        self.check(self.holder.pid)
+        links, routes = self._seen_by(self.holder.pid)
+        assert (links, routes) == ({"lo"}, []), (links, routes)
+        self.ip("link", "add", "br0", "type", "bridge")
+        self.ip("link", "set", "br0", "up")
 
     def __enter__(self) -> Network:
         return self
@@ -101,60 +107,33 @@ class Network:
         self.holder.wait()
 
     def ip(self, *arguments: str, of: int | None = None) -> str:
-        """The output of `ip ...` in this namespace, or in that of process `of`."""
+        """The output of `ip ...` in the bridge's namespace, or in that of process `of`."""
         command = ["nsenter", "--target", str(of or self.holder.pid), "--net", "ip", *arguments]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
-    def join(self, host: int, address: str) -> None:
-        """Give the host whose first process is `host` its address."""
-        self.ip("address", "add", f"{address}/32", "dev", "lo")
-        self.check(host)
-
-    def leave(self, address: str) -> None:
-        """Take the address of a host that is no more."""
-        self.ip("address", "del", f"{address}/32", "dev", "lo")
-
-    def check(self, process: int) -> None:
-        """That no packet can leave: nothing but `lo`, and not one route.
+    def plug_in(self, process: int, address: str) -> None:
+        """Give the host of a process its address.
 
         Raises:
-            AssertionError: there is a device or a route besides.
+            AssertionError: a packet could leave: there is a device or a route besides.
         """
-        assert os.readlink(f"/proc/{process}/ns/net") != os.readlink("/proc/self/ns/net")
         links, routes = self._seen_by(process)
         assert (links, routes) == ({"lo"}, []), (links, routes)
+        self.ports += 1
+        port = f"port{self.ports}"
+        self.ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(process))
+        self.ip("link", "set", port, "master", "br0", "up")
+        self.ip("address", "add", f"{address}/{self.subnet.prefixlen}", "dev", "eth0", of=process)
+        self.ip("link", "set", "eth0", "up", of=process)
+        links, routes = self._seen_by(process)
+        assert (links, routes) == ({"lo", "eth0"}, [str(self.subnet)]), (links, routes)
+        assert not self._seen_by(self.holder.pid)[1], "the bridge has a route"
 
     def _seen_by(self, process: int) -> tuple[set[str], list[str]]:
-        """The devices of a process, and its routes out of the machine."""
+        """The devices of a process, and its routes."""
+        assert os.readlink(f"/proc/{process}/ns/net") != os.readlink("/proc/self/ns/net")
         links = {line.split()[1].rstrip(":").split("@")[0] for line in self.ip("-o", "link", of=process).splitlines()}
-        return links, [route.strip() for route in self.ip("-4", "route", of=process).splitlines()]
-
-
-class Bridge(Network):
-    """Hosts with a network namespace each, joined by a bridge that has no address and leads nowhere: 10.77.0.0/24."""
-
-    bridged = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ip("link", "add", "br0", "type", "bridge")
-        self.ip("link", "set", "br0", "up")
-        self.count = 0
-
-    def join(self, host: int, address: str) -> None:
-        self.count += 1
-        port = f"port{self.count}"
-        self.ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(host))
-        self.ip("link", "set", port, "master", "br0", "up")
-        self.ip("address", "add", f"{address}/24", "dev", "eth0", of=host)
-        self.ip("link", "set", "eth0", "up", of=host)
-        links, routes = self._seen_by(host)
-        assert links == {"lo", "eth0"}, links
-        assert [route.split()[0] for route in routes] == ["10.77.0.0/24"], routes
-        assert not self.ip("-4", "route"), "the bridge has a route"
-
-    def leave(self, address: str) -> None:
-        """Nothing to do: its end of the cable goes with the host's namespace."""
+        return links, [route.split()[0] for route in self.ip("-4", "route", of=process).splitlines()]
 
 
 class Host:
@@ -177,7 +156,7 @@ class Host:
             mounts: a folder here, by the path at which it is seen there.
             environment: of every process started by `run` and by ssh.
         """
-        self.folder, self.network, self.name, self.address, self.user = folder, network, name, address, user
+        self.folder, self.name, self.address, self.user = folder, name, address, user
         self.environment = {
             "HOME": f"/home/{user}", "USER": user, "LOGNAME": user, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HF_HUB_OFFLINE": "1",
@@ -191,18 +170,16 @@ class Host:
         script = _BOOT.format(
             name=name, folder=folder, kept=" ".join(kept), mounts="\n".join(lines), python=sys._base_executable, init=_INIT  # type: ignore[attr-defined]
         )  # fmt: skip
-        own = ["--net"] if network.bridged else []
-        enter = [] if own else ["nsenter", "--target", str(network.holder.pid), "--net"]
-        make = ["unshare", "--kill-child", "--fork", "--pid", "--mount", "--mount-proc", "--uts", *own]
+        make = ["unshare", "--kill-child", "--fork", "--pid", "--mount", "--mount-proc", "--uts", "--net"]
         self.log: IO[bytes] = (folder / "boot.log").open("wb")
         self._maker = subprocess.Popen(
-            [*_WITH_US, *enter, *make, "sh", "-c", script], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL
+            [*_WITH_US, *make, "sh", "-c", script], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL
         )
         try:
             wait_until((folder / "booted").exists, 20, lambda: (folder / "boot.log").read_text())
             children = Path(f"/proc/{self._maker.pid}/task/{self._maker.pid}/children")
             self.first = int(children.read_text().split()[0])
-            network.join(self.first, address)
+            network.plug_in(self.first, address)
             if keys:
                 self._start_sshd(keys)
         except BaseException:
@@ -303,13 +280,12 @@ class Host:
                 yield int(path.name), command
 
     def close(self) -> None:
-        """The end of the host: all its processes, at once, and its address."""
+        """The end of the host: all its processes, at once."""
         if self._maker.poll() is None:
             self._maker.kill()  # --kill-child: the first process dies with it, and with that one all others
             self._maker.wait()
             if hasattr(self, "first"):
                 wait_until(lambda: not Path(f"/proc/{self.first}").exists(), 30)
-                self.network.leave(self.address)
         self.log.close()
 
     def logs(self, lines: int = 15) -> str:
