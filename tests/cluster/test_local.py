@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.cluster_file import fill
@@ -25,7 +28,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(lacking()), reason=la
 
 ADDRESSES = {"head": "10.77.0.2", "one": "10.77.0.3", "two": "10.77.0.4"}
 SHARED = "/home/shared"
-LONG = {**TRAINING, "max_steps": 60, "validate_every": 30}
+LONG = {**TRAINING, "max_steps": 300, "validate_every": 100}
 RAY = "cd ~/deftx-sweeps && . ~/venv/bin/activate && ray"
 SUBMIT = (
     "ray job submit --address http://127.0.0.1:8265 --no-wait --submission-id {name} -- "
@@ -62,6 +65,9 @@ class Makers:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def told(self) -> str:
+        return str({host: len(stages) for host, stages in self.seen.items()})
 
     def now(self) -> dict[str, str]:
         """The host that holds the claim of each stage in the making, by address."""
@@ -120,8 +126,18 @@ class Cluster:
         """How far a job is, in Ray's word."""
         return self.head.run(f"ray job status --address http://127.0.0.1:8265 {name}").lower()
 
-    def printed(self, name: str) -> str:
-        return self.head.run(f"ray job logs --address http://127.0.0.1:8265 {name}")
+    def until(self, what: Callable[[], Any], seconds: float, job: str, told: Callable[[], str] = lambda: "") -> None:
+        """Wait for something while a job runs; a job that ends before fails the test at once."""
+        end, look = time.monotonic() + seconds, time.monotonic() + 10
+        while not what():
+            late = time.monotonic() > end
+            ended = time.monotonic() > look and "running" not in self.job(job)
+            if (late or ended) and not what():
+                how = f"not within {seconds} s" if late else f"job {job} has ended before"
+                printed = self.head.run(f"ray job logs --address http://127.0.0.1:8265 {job}")
+                raise AssertionError(f"{how}; {told()}\n{tail(printed)}\n{self.logs()}")
+            look = time.monotonic() + 10 if time.monotonic() > look else look
+            time.sleep(0.2)
 
 
 def test_a_sweep_outlives_a_worker_and_the_heads_ray(tmp_path: Path) -> None:
@@ -158,11 +174,11 @@ def went_through(cluster: Cluster, storage: Path) -> None:
     wait_until(lambda: cluster.nodes() == 3, 120, cluster.logs)
     with Makers(storage) as makers:
         cluster.head.run(SUBMIT.format(name="first"))
-        wait_until(lambda: {*makers.seen} == {*ADDRESSES}, 180, lambda: cluster.printed("first"))
-        wait_until(lambda: "two" in makers.now().values(), 60, lambda: cluster.printed("first"))
+        cluster.until(lambda: {*makers.seen} == {*ADDRESSES}, 120, "first", makers.told)
+        cluster.until(lambda: "two" in makers.now().values(), 60, "first", makers.told)
         done = published(storage)
         cluster.hosts["two"].close()
-        wait_until(lambda: len(published(storage) - done) > 3, 120, lambda: cluster.printed("first"))
+        cluster.until(lambda: len(published(storage) - done) > 3, 120, "first")
 
         cluster.boot("two")
         assert "running" in cluster.job("first")
@@ -170,10 +186,10 @@ def went_through(cluster: Cluster, storage: Path) -> None:
         laptop.run(f"{RAY} up -y clusters/local.yaml", 180)
         makers.seen.clear()
         cluster.head.run(SUBMIT.format(name="second"))
-        wait_until(lambda: {*makers.seen} == {*ADDRESSES}, 180, lambda: cluster.printed("second") + cluster.logs())
+        cluster.until(lambda: {*makers.seen} == {*ADDRESSES}, 120, "second", makers.told)
         assert cluster.head.kill("mlflow server")
-        wait_until(lambda: "running" not in cluster.job("second"), 300, lambda: cluster.printed("second"))
-    assert "succeeded" in cluster.job("second"), tail(cluster.printed("second"))
+        wait_until(lambda: "running" not in cluster.job("second"), 300)
+    cluster.until(lambda: "succeeded" in cluster.job("second"), 1, "second")
     read_back(cluster, storage)
     laptop.run(f"{RAY} down -y clusters/local.yaml", 120)
     wait_until(lambda: not left(cluster), 30, lambda: "\n".join(left(cluster)))
