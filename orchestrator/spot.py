@@ -1,7 +1,7 @@
 """Which kind of machine a cluster starts next: spot ones first, and on-demand ones while no spot one is to be had.
 
-Ray's autoscaler (v1, on the head) calls `score`, which RAY_AUTOSCALER_UTILIZATION_SCORER names in the cluster files. Its
-v2 knows priorities of kinds, and asks for ever for the first one when a cloud refuses it; v1 knows none. Left out:
+Ray's autoscaler (v1, on the head) calls `score`, which RAY_AUTOSCALER_UTILIZATION_SCORER names in the cluster files.
+Its v2 knows priorities of kinds, and asks for ever for the first one when a cloud refuses it; v1 knows none. Left out:
 prices, and any kind but the two.
 """
 
@@ -16,7 +16,7 @@ ON_DEMAND = "_on_demand"
 
 
 def score(
-    node_resources: dict[str, float], resources: list[dict[str, float]], node_type: str,
+    node_resources: dict[str, Any], resources: list[dict[str, Any]], node_type: str,
     *, node_availability_summary: Any,
 ) -> tuple[Any, ...] | None:  # fmt: skip
     """How well a kind of machine suits what waits, to be compared with other kinds' scores; None where it does not.

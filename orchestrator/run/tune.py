@@ -27,6 +27,7 @@ from ray import tune
 from ray._private import node, ray_constants, services, worker
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
@@ -266,5 +267,4 @@ def _to_come() -> list[dict[str, float]]:
 
 def _autoscaled() -> bool:
     """Whether an autoscaler of either version has told Ray of itself, as that of KubeRay does."""
-    told = worker.global_worker.gcs_client.internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS.encode())
-    return bool(told) or is_autoscaler_v2(fetch_from_server=True)
+    return bool(_internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)) or is_autoscaler_v2(fetch_from_server=True)

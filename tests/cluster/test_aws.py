@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from support.cloud import Cloud
 from support.cluster_file import fill
-from support.islands import write_data, write_space
 from support.hosts import PROJECT, Host, Network, checkout, lacking, wait_until
+from support.islands import write_data, write_space
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(lacking()), reason=lacking())]
 

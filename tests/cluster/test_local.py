@@ -1,8 +1,8 @@
-"""`ray up clusters/local.yaml` onto three hosts of namespaces (support/hosts.py), and a sweep that loses one after another.
+"""`ray up clusters/local.yaml` onto three hosts of namespaces (support/hosts.py), and a sweep that loses much of them.
 
-The file is as shipped, its marked values filled in, but for two things: `pip install` installs nothing (the packages are
-there already), and the check of GPUs is left out (there are none). Each host gives Ray one CPU, so that three trials
-take three hosts. Left out: a shared folder that is slow or late (this one is a mount of the machine's own disk).
+The file is as shipped, its marked values filled in, but for two things: `pip install` installs nothing (the packages
+are there already), and the check of GPUs is left out (there are none). Each host gives Ray one CPU, so that three
+trials take three hosts. Left out: a shared folder that is slow or late (this one is a mount of the machine's own disk).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from support.cluster_file import fill
-from support.hosts import Network, Host, checkout, lacking, new_key, tail, wait_until
+from support.hosts import Host, Network, checkout, lacking, new_key, tail, wait_until
 from support.islands import TRAINING, published, run, write_data, write_space
 
 from deftx.stages.store import Store
@@ -190,7 +190,7 @@ def went_through(cluster: Cluster, storage: Path) -> None:
     cluster.until(lambda: "succeeded" in cluster.job("second"), 1, "second")
     read_back(cluster, storage)
     laptop.run(f"{RAY} down -y clusters/local.yaml", 120)
-    # Ray's `down` of a local cluster stops the head; on a worker it ends when it has missed the head for a minute
+    # the head's Ray ends at once, a worker's when it has missed the head for a minute
     wait_until(lambda: not left(cluster), 120, lambda: "\n".join(left(cluster)))
 
 

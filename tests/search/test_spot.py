@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary, NodeProviderAvailabilityTracker
+from ray.autoscaler._private.node_provider_availability_tracker import (
+    NodeAvailabilitySummary,
+    NodeProviderAvailabilityTracker,
+)
 from ray.autoscaler._private.resource_demand_scheduler import get_nodes_for
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
@@ -32,7 +35,8 @@ def refusals(*kinds: str) -> NodeAvailabilitySummary:
     """As after the refusal of one kind after another."""
     tracker = NodeProviderAvailabilityTracker(timer=lambda: 100.0)
     for second, kind in enumerate(kinds):
-        tracker.update_node_availability(kind, second + 1, NodeLaunchException("InsufficientInstanceCapacity", "", None))
+        refused = NodeLaunchException("InsufficientInstanceCapacity", "", None)
+        tracker.update_node_availability(kind, second + 1, refused)
     return tracker.summary()
 
 
@@ -50,7 +54,7 @@ def test_spot_machines_come_first_and_others_while_there_is_none(refused: tuple[
     assert started([{"GPU": 1.0, "CPU": 1.0}] * 9, refusals(*refused)) == {kind: 2}
 
 
-def test_no_gpu_is_started_for_work_without(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_gpu_is_started_for_work_without() -> None:
     assert score({"CPU": 4}, [{"CPU": 1}], "cpu", node_availability_summary=refusals("cpu")) > score(  # type: ignore[operator]
         {"CPU": 4, "GPU": 1}, [{"CPU": 1}], SPOT, node_availability_summary=refusals()
     )
@@ -64,5 +68,6 @@ def test_what_may_be_started_is_read_from_the_file_that_ray_up_leaves(
     file.write_text(yaml.safe_dump(FILE))
     monkeypatch.setattr(tune, "_BOOTSTRAP", str(file))
     assert tune._to_come() == [{"CPU": 96, "GPU": 8}] * 2
-    file.write_text(yaml.safe_dump({"available_node_types": {"local.cluster.node": {"resources": {}, "max_workers": 2}}}))
+    local = {"local.cluster.node": {"resources": {}, "max_workers": 2}}
+    file.write_text(yaml.safe_dump({"available_node_types": local}))
     assert tune._to_come() == [{}]

@@ -68,8 +68,8 @@ class Cloud:
         """
         self.folder, self.make, self.instances = host.folder / "cloud", make, dict[str, Host]()
         self.environment = {
-            "AWS_ENDPOINT_URL": f"http://{host.address}:{port}", "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
-            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": f"http://{host.address}:{port}", "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
         }  # fmt: skip
         self._over = threading.Event()
         self.folder.mkdir()

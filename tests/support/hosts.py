@@ -1,8 +1,8 @@
-"""Hosts made of namespaces: each has its own processes, mounts, name, home, /tmp and sshd, and no way out of its network.
+"""Hosts made of namespaces: each has its own processes, mounts, name, home, /tmp and sshd, and a network without exit.
 
-Left out: users (each host's one user has uid 0, under the name asked for), systemd, limits, another root file system (what
-is not named above is this machine's), and any installation: `~/venv` is a virtual environment that sees the packages of
-the interpreter running the tests, and the project as it lies in `~/deftx-sweeps`.
+Left out: users (each host's one user has uid 0, under the name asked for), systemd, limits, another root file system
+(what is not named above is this machine's), and any installation: `~/venv` is a virtual environment that sees the
+packages of the interpreter running the tests, and the project as it lies in `~/deftx-sweeps`.
 
 Nothing of it outlives its `with`, nor the process that opened it, however that ends: every process of a host dies with
 its first one, and that one with us.
@@ -21,6 +21,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,6 +56,7 @@ while True:
 """
 
 
+@cache
 def lacking() -> str:
     """What this machine lacks for hosts of namespaces, in words; empty where it has all."""
     tools = {"setpriv": "util-linux", "unshare": "util-linux", "nsenter": "util-linux", "ip": "iproute2",
@@ -167,9 +169,10 @@ class Host:
         needed = {ROOT, Path(sys.prefix), Path(sys.base_prefix), folder}
         kept = [str(path.relative_to("/tmp")) for path in needed if path.is_relative_to("/tmp")]
         lines = [f"mkdir -p {at} && mount --bind {path} {at}" for at, path in (mounts or {}).items()]
+        python = Path(sys.executable).resolve()
         script = _BOOT.format(
-            name=name, folder=folder, kept=" ".join(kept), mounts="\n".join(lines), python=sys._base_executable, init=_INIT  # type: ignore[attr-defined]
-        )  # fmt: skip
+            name=name, folder=folder, kept=" ".join(kept), mounts="\n".join(lines), python=python, init=_INIT
+        )
         make = ["unshare", "--kill-child", "--fork", "--pid", "--mount", "--mount-proc", "--uts", "--net"]
         self.log: IO[bytes] = (folder / "boot.log").open("wb")
         self._maker = subprocess.Popen(
@@ -233,7 +236,8 @@ class Host:
 
     def call(self, arguments: list[Any], seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a program to its end, whatever its exit status; what it prints, errors too, is its `stdout`."""
-        with tempfile.TemporaryFile("w+", errors="replace") as file:  # a pipe would be waited on while a daemon holds it
+        # not into a pipe, which would be waited on while a daemon holds it
+        with tempfile.TemporaryFile("w+", errors="replace") as file:
             command = self.inside(arguments)
             try:
                 done = subprocess.run(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, timeout=seconds)
@@ -288,16 +292,15 @@ class Host:
                 wait_until(lambda: not Path(f"/proc/{self.first}").exists(), 30)
         self.log.close()
 
-    def logs(self, lines: int = 15) -> str:
+    def logs(self) -> str:
         """The ends of the logs of this host that tell of the cluster."""
-        sessions = sorted((self.folder / "tmp" / "ray").glob("session_2*"))
-        names = ("monitor*",)
-        files = [file for session in sessions[-1:] for name in names for file in (session / "logs").glob(name)]
-        files += self.home.glob("*.log")
-        return "\n".join(f"--- {self.name}: {file.name}\n{tail(file.read_text(errors='replace'), lines)}" for file in files)
+        files = [*(self.folder / "tmp" / "ray").glob("session_2*/logs/monitor*"), *self.home.glob("*.log")]
+        return "\n".join(
+            f"--- {self.name}: {file.name}\n{tail(file.read_text(errors='replace'), 15)}" for file in files
+        )
 
 
-def tail(text: str, lines: int = 40) -> str:
+def tail(text: str, lines: int = 25) -> str:
     """The end of a text."""
     return "\n".join(text.splitlines()[-lines:])
 
