@@ -85,7 +85,8 @@ class Objects:
         except Exception as error:
             if self.local or not _of_the_storage(error) or (isinstance(error, expected) and not _no_bucket(error)):
                 raise
-            raise ConnectionError(f"{self.url}: {reason(error)}") from error
+            words = getattr(error, "strerror", None) or reason(error)
+            raise ConnectionError(f"{self.url}: {words}") from error
 
     def read(self, *parts: str) -> bytes | None:
         """The bytes of an object, or None when there is no such object.
@@ -159,7 +160,7 @@ class Objects:
         """
         target = self.path(*parts)
         if not self.local:
-            return not self.exists(*parts) and self._create_remote(content, target)
+            return not self.exists(*parts) and self._create_remote(content, *parts)
         self._make_folder(target)
         beside = f"{target}.{uuid.uuid4().hex[:8]}"
         Path(beside).write_bytes(content)
@@ -172,17 +173,18 @@ class Objects:
         sync(Path(target).parent)
         return True
 
-    def _create_remote(self, content: bytes, target: str) -> bool:
+    def _create_remote(self, content: bytes, *parts: str) -> bool:
         try:
             with self.asked(FileExistsError):
-                self.fs.pipe_file(target, content, mode="create")
+                self.fs.pipe_file(self.path(*parts), content, mode="create")
+            return True
         except FileExistsError:
-            return False
+            pass
         except ConnectionError as error:
-            if _code(error) != "ConditionalRequestConflict":  # S3's word for: another writes it at this moment
+            if "ConditionalRequestConflict" not in codes(error):  # S3's word for: another writes it at this moment
                 raise
-            return False
-        return True
+        # the answer was lost, and the library asked again: what an attempt or a lease writes is its own
+        return self.read(*parts) == content
 
     def _make_folder(self, target: str) -> None:
         try:
@@ -225,10 +227,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def _code(error: BaseException) -> str | None:
-    return next(iter(codes(error)), None)
 
 
 def codes(error: BaseException) -> list[str]:

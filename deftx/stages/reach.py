@@ -66,7 +66,8 @@ def reachable(store: S, *, writes: bool = False) -> S:
     named = (name for name in [*codes(error), *(type(link).__name__ for link in causes(error))] if name in _ADVICE)
     if name := next(named, None):
         bucket = store.root.strip("/").partition("/")[0]
-        raise StoreError(f"{error}; {_ADVICE[name].format(bucket)}") from None
+        words = str(error).partition(": Bucket name must match")[0]  # what follows is a long pattern
+        raise StoreError(f"{words}; {_ADVICE[name].format(bucket)}") from None
     advice = "see whether this machine has a network, and what region (AWS_DEFAULT_REGION) and endpoint it is told"
     raise ConnectionError(f"{error}; {advice}") from None
 
