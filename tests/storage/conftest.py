@@ -16,7 +16,7 @@ from deftx.stages.store import Store
 KINDS = ("folder", "nfs", "nfs without links", "memory", "s3")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     with pytest.MonkeyPatch.context() as patch, servers.running() as server:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
