@@ -27,6 +27,7 @@ from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
 from orchestrator.record.sweep import SweepFolder, known_sweep
 from orchestrator.run import session
+from orchestrator.run.ray_session import AUTO, in_ray_job
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
 from orchestrator.terminal.progress import Progress
@@ -76,11 +77,19 @@ def run_sweep(
     backbone: Annotated[str | None, typer.Option(metavar="NAME_OR_PATH", help="Hub id or model folder.")] = None,
     data_root: Annotated[str | None, typer.Option(metavar="DIR", help="The original data files; else the hub.")] = None,
     storage: Storage = "results",
-    tracking_uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow; else a file in the storage.")] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="MLflow; else a file in the storage.", envvar="MLFLOW_TRACKING_URI"),
+    ] = None,
     tracking_seconds: Annotated[
         float, typer.Option(min=0, help="How long MLflow is waited for at most when all else is done.")
     ] = 60,
-    address: Annotated[str | None, typer.Option(metavar="RAY_ADDRESS", help="A running Ray cluster, or auto.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RAY_ADDRESS", help="A running Ray cluster, or auto; in a Ray job its own.", envvar="DEFTX_ADDRESS"
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the sweep; else the space's.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="One process, no Ray: for debugging.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed stages again.")] = False,
@@ -91,6 +100,7 @@ def run_sweep(
 
     A setting's key is dotted: --set language.training.max_steps=100 --set 'rank_l=[100,90%]'
     """
+    address = None if serial else address or (AUTO if in_ray_job() else None)
     options = {"combinations": combinations, "seed": seed, "backbone": backbone}
     title, loaded = load_space(space, set_ or [], **options)
     store = Store(_absolute(storage))

@@ -28,7 +28,11 @@ app = typer.Typer(
 def main(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A storage, or STORAGE/sweeps/NAME for one sweep.")],
     tracking_uri: Annotated[
-        str | None, typer.Option(help="Where to; by default mlflow.db in the storage, which must be local then.")
+        str | None,
+        typer.Option(
+            help="Where to; by default mlflow.db in the storage, which must be local then.",
+            envvar="MLFLOW_TRACKING_URI",
+        ),
     ] = None,
 ) -> None:
     """Mirror finished or interrupted sweeps of a storage into MLflow. Doing so again changes nothing."""
