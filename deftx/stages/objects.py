@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -230,9 +229,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def codes(error: BaseException) -> list[str]:
-    """What S3 calls an error, if it answered."""
-    answers: Iterator[Any] = (getattr(link, "response", None) for link in causes(error))
-    found = (answer.get("Error", {}).get("Code") for answer in answers if isinstance(answer, dict))
+    """What S3 calls an error, or the status that GCS answered with."""
+    found: list[object] = []
+    for link in causes(error):
+        answer = getattr(link, "response", None)
+        found.append(answer.get("Error", {}).get("Code") if isinstance(answer, dict) else getattr(link, "code", None))
     return [str(code) for code in found if code]
 
 

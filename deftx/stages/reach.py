@@ -20,7 +20,7 @@ SECONDS = 20.0
 """How long an answer is waited for at most."""
 _RIGHTS = (
     "its credentials, such as an instance profile, need s3:ListBucket on the bucket and s3:GetObject, s3:PutObject and "
-    "s3:DeleteObject on what is in it"
+    "s3:DeleteObject on what is in it (of Google Cloud: the role Storage Object Admin)"
 )
 _KEYS = (
     "give this machine an instance profile that may use the bucket, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
@@ -31,7 +31,7 @@ _NAME = "correct the bucket's name, or make the bucket: aws s3 mb s3://{0}, or g
 _ADVICE = {
     **dict.fromkeys(("NoSuchBucket", "FileNotFoundError", "InvalidBucketName", "ParamValidationError"), _NAME),
     **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "403", "PermissionError"), _RIGHTS),
-    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"), _KEYS),
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401"), _KEYS),
     **dict.fromkeys(("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"), _KEYS),
     **dict.fromkeys(("ProfileNotFound", "DefaultCredentialsError"), _KEYS),
     **dict.fromkeys(("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "InvalidRegionError"), _REGION),
@@ -63,8 +63,9 @@ def reachable(store: S, *, writes: bool = False) -> S:
         raise StoreError(f"{store.url}: cannot be used as a storage: {reason(error)}") from None
     if not isinstance(error, ConnectionError):
         raise error
-    named = (name for name in [*codes(error), *(type(link).__name__ for link in causes(error))] if name in _ADVICE)
-    if name := next(named, None):
+    names = [*codes(error), *(type(link).__name__ for link in causes(error))]
+    names += ["403"] * ("Forbidden" in str(error))  # all that gcsfs says
+    if name := next((name for name in names if name in _ADVICE), None):
         bucket = store.root.strip("/").partition("/")[0]
         words = str(error).partition(": Bucket name must match")[0]  # what follows is a long pattern
         raise StoreError(f"{words}; {_ADVICE[name].format(bucket)}") from None

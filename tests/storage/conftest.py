@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import s3 as servers
@@ -20,6 +21,8 @@ KINDS = ("folder", "nfs", "nfs without links", "memory", "s3")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     with pytest.MonkeyPatch.context() as patch, servers.running() as server:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        # the waits before requests are made again are this times 1, 2, 4 ... seconds
+        patch.setattr("botocore.retryhandler.random", SimpleNamespace(random=lambda: 0.02))
         yield server
 
 

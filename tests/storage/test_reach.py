@@ -96,7 +96,7 @@ def test_a_remote_storage_without_a_tracking_uri_is_told_before_it_is_asked(
 ) -> None:
     monkeypatch.setattr(Objects, "asked", lambda *_: pytest.fail("it was asked"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    told(sweep(space, "--storage", url), 2, url, "a remote storage needs --tracking-uri, such as http://HOST:5000")
+    told(sweep(space, "--storage", url), 2, url, "needs --tracking-uri (or MLFLOW_TRACKING_URI), such as http")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,27 @@ def test_what_this_machine_is_told_wrong_is_told(
         told(run(url), code, url, *words)
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+class _HttpError(Exception):
+    """As gcsfs raises it."""
+
+    __module__ = "gcsfs.retry"
+    code = 401
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (_HttpError("Anonymous caller does not have storage.objects.get access, 401"), KEYS),
+        (OSError("Forbidden: bucket/results\nno such right"), "of Google Cloud: the role Storage Object Admin"),
+    ],
+)
+def test_what_gcs_answers_is_told_too(monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
+    store = Objects("memory://bucket/results")
+    monkeypatch.setattr(store.fs, "info", lambda _: (_ for _ in ()).throw(error))
+    with pytest.raises(StoreError, match=f"^memory://bucket/results: {str(error).splitlines()[0]}; .*{words}"):
+        reachable(store)
 
 
 def test_what_is_no_name_of_a_bucket_is_told_without_the_pattern(s3: S3, run: Callable[..., Result]) -> None:
