@@ -20,7 +20,10 @@ if [ -z "$python" ]; then
     exit 2
 fi
 if [ ! -x ~/venv/bin/python ]; then
-    "$python" -c 'import ensurepip' 2>/dev/null || (sudo apt-get update -q && sudo apt-get install -y -q "$(basename "$python")-venv")
+    for _ in 1 2 3 4 5 6; do # a machine that has just booted may be installing updates
+        "$python" -c 'import ensurepip' 2>/dev/null && break
+        (sudo apt-get update -q && sudo DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$(basename "$python")-venv") || sleep 20
+    done
     "$python" -m venv ~/venv
 fi
 

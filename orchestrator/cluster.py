@@ -18,6 +18,7 @@ from orchestrator.run.node import lacks_gpus
 
 _PLACEHOLDER = "REPLACE"
 _TOKEN = "auth_token"
+_KUBERNETES = "RayJob"
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", context_settings=HELP,
@@ -28,9 +29,11 @@ app = typer.Typer(
 @app.command(cls=Command, epilog=example("python -m orchestrator.cluster check ray_cluster.yaml"))
 def check(file: Annotated[Path, typer.Argument(help="Such as ray_cluster.yaml, or one of clusters/.")]) -> None:
     """Say what is not filled in yet in a cluster file; nothing is started."""
-    if problems := list(_problems(file)):
+    config = _read(file)
+    if problems := list(_problems(file, config)):
         raise ConfigError("\n".join(problems))
-    typer.echo(f"{file}: filled in; next: ray up {file}")
+    brings_up = "kubectl create -f" if config.get("kind") == _KUBERNETES else "ray up"
+    typer.echo(f"{file}: filled in; next: {brings_up} {file}")
 
 
 @app.command(cls=Command, epilog=example("python -m orchestrator.cluster gpus 8"))
@@ -41,7 +44,7 @@ def gpus(count: Annotated[int, typer.Argument(min=1, help="How many torch must s
     typer.echo(f"torch sees {count} GPUs")
 
 
-def _problems(file: Path) -> Iterator[str]:
+def _read(file: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -50,6 +53,10 @@ def _problems(file: Path) -> Iterator[str]:
         raise ConfigError(f"{file}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: not a cluster file, which is a mapping with cluster_name, provider and so on")
+    return config
+
+
+def _problems(file: Path, config: dict[str, Any]) -> Iterator[str]:
     # by value: an anchor is written once and stands in several places
     placeholders: dict[str, str] = {}
     for path, value in _texts(config):
@@ -58,9 +65,15 @@ def _problems(file: Path) -> Iterator[str]:
     for value, path in placeholders.items():
         yield f"{file}: {path} is still {value!r}: fill it in (the line is marked FILL IN)"
     for there, here in (config.get("file_mounts") or {}).items():
-        if not Path(str(here)).expanduser().exists():
-            how = "; make it once: ray get-auth-token --generate" if str(here).endswith(_TOKEN) else ""
-            yield f"{file}: file_mounts.{there}: there is no {here} here{how}"
+        path, token = Path(str(here)).expanduser(), str(here).endswith(_TOKEN)
+        if not path.exists():
+            how = "make it once: ray get-auth-token --generate" if token else "run this, and ray up, in the checkout's root"
+            yield f"{file}: file_mounts.{there}: there is no {here} here; {how}"
+        elif token and path.stat().st_mode & 0o077:
+            yield f"{file}: {here}: other users can read it, and with it command the cluster; chmod 600 {here}"
+    key = (config.get("auth") or {}).get("ssh_private_key")
+    if key and not Path(str(key)).expanduser().exists():
+        yield f"{file}: auth.ssh_private_key: there is no {key} here"
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
