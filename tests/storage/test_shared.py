@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -34,6 +36,7 @@ from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.gc import Removed, collect
 from orchestrator.record.sweep import StageEntry, State, SweepFolder
+from orchestrator.tracking.database import alone, damage
 
 FILES = {BLOCKS: os.urandom(200_000), "model/config.json": b"{}"}
 TRANSIENT = {
@@ -219,6 +222,17 @@ def test_a_file_that_is_open_keeps_nobody_from_removing_it_or_its_folder(nfs: Nf
         assert store.names("stages", STAGE.address, manifest.attempt) == []
         assert reader.read() == FILES[BLOCKS]
     assert publish(store) == store.published(STAGE.address)
+
+
+def test_where_no_folder_can_be_locked_the_database_is_looked_at_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone(tmp_path):
+        assert damage(tmp_path / "mlflow.db") is None
 
 
 def test_what_another_keeps_in_a_folder_is_an_error_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
