@@ -1,4 +1,4 @@
-"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. The only importer of ray.
+"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. Nothing else of a sweep imports ray.
 
 Every run is a fresh experiment in a throw-away folder: the store says what is done, not Tune. The driver decides
 everything; here its jobs become trials with the resources of their stage kind.
@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -21,9 +22,10 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it is seen to in `s
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+import yaml
 from ray import tune
-from ray._private import node, services, worker
-from ray._private.state import state
+from ray._private import node, ray_constants, services, worker
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
@@ -43,6 +45,8 @@ _RESOLVE = "resolve_ip_for_localhost"
 ANSWER_SECONDS = 10
 """How long a cluster is given to answer at all."""
 _HOST = "NodeManagerHostname"
+_BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+"""The cluster file, as `ray up` leaves it on the head; Ray itself keeps no record of what may be started."""
 NODE_SECONDS = 180
 """How long a node has to say what it is, at the start of a sweep; importing torch on it for the first time is in it."""
 
@@ -255,5 +259,14 @@ def _look_over(gpus: Any, code: Any, storage: Any, sweep: Any) -> list[str]:
 
 def _to_come() -> list[dict[str, float]]:
     """What each kind of node has that the autoscaler may start; nothing in it where only the node itself knows."""
-    config = state.get_cluster_config()  # None where there is no autoscaler
-    return [dict(group.resources) for group in config.node_group_configs if group.max_count] if config else []
+    file = Path(_BOOTSTRAP).expanduser()
+    if file.is_file():
+        kinds = yaml.safe_load(file.read_text(encoding="utf-8"))["available_node_types"].values()
+        return [kind.get("resources") or {} for kind in kinds if kind.get("max_workers")]
+    return [{}] if _autoscaled() else []
+
+
+def _autoscaled() -> bool:
+    """Whether an autoscaler of either version has told Ray of itself, as that of KubeRay does."""
+    told = worker.global_worker.gcs_client.internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS.encode())
+    return bool(told) or is_autoscaler_v2(fetch_from_server=True)

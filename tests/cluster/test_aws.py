@@ -31,7 +31,10 @@ iam.create_role(RoleName="{PROFILE}", AssumeRolePolicyDocument="{{}}")
 iam.add_role_to_instance_profile(InstanceProfileName="{PROFILE}", RoleName="{PROFILE}")
 boto3.client("s3").create_bucket(Bucket="{BUCKET}", CreateBucketConfiguration=dict(LocationConstraint="{REGION}"))
 """
-JOB = "ray job submit --address http://127.0.0.1:8265 -- python -m orchestrator.sweep ~/deftx-sweeps/tiny.yaml --data-root ~/deftx-sweeps/data"
+JOB = (
+    "ray job submit --address http://127.0.0.1:8265 --submission-id tiny --no-wait -- "
+    "python -m orchestrator.sweep ~/deftx-sweeps/tiny.yaml --data-root ~/deftx-sweeps/data"
+)
 LIST = f"""
 import boto3, json
 ec2 = boto3.client("ec2", region_name="{REGION}")
@@ -106,11 +109,11 @@ def up_and_down(laptop: Host, cloud: Cloud, config: dict[str, Any]) -> None:
     assert head["IamInstanceProfile"]["Arn"].endswith(f"/{PROFILE}")
 
     host = cloud.instances[head["InstanceId"]]
-    done = host.call(["bash", "-lc", JOB], 200)
-    print(done.stdout[-6000:])
-    python(host, WANT_GPUS.format(count=1))
+    host.run(JOB)
     grown(laptop, cloud, host, "a100_worker", config, spot=True)
     assert [one["spot"] for one in cloud.events("launched")] == [False, True]
+    wait_until(lambda: "RUNNING" not in host.run("ray job status tiny"), 90, lambda: host.run("ray job logs tiny"))
+    assert "Ray gave a GPU to a trial there, and torch sees none" in host.run("ray job logs tiny")
 
     cloud.refuse_spot()
     python(host, WANT_GPUS.format(count=2))
