@@ -1,4 +1,4 @@
-"""What a node of a cluster must have to make the stages it is given: this very code, and GPUs that torch sees.
+"""What a node of a cluster must have to make the stages it is given: this very code, GPUs that torch sees, the storage.
 
 Asked by the driver of every node before anything is trained, and by every trial of the node that it runs on: nodes join
 later, too. No Ray here.
@@ -17,6 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deftx import hardware
+from deftx.errors import DeftxError
+from deftx.stages.reach import reachable
+from deftx.stages.store import Store
+from orchestrator.record.sweep import SweepFolder
 
 _COUNT = "import torch; print(torch.__version__, torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 _COUNT_SECONDS = 120
@@ -75,4 +79,18 @@ def lacks_gpus(count: int) -> str | None:
         return None
     return (
         f"node {socket.gethostname()}: torch {words[-2]} sees {words[-1]} GPUs where there should be {count}: {_RIGHT}"
+    )
+
+
+def lacks_storage(url: str, sweep: str) -> str | None:
+    """What is wrong, in words, where this node does not see what the driver wrote of a sweep."""
+    try:
+        seen = SweepFolder(reachable(Store(url), writes=True), sweep).info() is not None
+    except (DeftxError, OSError) as error:
+        return f"node {socket.gethostname()}: storage {error}"
+    if seen:
+        return None
+    return (
+        f"node {socket.gethostname()}: storage {url}: nothing of the sweep is there: it must be one that all nodes "
+        "share, such as a folder over NFS, s3://... or gs://..."
     )

@@ -36,7 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from deftx.errors import ConfigError
 from orchestrator.run.driver import NO_MESSAGE, Driver
 from orchestrator.run.machine import Machine, Workplace, check_fit
-from orchestrator.run.node import lacks_gpus, other_code
+from orchestrator.run.node import lacks_gpus, lacks_storage, other_code
 from orchestrator.run.ray_session import forget_other_clusters, session_folder
 from orchestrator.run.signals import interruptible
 from orchestrator.run.trial import carry_out
@@ -224,18 +224,19 @@ def _connect(machine: Machine | None, address: str | None, stack: ExitStack) -> 
 
 
 def _check_cluster(driver: Driver) -> None:
-    """Check the nodes of a cluster before anything is trained: their code, their GPUs, and whether a trial fits any.
+    """Check the nodes of a cluster before anything is trained: code, GPUs, storage, and whether a trial fits any.
 
     Raises:
         ConfigError: with everything that is wrong, a line each.
     """
     alive = [each for each in ray.nodes() if each["Alive"]]  # type: ignore[no-untyped-call]
     check_fit(driver.workplace, driver.schedule.missing(), [each["Resources"] for each in alive] + _to_come())
-    asked: dict[Any, str] = {}
+    asked, workplace = dict[Any, str](), driver.workplace
+    shared = workplace.code, workplace.storage, workplace.sweep
     for each in alive:
         here = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
         gpus = int(each["Resources"].get("GPU", 0))
-        asked[_look_over.options(scheduling_strategy=here).remote(driver.workplace.code, gpus)] = each[_HOST]
+        asked[_look_over.options(scheduling_strategy=here).remote(gpus, *shared)] = each[_HOST]
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
     problems = [f"node {asked[told]} did not answer within {NODE_SECONDS} s" for told in silent]
     for told in answered:
@@ -251,9 +252,10 @@ def _check_cluster(driver: Driver) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look_over(code: Any, gpus: Any) -> list[str]:
+def _look_over(gpus: Any, code: Any, storage: Any, sweep: Any) -> list[str]:
     """What is wrong with the node that this runs on, a line each."""
-    return [words for words in (other_code(code), lacks_gpus(gpus) if gpus else None) if words]
+    problems = other_code(code), lacks_gpus(gpus) if gpus else None, lacks_storage(storage, sweep)
+    return [words for words in problems if words]
 
 
 def _to_come() -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ import typer
 from deftx.cli.command import HELP, Command, example
 from deftx.errors import ConfigError, reason
 from deftx.passwords import without_password
+from deftx.stages.reach import reachable
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder, sweeps_in
 from orchestrator.tracking.client import default_tracking_uri, mlflow_error
@@ -46,7 +47,7 @@ def main(
 def _sweeps(directory: str) -> list[SweepFolder]:
     location = directory if "://" in directory else str(Path(directory).resolve())
     root, _, name = location.rstrip("/").rpartition("/sweeps/")
-    store = Store(root or location)
+    store = reachable(Store(root or location))
     sweeps = [SweepFolder(store, name)] if root else sweeps_in(store)
     if not sweeps:
         raise ConfigError(f"{directory}: no sweeps there; give a sweep's storage, or STORAGE/sweeps/NAME")

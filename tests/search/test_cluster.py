@@ -258,3 +258,18 @@ def test_every_node_is_looked_over_before_anything_is_trained(driver: Driver) ->
     version, gpus = str(told.value).splitlines()
     assert f"another version of the project (deftx-sweeps 0.1.0, code {node.code()}) than the driver" in version
     assert "GPUs where there should be 99" in gpus
+
+
+def test_a_node_that_does_not_see_the_storage_says_so(driver: Driver, tmp_path: Path) -> None:
+    store = driver.folder.store
+    assert node.lacks_storage(store.url, "tiny") is None
+    other = str(tmp_path / "of-this-node-alone")
+    assert f"storage {other}: nothing of the sweep is there: it must be one that all nodes share" in str(
+        node.lacks_storage(other, "tiny")
+    )
+    from orchestrator.run.tune import _look_over
+
+    (told,) = _look_over._function(0, node.code(), other, "tiny")
+    assert told == node.lacks_storage(other, "tiny")
+    (tmp_path / "file").write_text("")
+    assert "file: is a file; a storage is a folder" in str(node.lacks_storage(str(tmp_path / "file"), "tiny"))
