@@ -173,7 +173,13 @@ class Host:
         lines = [f"mkdir -p {at} && mount --bind {path} {at}" for at, path in (mounts or {}).items()]
         python = Path(sys.executable).resolve()
         script = _BOOT.format(
-            name=name, folder=folder, homes=_HOMES, kept=" ".join(kept), mounts="\n".join(lines), python=python, init=_INIT
+            name=name,
+            folder=folder,
+            homes=_HOMES,
+            kept=" ".join(kept),
+            mounts="\n".join(lines),
+            python=python,
+            init=_INIT,
         )
         make = ["unshare", "--kill-child", "--fork", "--pid", "--mount", "--mount-proc", "--uts", "--net"]
         self.log: IO[bytes] = (folder / "boot.log").open("wb")
