@@ -1,4 +1,4 @@
-"""A sweep's own cost: its stages publish a tiny result at once, and what is left is driver, Ray Tune, store and tracker.
+"""A sweep's own cost: stages publish a tiny result at once; what is left is driver, Ray Tune, store and tracker.
 
 The sweep is real but for its stages and for the texts and models that it would read: a `Driver` on Ray Tune, and a
 `Store` in a local folder. Beside it plain Ray Tune runs Optuna over the same parameters, as many trials at once and
@@ -15,14 +15,13 @@ Listing and garbage collection are timed on 100,000 stages that were written by 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,17 +29,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Options, median, start, timed
+from benchmarks.measure import Options, start, timed
 from benchmarks.results import BenchmarkRow, at_most, below, command
 from deftx import hardware
-from deftx.config import Execution, Training
+from deftx.config import EVALUATION_SPLITS, Execution, Training
 from deftx.data.inputs import TaskInputs
 from deftx.method.context import Context, Made
+from deftx.method.environment import versions
 from deftx.sources.files import FileSource
 from deftx.sources.published import HubFolder
+from deftx.stages.facts import CheckFacts
 from deftx.stages.kinds import KINDS, kind_of
 from deftx.stages.manifest import MANIFEST, FileEntry, Manifest
-from deftx.stages.stage import Stage
+from deftx.stages.stage import Stage, address_of
 from deftx.stages.store import Store
 from orchestrator.plan.inputs import ResolvedInputs
 from orchestrator.plan.rows import Planner
@@ -54,10 +55,7 @@ PARALLEL = 2
 TARGETS = ("ace", "ban", "bjn", "bug", "en", "jv", "mad", "min", "nij", "su", "bbc")
 """Eleven: of 500 combinations eight make 8,500 stages at most, a grade and a vector for each, and a task's."""
 NOTHING: dict[str, dict[str, float]] = {
-    "check": dict.fromkeys(
-        ("lines repeated_lines shared_lines tokens_per_word unknown_share train_blocks valid_blocks good_for_steps "
-         "planned_steps warnings").split(), 0.0,
-    ),
+    "check": dict.fromkeys(CheckFacts.model_fields, 0.0),
     "text": dict.fromkeys(("lines", "train_blocks", "valid_blocks", "train_tokens"), 1.0),
     "dense": {"best_step": 1.0, "steps": 1.0, "valid_loss": 1.0, "changed_entries": 1.0},
     "sparse": {"best_step": 1.0, "steps": 1.0, "valid_loss": 1.0, "k": 1.0, "mean_rank": 1.0},
@@ -68,7 +66,9 @@ NOTHING: dict[str, dict[str, float]] = {
 def rows(options: Options) -> list[BenchmarkRow]:
     """What a sweep costs beside plain Ray Tune, how that grows, and how long a large storage takes to list."""
     tracked = _in_turns(options, tracked=True, stages=60 if options.small else 800, blocks=2 if options.small else 8)
-    plain = _in_turns(options, tracked=False, stages=120 if options.small else 10_000, blocks=2 if options.small else 20)
+    plain = _in_turns(
+        options, tracked=False, stages=120 if options.small else 10_000, blocks=2 if options.small else 20
+    )
     return [*_costs(plain, "without a tracker"), *_costs(tracked, "with MLflow"), *_growth(plain), *_listing(options)]
 
 
@@ -163,8 +163,9 @@ def _in_turns(options: Options, *, tracked: bool, stages: int, blocks: int) -> T
                 raise subprocess.CalledProcessError(process.wait(), f"benchmarks.sweep:{name}")
             turns[name].append(Block(**json.loads(line)))
             print(f"  {name} {line.strip()}", file=sys.stderr, flush=True)
-    for process in processes.values():
-        process.communicate()
+    for name, process in processes.items():
+        told, _ = process.communicate()
+        print(f"  {name} {told.strip()}", file=sys.stderr, flush=True)
     return turns
 
 
@@ -248,18 +249,26 @@ def space_of(combinations: int) -> Space:
     })  # fmt: skip
 
 
-def planner_of(space: Space) -> Planner:
-    """A planner of inputs that nobody reads."""
-    file = FileSource(sha256="0" * 64, url="nowhere")
-    evaluation = {(language, split): file for language in space.targets for split in ("valid", "test")}
-    corpora = dict.fromkeys([*space.targets, space.benchmark_spec.source_language], file)
-    task = TaskInputs({"train": (file,), "valid": (file,)}, "strict", {"valid": file, "test": file}, "0")
-    backbone = HubFolder(repo="somebody/backbone", commit="0" * 40)
-    return Planner(space, ResolvedInputs(backbone, "own", None, corpora, task, evaluation))  # type: ignore[arg-type]
+def planner_of(space: Space, size: Callable[[str], int | None] = lambda language: None) -> Planner:
+    """A planner of inputs that nobody reads.
 
+    Args:
+        size: bytes of a language's text.
+    """
 
-class _Ends(Exception):
-    """The last block has ended."""
+    def file(name: str, of: int | None = None) -> FileSource:
+        return FileSource(sha256=hashlib.sha256(name.encode()).hexdigest(), url="nowhere", size=of)
+
+    evaluation = {
+        (language, split): file(language + split) for language in space.targets for split in EVALUATION_SPLITS
+    }
+    languages = (*space.targets, space.benchmark_spec.source_language)
+    corpora = {language: file(language, size(language)) for language in languages}
+    tables = {"valid": file("valid"), "test": file("test")}
+    task = TaskInputs({"train": (file("train", 2_200_000),), "valid": (file("held out"),)}, "strict", tables, "0")
+    backbone = HubFolder(repo=str(space.backbone), commit="0" * 40)
+    source = HubFolder(repo=space.source.sft, commit="0" * 40) if space.source.sft else None
+    return Planner(space, ResolvedInputs(backbone, "own", source, corpora, task, evaluation))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -283,13 +292,14 @@ class _Counting:
         raise AssertionError(f"{stage.label}: {failure.reason}")
 
 
-def ours(options: Options, tracked: bool, size: int, blocks: int) -> None:
-    """The sweep's side of a comparison."""
+def ours(options: Options, tracked: bool, size: int, blocks: int) -> float:
+    """The sweep's side of a comparison; returns the seconds that its tracker still took at the end."""
     from orchestrator.run import session
     from orchestrator.run.tune import run_tune
     from orchestrator.terminal.progress import Progress
     from orchestrator.terminal.screen import Screen
     from orchestrator.tracking.client import default_tracking_uri
+    from orchestrator.tracking.content import sweep_status
     from orchestrator.tracking.mirror import Mirror
 
     made_of_nothing()
@@ -304,7 +314,7 @@ def ours(options: Options, tracked: bool, size: int, blocks: int) -> None:
         screen = Screen(_silent())
         driver.callbacks += [screen]
         if tracked:
-            mirror = Mirror(store, folder, info, default_tracking_uri(store))
+            mirror = Mirror(store, folder, info, default_tracking_uri(store), driver.rows_of)
             driver.callbacks += [mirror]
             turn.settle = lambda: mirror._calls.apply(lambda: None)
             mirror.start()
@@ -320,14 +330,17 @@ def ours(options: Options, tracked: bool, size: int, blocks: int) -> None:
         screen.start(Progress(driver, planner, PARALLEL))
         turn.wait()
         session.run(driver, lambda driver: run_tune(driver, machine, None))
+        began = time.perf_counter()
         if tracked:
-            mirror._calls.terminate()
+            mirror.finish(sweep_status(folder.state()), 600)
+            assert not mirror.warning, mirror.warning
+        return time.perf_counter() - began
 
 
 def _silent() -> Any:
     from rich.console import Console
 
-    return Console(file=io.StringIO())
+    return Console(file=open(os.devnull, "w", encoding="utf-8"))
 
 
 def info_of(space: Space) -> SweepInfo:
@@ -343,8 +356,6 @@ def info_of(space: Space) -> SweepInfo:
 
 def plain(options: Options, tracked: bool, size: int, blocks: int) -> None:
     """Plain Tune's side of a comparison."""
-    import os
-
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
     os.environ.update(TUNE_GLOBAL_CHECKPOINT_S="600")
     import ray
@@ -447,20 +458,19 @@ def fill(store: Store, stages: int) -> None:
     kind = kind_of("text")
     for number in range(stages):
         identity = {"kind": "text", "version": kind.version, "settings": {"language": f"l{number}"}, "inputs": {}}
-        from deftx.stages.stage import address_of
-
         address = address_of(identity)
         manifest = Manifest(
             address=address, kind="text", label="text", identity=identity, attempt="attempt-0",
             files={"nothing.json": FileEntry(size=2, sha256=hashlib.sha256(b"{}").hexdigest())},
             metrics=NOTHING["text"], seconds=0.0,
+            versions=versions(),
         )  # fmt: skip
         folder = Path(store.path("stages", address, "attempt-0"))
         folder.mkdir(parents=True)
         (folder / "nothing.json").write_text("{}", encoding="utf-8")
         (folder.parent / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         entries[address] = StageEntry(kind="text", label="text", subject="l", language="l", inputs={}, status="done")
-    SweepFolder(store, "load").write_state(State(stages=entries, ended=False))
+    SweepFolder(store, "load").write_state(State(stages=entries, ended=True))
 
 
 if __name__ == "__main__":
