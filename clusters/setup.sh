@@ -5,7 +5,7 @@
 #   bash clusters/setup.sh STORAGE     STORAGE: what all nodes reach: s3://bucket/deft-x, gs://..., or a shared folder
 set -euo pipefail
 storage=${1:?the storage is missing: bash clusters/setup.sh s3://your-bucket/deft-x}
-case $storage in *REPLACE*)
+case $storage in *REPLACE-*)
     echo "error: the storage is still $storage: put your bucket's name into the cluster file" >&2
     exit 2
     ;;
