@@ -30,7 +30,7 @@ fi
 {
     printf 'export DEFTX_STORAGE=%q\n' "$storage"
     echo 'export DEFTX_ADDRESS=auto                          # trials go to the cluster, not to the head alone'
-    echo 'export MLFLOW_TRACKING_URI=http://127.0.0.1:5000   # on the head, where sweeps are driven'
+    echo 'export MLFLOW_TRACKING_URI=http://127.0.0.1:5001   # on the head, where sweeps are driven'
     echo 'export RAY_AUTH_MODE=token                         # by ~/.ray/auth_token, the same on all nodes'
     echo 'export RAY_JOB_STOP_WAIT_TIME_S=60                   # trainings keep a checkpoint when a job is stopped'
     echo 'case :$PATH: in *:$HOME/venv/bin:*) ;; *) export PATH=$HOME/venv/bin:$PATH ;; esac'
