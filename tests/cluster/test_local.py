@@ -27,7 +27,7 @@ from deftx.stages.store import Store
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(lacking()), reason=lacking())]
 
 ADDRESSES = {"head": "10.77.0.2", "one": "10.77.0.3", "two": "10.77.0.4"}
-SHARED = "/home/shared"
+SHARED = "/run/shared"
 LONG = {**TRAINING, "max_steps": 1000, "validate_every": 250}
 RAY = "cd ~/deftx-sweeps && . ~/venv/bin/activate && ray"
 SUBMIT = (

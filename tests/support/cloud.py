@@ -75,7 +75,7 @@ class Cloud:
         self.folder.mkdir()
         (self.folder / EVENTS).touch()
         ours = ["env", f"PYTHONPATH={Path(__file__).parents[1]}", "MOTO_IAM_LOAD_MANAGED_POLICIES=true"]
-        command = [f"/home/{host.user}/venv/bin/python", "-m", "support.cloud", port, self.folder]
+        command = [f"{host.environment['HOME']}/venv/bin/python", "-m", "support.cloud", port, self.folder]
         self._server = host.start([*ours, *command], self.folder / "server.log")
         self._watch = threading.Thread(target=self._follow, daemon=True)
 

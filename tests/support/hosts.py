@@ -27,6 +27,8 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "deftx-sweeps"
+_HOMES = "/run/home"
+"""Where homes are on a host: beside /home, where this checkout may lie."""
 TIMED_OUT = 124
 _WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
@@ -35,9 +37,9 @@ set -e
 hostname {name}
 ip link set lo up
 for path in {kept}; do mkdir -p {folder}/tmp/$path; mount --bind /tmp/$path {folder}/tmp/$path; done
-mount --bind {folder}/home /home
 mount -t tmpfs tmpfs /run
-mkdir /run/sshd
+mkdir /run/sshd {homes}
+mount --bind {folder}/home {homes}
 mount -t tmpfs tmpfs /dev/shm
 for file in passwd hosts resolv.conf; do mount --bind {folder}/etc/$file /etc/$file; done
 {mounts}
@@ -160,7 +162,7 @@ class Host:
         """
         self.folder, self.name, self.address, self.user = folder, name, address, user
         self.environment = {
-            "HOME": f"/home/{user}", "USER": user, "LOGNAME": user, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
+            "HOME": f"{_HOMES}/{user}", "USER": user, "LOGNAME": user, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", **(environment or {}),
         }  # fmt: skip
@@ -171,7 +173,7 @@ class Host:
         lines = [f"mkdir -p {at} && mount --bind {path} {at}" for at, path in (mounts or {}).items()]
         python = Path(sys.executable).resolve()
         script = _BOOT.format(
-            name=name, folder=folder, kept=" ".join(kept), mounts="\n".join(lines), python=python, init=_INIT
+            name=name, folder=folder, homes=_HOMES, kept=" ".join(kept), mounts="\n".join(lines), python=python, init=_INIT
         )
         make = ["unshare", "--kill-child", "--fork", "--pid", "--mount", "--mount-proc", "--uts", "--net"]
         self.log: IO[bytes] = (folder / "boot.log").open("wb")
@@ -203,11 +205,11 @@ class Host:
             shutil.copy(file, self.home)
         etc = self.folder / "etc"
         users = [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("root:")]
-        ours = f"{self.user}:x:0:0::/home/{self.user}:/bin/bash"
+        ours = f"{self.user}:x:0:0::{_HOMES}/{self.user}:/bin/bash"
         (etc / "passwd").write_text("\n".join([ours, *users, ""]))
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (etc / "resolv.conf").write_text("")
-        make_venv(self.home / "venv", f"/home/{self.user}")
+        make_venv(self.home / "venv", self.environment["HOME"])
 
     def _start_sshd(self, keys: str) -> None:
         here = self.folder / "sshd"
@@ -227,7 +229,7 @@ class Host:
         """The command that runs `arguments` on this host, in the home folder."""
         enter = ["nsenter", "--target", str(self.first), "--pid", "--mount", "--uts", "--net"]
         environment = [f"{key}={value}" for key, value in self.environment.items()]
-        return [*_WITH_US, *enter, "env", "-i", "-C", f"/home/{self.user}", *environment, *map(str, arguments)]
+        return [*_WITH_US, *enter, "env", "-i", "-C", self.environment["HOME"], *environment, *map(str, arguments)]
 
     def start(self, arguments: list[Any], log: Path | None = None) -> subprocess.Popen[bytes]:
         """A process of this host, which ends with it at the latest."""
