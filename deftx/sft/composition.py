@@ -25,6 +25,7 @@ from deftx.config import SPLIT_NAMES, EvaluationSplit, Metric, Settings, TaskKin
 from deftx.errors import ConfigError, DataError, StoreError, hint
 from deftx.foreign import json_object
 from deftx.sources.published import HubFolder, LocalFolder, resolve_folder
+from deftx.stages.reach import reachable
 from deftx.stages.store import Store
 
 CHOSEN = "chosen.json"
@@ -129,7 +130,7 @@ def _locate(where: str) -> tuple[Store, str]:
     storage, _, name = whole.removesuffix(f"/{CHOSEN}").rpartition("/sweeps/")
     if not storage or not name or "/" in name:
         raise ConfigError(f"{where}: not the folder of a sweep, which is STORAGE/sweeps/NAME, nor its {CHOSEN}")
-    return Store(storage), name
+    return reachable(Store(storage)), name
 
 
 def _nothing_chosen(store: Store, name: str) -> Exception:

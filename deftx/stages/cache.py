@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from deftx.atomic import replacing
 from deftx.errors import StoreError
@@ -25,12 +26,14 @@ class Cache:
         self.folder, self.most = folder, most
         self._verified: set[str] = set()
 
-    def get(self, fs: Any, remote: str, sha256: str, size: int) -> Path:
+    def get(self, remote: str, sha256: str, size: int, download: Callable[[Path], None]) -> Path:
         """A remote file as a path on this machine, its SHA-256 checked once in this process.
 
         Args:
-            fs: the fsspec file system it lies on.
+            remote: what it is called in messages.
+            sha256: of its bytes.
             size: bytes, to make room for.
+            download: copies it into a file.
 
         Raises:
             StoreError: when it is not there, or has another SHA-256.
@@ -43,7 +46,7 @@ class Cache:
         self._make_room(size)
         with replacing(path) as beside:
             try:
-                fs.get_file(remote, str(beside))
+                download(beside)
             except FileNotFoundError:
                 raise StoreError(f"{remote}: named by its manifest but not there") from None
             if sha256_of(beside) != sha256:
@@ -101,4 +104,7 @@ def _link(path: Path, target: Path) -> None:
     if target.is_file() and target.samefile(path):
         return
     with replacing(target) as beside:
-        os.link(path, beside)
+        try:
+            os.link(path, beside)
+        except OSError:  # a home folder on a file system without hard links
+            shutil.copyfile(path, beside)

@@ -31,11 +31,11 @@ class Checkpoint:
         """The latest whole checkpoint as a file, where it lies or downloaded into `folder`; None without one."""
         if (pointer := self._pointer()) is None:
             return None
-        remote = self._store.path(*self._parts, pointer["name"])
-        path = Path(remote) if self._store.local else folder / pointer["name"]
+        parts = (*self._parts, pointer["name"])
+        path = Path(self._store.path(*parts)) if self._store.local else folder / pointer["name"]
         try:
             if not self._store.local:
-                self._store.fs.get_file(remote, str(path))
+                self._store.download(path, *parts)
             return path if sha256_of(path) == pointer["sha256"] else None
         except (FileNotFoundError, NotADirectoryError):
             return None

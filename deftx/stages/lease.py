@@ -1,7 +1,8 @@
 """Who is at work: a small object in a store that names a process and beats while it lives.
 
-A driver holds one for its sweep, and whoever makes a stage one for the stage. On a file system one process at most gets
-it; on an object store the last writer has it. Losing it harms nothing: what two make is the same, and the first wins.
+A driver holds one for its sweep, and whoever makes a stage one for the stage. One process at most gets it; on an object
+store that creates nothing exclusively the last writer has it. Losing it harms nothing: what two make is the same, and
+the first wins.
 """
 
 from __future__ import annotations

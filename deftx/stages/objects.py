@@ -1,17 +1,28 @@
-"""Small objects on any file system that fsspec knows, each written whole; what they mean is up to the caller."""
+"""Small objects on any file system that fsspec knows, each written whole; what they mean is up to the caller.
+
+The one door to a storage. What the library of a remote one raises comes out as a `ConnectionError` that names it, see
+`Objects.asked`; how a folder on NFS differs from one on a disk is minded in `folder`.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from deftx.atomic import replacing, sync
-from deftx.errors import StoreError
+from deftx.errors import StoreError, reason
+from deftx.stages import folder as on_disk
+
+_PLACEHOLDER = "REPLACE"
+_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "urllib3")
+"""Whose errors are those of a remote storage."""
 
 
 class Objects:
@@ -28,8 +39,14 @@ class Objects:
         """Open a place; it is created by the first write.
 
         Raises:
-            StoreError: for a protocol that fsspec does not know or whose package is not installed, and for a file.
+            StoreError: for a protocol that fsspec does not know or whose package is not installed, for a file, and for
+                a URL that was not filled in.
         """
+        if _PLACEHOLDER in url:
+            raise StoreError(
+                f"{url}: still holds the placeholder {_PLACEHOLDER}: fill it in, in the cluster file where it comes "
+                "from one; a storage is a folder, s3://BUCKET/... or gs://BUCKET/..."
+            )
         try:
             self.fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
@@ -51,29 +68,66 @@ class Objects:
             raise StoreError(f"{'/'.join(parts)}: a path in the store must stay inside it")
         return "/".join([self.root, *parts])
 
+    @contextmanager
+    def asked(self, *expected: type[OSError]) -> Iterator[None]:
+        """A context in which a remote storage is asked for something.
+
+        Args:
+            expected: errors that are an answer, such as FileNotFoundError; they are raised as they are, but for one
+                that says that there is no such bucket.
+
+        Raises:
+            ConnectionError: for whatever else the storage or its library answers. It is a refusal (see `errors`).
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.local or not _of_the_storage(error) or (isinstance(error, expected) and not _no_bucket(error)):
+                raise
+            words = getattr(error, "strerror", None) or reason(error)
+            raise ConnectionError(f"{self.url}: {words}") from error
+
     def read(self, *parts: str) -> bytes | None:
         """The bytes of an object, or None when there is no such object.
 
         Raises:
             StoreError: for a folder.
         """
+        target = self.path(*parts)
         try:
-            path = self.path(*parts)
-            # fsspec asks more of a folder's files than their bytes and names: of 100,000 stages that is half of it
-            if not self.local:
-                return bytes(self.fs.cat_file(path))
-            with open(path, "rb") as file:
-                return file.read()
+            if self.local:
+                return on_disk.read(self.root, target)
+            with self.asked(FileNotFoundError):
+                return bytes(self.fs.cat_file(target))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except IsADirectoryError:
-            raise StoreError(f"{self.path(*parts)}: is a folder where a file should be; move it away") from None
+            raise StoreError(f"{target}: is a folder where a file should be; move it away") from None
+
+    def exists(self, *parts: str) -> bool:
+        """Whether there is such an object or folder."""
+        with self.asked():
+            return bool(self.fs.exists(self.path(*parts)))
+
+    def size(self, *parts: str) -> int:
+        """The bytes that an object has; -1 where there is none."""
+        try:
+            with self.asked(FileNotFoundError):
+                return int(self.fs.size(self.path(*parts)))
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+
+    def total_size(self, *parts: str) -> int:
+        """The bytes that an object, or all in a folder, has."""
+        with self.asked():
+            return int(self.fs.du(self.path(*parts)))
 
     def write(self, content: bytes, *parts: str) -> None:
         """Write an object whole. On a file system a reader sees the old bytes or the new ones, never half of them."""
         target = self.path(*parts)
         if not self.local:
-            self.fs.pipe_file(target, content)
+            with self.asked():
+                self.fs.pipe_file(target, content)
             return
         self._make_folder(target)
         with replacing(Path(target)) as beside:
@@ -83,31 +137,53 @@ class Objects:
         """Write a file as an object, whole as by `write` and never in memory as a whole."""
         target = self.path(*parts)
         if not self.local:
-            self.fs.put_file(str(file), target)
+            with self.asked():
+                self.fs.put_file(str(file), target)
             return
         with replacing(Path(target)) as beside:
             shutil.copyfile(file, beside)
 
+    def download(self, file: Path, *parts: str) -> None:
+        """Copy an object into a file; after an error the file may be there in part.
+
+        Raises:
+            FileNotFoundError: where there is no such object.
+        """
+        with self.asked(FileNotFoundError):
+            self.fs.get_file(self.path(*parts), str(file))
+
     def create(self, content: bytes, *parts: str) -> bool:
-        """Whether this call wrote the object: one that exists is left as it is. Exclusive on a file system only."""
+        """Whether this call wrote the object: one that exists is left as it is.
+
+        Of several at once one writes it on a file system, on S3 and on GCS; on another object store they may all.
+        """
         target = self.path(*parts)
         if not self.local:
-            if self.fs.exists(target):
-                return False
-            self.fs.pipe_file(target, content)
-            return True
+            return not self.exists(*parts) and self._create_remote(content, *parts)
         self._make_folder(target)
         beside = f"{target}.{uuid.uuid4().hex[:8]}"
         Path(beside).write_bytes(content)
         try:
             sync(Path(beside))
-            os.link(beside, target)
-        except FileExistsError:
-            return False
+            if not on_disk.link(beside, target):
+                return False
         finally:
             os.unlink(beside)
         sync(Path(target).parent)
         return True
+
+    def _create_remote(self, content: bytes, *parts: str) -> bool:
+        try:
+            with self.asked(FileExistsError):
+                self.fs.pipe_file(self.path(*parts), content, mode="create")
+            return True
+        except FileExistsError:
+            pass
+        except ConnectionError as error:
+            if "ConditionalRequestConflict" not in codes(error):  # S3's word for: another writes it at this moment
+                raise
+        # the answer was lost, and the library asked again: what an attempt or a lease writes is its own
+        return self.read(*parts) == content
 
     def _make_folder(self, target: str) -> None:
         try:
@@ -116,17 +192,53 @@ class Objects:
             raise StoreError(f"{self.url}: no folder can be made there") from None
 
     def remove(self, *parts: str) -> None:
-        """Remove an object or a folder; nothing happens when it is not there."""
+        """Remove an object or a folder; nothing happens when it is not there, or another removes it too."""
         target = self.path(*parts)
-        if self.fs.exists(target):
-            self.fs.rm(target, recursive=True)
+        with suppress(FileNotFoundError), self.asked(FileNotFoundError):
+            if self.local:
+                on_disk.remove(target)
+            elif self.fs.exists(target):
+                self.fs.rm(target, recursive=True)
 
     def names(self, *parts: str) -> list[str]:
         """The names in a folder, sorted; empty when it is not there."""
+        folder = self.path(*parts)
         self.fs.invalidate_cache()
         try:
-            if self.local:
-                return sorted(os.listdir(self.path(*parts)))
-            return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path(*parts), False))
+            if self.local:  # fsspec looks up each file's size besides: of 100,000 stages half of the time
+                entries = os.listdir(folder)
+            else:
+                with self.asked(FileNotFoundError):
+                    entries = [str(entry).rstrip("/") for entry in self.fs.ls(folder, False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        # a bucket's console makes an empty object of the folder's own name
+        names = (entry.rsplit("/", 1)[-1] for entry in entries if entry != folder)
+        return sorted(name for name in names if not name.startswith(on_disk.SILLY))
+
+
+def _of_the_storage(error: BaseException | None) -> bool:
+    """Whether an error is a remote storage's or its library's, not one of this machine's disk or of the program."""
+    if isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and error.errno is None):
+        return True
+    return any(type(link).__module__.partition(".")[0] in _LIBRARIES for link in causes(error))
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def codes(error: BaseException) -> list[str]:
+    """What S3 calls an error, or the status that GCS answered with."""
+    found: list[object] = []
+    for link in causes(error):
+        answer = getattr(link, "response", None)
+        found.append(answer.get("Error", {}).get("Code") if isinstance(answer, dict) else getattr(link, "code", None))
+    return [str(code) for code in found if code]
+
+
+def _no_bucket(error: BaseException) -> bool:
+    return "NoSuchBucket" in codes(error)

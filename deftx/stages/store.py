@@ -5,9 +5,9 @@
     stages/<address>/checkpoint/...      of a running stage; gone once it is published
     stages/<address>/claim.json          names the process that is making it, see `lease`
 
-Nothing is renamed: no rename is atomic on an object store. On a file system the manifest is linked into place
-exclusively, so the first writer wins; on an object store the last one does, either being whole. A file that does not
-match its manifest is an error that names it. `sweeps/` beside `stages/` belongs to the orchestrator.
+Nothing is renamed: no rename is atomic on an object store. The manifest is put into place exclusively, so the first
+writer wins; on an object store that cannot do so the last one does, either being whole. A file that does not match its
+manifest is an error that names it. `sweeps/` beside `stages/` belongs to the orchestrator.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Store(Objects):
         """Whether the stage is published whole, files of so many bytes at most being compared byte by byte."""
         manifest = self._complete(address)
         return manifest is not None and all(
-            self._size(manifest, name) == entry.size and (entry.size > compared or self._matches(manifest, name))
+            self.size(*self._parts_of(manifest, name)) == entry.size
+            and (entry.size > compared or self._matches(manifest, name))
             for name, entry in manifest.files.items()
         )
 
@@ -127,7 +128,7 @@ class Store(Objects):
 
     def addresses(self) -> Iterator[str]:
         """The addresses of all published stages."""
-        return (name for name in self.names("stages") if self.fs.exists(self.path("stages", name, MANIFEST)))
+        return (name for name in self.names("stages") if self.exists("stages", name, MANIFEST))
 
     def attempt(self, address: str) -> Attempt:
         """A new attempt at a stage: a folder to write into, then `publish`."""
@@ -151,7 +152,8 @@ class Store(Objects):
     def _fetch(self, manifest: Manifest, name: str) -> Path:
         entry, remote = manifest.files[name], self._path_of(manifest, name)
         if not self.local:
-            return self._cache.get(self.fs, remote, entry.sha256, entry.size)
+            parts = self._parts_of(manifest, name)
+            return self._cache.get(remote, entry.sha256, entry.size, lambda file: self.download(file, *parts))
         path = Path(remote)
         if remote not in self._verified:
             if not path.is_file() or sha256_of(path) != entry.sha256:
@@ -186,14 +188,11 @@ class Store(Objects):
         path = self._path_of(self.published(address), name)
         return path if self.local else str(self.fs.unstrip_protocol(path))
 
-    def _size(self, manifest: Manifest, name: str) -> int:
-        try:
-            return int(self.fs.size(self._path_of(manifest, name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return -1
-
     def _path_of(self, manifest: Manifest, name: str) -> str:
-        return self.path("stages", manifest.address, manifest.attempt, name)
+        return self.path(*self._parts_of(manifest, name))
+
+    def _parts_of(self, manifest: Manifest, name: str) -> tuple[str, ...]:
+        return "stages", manifest.address, manifest.attempt, name
 
 
 class Attempt:
@@ -239,8 +238,7 @@ class Attempt:
                 sync(folder)
         else:
             for name in files:
-                target = self._store.path("stages", self._address, self.id, name)
-                self._store.fs.put_file(str(self.folder / name), target)
+                self._store.upload(self.folder / name, "stages", self._address, self.id, name)
             shutil.rmtree(self.folder)
         content = manifest.model_dump_json(indent=1).encode()
         parts = ("stages", self._address, MANIFEST)

@@ -64,7 +64,6 @@ def _drop_within(store: Store, removed: Removed, remove: bool, address: str, *, 
 
 
 def _drop(store: Store, removed: Removed, remove: bool, *parts: str) -> None:
-    path = store.path("stages", *parts)
-    removed.bytes += int(store.fs.du(path))
+    removed.bytes += store.total_size("stages", *parts)
     if remove:
         store.remove("stages", *parts)

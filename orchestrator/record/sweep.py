@@ -252,7 +252,7 @@ class SweepFolder:
 
     def has_log(self, address: str) -> bool:
         """Whether this sweep ran the stage itself, now or at an earlier start."""
-        return bool(self.store.fs.exists(self.store.path("sweeps", self.name, "logs", f"{address}.log")))
+        return self.store.exists("sweeps", self.name, "logs", f"{address}.log")
 
     def write_file(self, content: bytes, *parts: str) -> str:
         """Write a report, a table or a plot; returns its path."""

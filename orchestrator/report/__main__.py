@@ -9,6 +9,7 @@ import typer
 
 from deftx.cli.command import HELP, Command, console, example
 from deftx.errors import ConfigError
+from deftx.stages.reach import reachable
 from deftx.stages.store import Store
 from orchestrator.record.sweep import known_sweep
 
@@ -21,7 +22,7 @@ def _locate(directory: str) -> tuple[Store, str]:
     storage, _, name = location.rpartition("/sweeps/")
     if not storage or not name or "/" in name:
         raise ConfigError(f"{directory}: not the folder of a sweep, which is STORAGE/sweeps/NAME")
-    return Store(storage), name
+    return reachable(Store(storage), writes=True), name
 
 
 @app.command(cls=Command, epilog=example("python -m orchestrator.report results/sweeps/nusax"))

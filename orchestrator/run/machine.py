@@ -12,6 +12,7 @@ from deftx.errors import ConfigError
 from deftx.stages.kinds import KINDS
 from deftx.stages.stage import Stage
 from orchestrator.record.sweep import SweepFolder
+from orchestrator.run import node
 from orchestrator.space.schema import Resources, Space
 
 
@@ -22,12 +23,22 @@ class Workplace:
     storage: str
     sweep: str
     resources: dict[str, Resources]
+    code: str | None = None
+    """Of the driver, where trials run on other machines, which must have the same."""
 
     @classmethod
     def of(cls, space: Space, folder: SweepFolder, machine: Machine | None = None) -> Workplace:
         """The workplace of a space's trials; on one machine no kind takes more than the machine has."""
         needs = {kind: space.resources_of(kind) for kind in KINDS}
-        return cls(folder.store.url, folder.name, {kind: machine.fit(n) if machine else n for kind, n in needs.items()})
+        if machine is None:
+            return cls(folder.store.url, folder.name, needs, node.code())
+        return cls(folder.store.url, folder.name, {kind: machine.fit(need) for kind, need in needs.items()})
+
+    def unfit(self, kind: str) -> str | None:
+        """Why no stage of this kind can be made on the node that this is called on, in words; None where it can."""
+        if self.code is None:
+            return None
+        return node.other_code(self.code) or (node.lacks_gpu() if self.resources[kind].gpu else None)
 
     @property
     def maker(self) -> str:
@@ -101,6 +112,30 @@ class Machine:
         """How many trials run here at once, each with the most that any stage kind takes."""
         cpu, gpu = (max(getattr(need, name) for need in resources.values()) for name in ("cpu", "gpu"))
         return max(int(min(self.cpus // cpu, self.gpus / gpu if gpu else self.cpus)), 1)
+
+
+def check_fit(workplace: Workplace, stages: Iterable[Stage], nodes: Iterable[Mapping[str, float]]) -> None:
+    """Check that each stage fits a node of a cluster, since Ray waits for ever for one that does.
+
+    Args:
+        stages: those to be made.
+        nodes: what each node has that there is or that may be started, by Ray's names; one that is empty is not known.
+
+    Raises:
+        ConfigError: naming what does not fit, and what would, a line for each kind of stage.
+    """
+    nodes, kinds = list(nodes), {stage.kind for stage in stages}
+    problems = []
+    for kind, need in ((kind, workplace.resources[kind]) for kind in KINDS if kind in kinds):
+        if not any(not n or (n.get("CPU", 0) >= need.cpu and n.get("GPU", 0) >= need.gpu) for n in nodes):
+            asked = f"{need.cpu} CPUs and {need.gpu:g} GPUs"
+            have = " or ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))
+            problems.append(
+                f"a stage {kind!r} asks for {asked}, and a node of the cluster has {have}: set resources.{kind} in the "
+                "space, or add a worker type to the cluster file"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _cpus() -> int:

@@ -1,4 +1,4 @@
-"""What a run of Ray on one machine is given: a folder for logs and sockets, and a token. No Ray here."""
+"""Which Ray a sweep runs on, and what one of its own gets: a folder for logs and sockets, a token. No Ray here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+AUTO = "auto"
+"""The address of the cluster that this machine is a node of; in a Ray job, of the job's."""
+_JOB, _ADDRESS = "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_ADDRESS"
 _SOCKET_PATH = 107
 """Most bytes of a socket's path that Linux takes."""
 _BELOW = len("/ray-xxxxxxxx/s/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """Bytes of the paths that Ray makes there, with our folder's name."""
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the entrypoint of `ray job submit`."""
+    return _JOB in os.environ
+
+
+def forget_other_clusters() -> None:
+    """Let `auto` mean this machine's cluster: outside of a job Ray would follow a RAY_ADDRESS that points elsewhere."""
+    if not in_ray_job():
+        os.environ.pop(_ADDRESS, None)
 
 
 def use_own_token() -> None:

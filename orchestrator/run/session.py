@@ -179,5 +179,6 @@ def _demo_data(space: Space, store: Store, *, keep: bool) -> str:
     folder = store.path("data", f"archipelago-{space.seed}")
     url = folder if store.local else str(store.fs.unstrip_protocol(folder))
     root = url if keep else f"memory://plan{folder}"
-    write_family(root, space.seed)
+    with store.asked():
+        write_family(root, space.seed)
     return root

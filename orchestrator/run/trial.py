@@ -27,6 +27,10 @@ ReportPoint = Callable[[str, dict[str, float]], None]
 """Called with a stage's address and a point of its curve."""
 
 
+class _Unfit(DeftxError):
+    """The node cannot make the stage; another can, or this one once it is mended."""
+
+
 def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
     """How a job ended whose stages are made here.
 
@@ -41,6 +45,10 @@ def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
     folder = SweepFolder(store, workplace.sweep)
     if folder.info() is None:
         raise RuntimeError(f"this node does not see the storage {store.url}: it must be one that all nodes share")
+    if words := workplace.unfit(job.kind):
+        for stage in job.stages:
+            _record(stage, folder, _Unfit(words), final=False)
+        return "failed"
     outcomes = []
     for stage in job.stages:
         with logging_to(folder, stage.address):
@@ -86,8 +94,9 @@ def _write_record(stage: Stage, folder: SweepFolder, error: Exception, *, final:
     logging.getLogger("deftx").error("%s", error if expected else traceback.format_exc())
     refused = refusal(error)
     reason = refused or (str(error) if expected else f"{type(error).__name__}: {error}")
+    passing = refused is not None or isinstance(error, _Unfit)
     failure = Failure(
-        address=stage.address, label=stage.label, reason=reason, final=final, passing=refused is not None,
+        address=stage.address, label=stage.label, reason=reason, final=final, passing=passing,
         trace=traceback.format_exc(), log=folder.log_path(stage.address),
     )  # fmt: skip
     folder.write_failure(failure)

@@ -1,4 +1,4 @@
-"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. The only importer of ray.
+"""The schedule as a Ray Tune Searcher, and the one Tune experiment that runs it. Nothing else of a sweep imports ray.
 
 Every run is a fresh experiment in a throw-away folder: the store says what is done, not Tune. The driver decides
 everything; here its jobs become trials with the resources of their stage kind.
@@ -7,9 +7,11 @@ everything; here its jobs become trials with the resources of their stage kind.
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,21 +22,34 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it is seen to in `s
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+import yaml
 from ray import tune
-from ray._private import node, services, worker
+from ray._private import node, ray_constants, services, worker
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deftx.errors import ConfigError
 from orchestrator.run.driver import NO_MESSAGE, Driver
-from orchestrator.run.machine import Machine, Workplace
-from orchestrator.run.ray_session import session_folder
+from orchestrator.run.machine import Machine, Workplace, check_fit
+from orchestrator.run.node import lacks_gpus, lacks_storage, other_code
+from orchestrator.run.ray_session import forget_other_clusters, session_folder
 from orchestrator.run.signals import interruptible
 from orchestrator.run.trial import carry_out
 from orchestrator.search.schedule import Job
 
 _RESOLVE = "resolve_ip_for_localhost"
+ANSWER_SECONDS = 10
+"""How long a cluster is given to answer at all."""
+_HOST = "NodeManagerHostname"
+_BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+"""The cluster file, as `ray up` leaves it on the head; Ray itself keeps no record of what may be started."""
+NODE_SECONDS = 180
+"""How long a node has to say what it is, at the start of a sweep; importing torch on it for the first time is in it."""
 
 
 class _Unsaved:
@@ -121,10 +136,12 @@ def run_tune(driver: Driver, machine: Machine | None, address: str | None) -> No
         address: of a running Ray cluster (`auto` on its head).
 
     Raises:
-        ConfigError: when there is no cluster at the address.
+        ConfigError: when there is no cluster at the address, or its nodes cannot make the sweep's stages.
     """
     with ExitStack() as stack:
         _connect(machine, address, stack)
+        if machine is None:
+            _check_cluster(driver)
         with tempfile.TemporaryDirectory(prefix="deftx-tune-") as scratch:
             searcher = ScheduleSearcher(driver)
             limit = driver.space.parallel
@@ -200,7 +217,60 @@ def _connect(machine: Machine | None, address: str | None, stack: ExitStack) -> 
         ray.init(address="local", include_dashboard=False, _temp_dir=folder, **capacity, **quiet)
         return
     stack.callback(ray.shutdown)
+    forget_other_clusters()
     try:
+        host, _, port = str(address).rpartition("://")[2].rpartition(":")
+        if port.isdigit():  # Ray itself takes minutes to find that nobody answers
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from None
+
+
+def _check_cluster(driver: Driver) -> None:
+    """Check the nodes of a cluster before anything is trained: code, GPUs, storage, and whether a trial fits any.
+
+    Raises:
+        ConfigError: with everything that is wrong, a line each.
+    """
+    alive = [each for each in ray.nodes() if each["Alive"]]  # type: ignore[no-untyped-call]
+    check_fit(driver.workplace, driver.schedule.missing(), [each["Resources"] for each in alive] + _to_come())
+    asked, workplace = dict[Any, str](), driver.workplace
+    shared = workplace.code, workplace.storage, workplace.sweep
+    for each in alive:
+        here = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
+        gpus = int(each["Resources"].get("GPU", 0))
+        asked[_look_over.options(scheduling_strategy=here).remote(gpus, *shared)] = each[_HOST]
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
+    problems = [f"node {asked[told]} did not answer within {NODE_SECONDS} s" for told in silent]
+    for told in answered:
+        try:
+            problems += ray.get(told)
+        except (NodeDiedError, TaskUnschedulableError):  # it went meanwhile, as spot machines do
+            continue
+        except (RayError, ImportError) as error:
+            last = str(error).strip().splitlines()[-1]
+            problems.append(f"node {asked[told]} cannot run the project ({last}): install the same on every node")
+    if problems:
+        raise ConfigError("\n".join(sorted(problems)))
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _look_over(gpus: Any, code: Any, storage: Any, sweep: Any) -> list[str]:
+    """What is wrong with the node that this runs on, a line each."""
+    problems = other_code(code), lacks_gpus(gpus) if gpus else None, lacks_storage(storage, sweep)
+    return [words for words in problems if words]
+
+
+def _to_come() -> list[dict[str, float]]:
+    """What each kind of node has that the autoscaler may start; nothing in it where only the node itself knows."""
+    file = Path(_BOOTSTRAP).expanduser()
+    if file.is_file():
+        kinds = yaml.safe_load(file.read_text(encoding="utf-8"))["available_node_types"].values()
+        return [kind.get("resources") or {} for kind in kinds if kind.get("max_workers")]
+    return [{}] if _autoscaled() else []
+
+
+def _autoscaled() -> bool:
+    """Whether an autoscaler of either version has told Ray of itself, as that of KubeRay does."""
+    return bool(_internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)) or is_autoscaler_v2(fetch_from_server=True)

@@ -13,6 +13,7 @@ import typer
 from deftx.cli.command import HELP, Command, example
 from deftx.errors import ConfigError, reason
 from deftx.passwords import without_password
+from deftx.stages.reach import reachable
 from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder, sweeps_in
 from orchestrator.tracking.client import default_tracking_uri, mlflow_error
@@ -27,7 +28,11 @@ app = typer.Typer(
 def main(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A storage, or STORAGE/sweeps/NAME for one sweep.")],
     tracking_uri: Annotated[
-        str | None, typer.Option(help="Where to; by default mlflow.db in the storage, which must be local then.")
+        str | None,
+        typer.Option(
+            help="Where to; by default mlflow.db in the storage, which must be local then.",
+            envvar="MLFLOW_TRACKING_URI",
+        ),
     ] = None,
 ) -> None:
     """Mirror finished or interrupted sweeps of a storage into MLflow. Doing so again changes nothing."""
@@ -42,7 +47,7 @@ def main(
 def _sweeps(directory: str) -> list[SweepFolder]:
     location = directory if "://" in directory else str(Path(directory).resolve())
     root, _, name = location.rstrip("/").rpartition("/sweeps/")
-    store = Store(root or location)
+    store = reachable(Store(root or location))
     sweeps = [SweepFolder(store, name)] if root else sweeps_in(store)
     if not sweeps:
         raise ConfigError(f"{directory}: no sweeps there; give a sweep's storage, or STORAGE/sweeps/NAME")

@@ -1,4 +1,4 @@
-"""The store's protocol, the same on a file system and on an object store; torn, lost and altered pieces."""
+"""The store's protocol, the same on every kind of storage (see `conftest`); torn, lost and altered pieces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,14 +37,6 @@ def make_stage(language: str = "ace") -> Stage:
 
 
 STAGE = make_stage()
-
-
-@pytest.fixture(params=["folder", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    url = str(tmp_path / "store") if request.param == "folder" else f"memory://{uuid.uuid4().hex}"
-    yield Store(url, cache=tmp_path / "cache")
-    if request.param == "memory":
-        Store(url).remove()
 
 
 @pytest.fixture

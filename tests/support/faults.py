@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -320,6 +320,26 @@ class NotANumber:
             return honest_dense(context)
 
         phases.dense = dense
+
+
+@dataclass(frozen=True)
+class Patience:
+    """No fault: the command may take so many seconds before it counts as one that hangs."""
+
+    seconds: float
+
+    def __call__(self, sweep: Sweep) -> None:
+        faulthandler.dump_traceback_later(self.seconds, file=2)  # its log
+
+
+@dataclass(frozen=True)
+class Environment:
+    """No fault: variables of the environment, as they say where a bucket is."""
+
+    variables: Mapping[str, str]
+
+    def __call__(self, sweep: Sweep) -> None:
+        os.environ.update(self.variables)
 
 
 @dataclass(frozen=True)
