@@ -12,7 +12,7 @@ stages that they were made from are needed only to make one of them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from deftx.stages.kinds import kind_of
@@ -40,7 +40,7 @@ class Job:
     """What one trial makes: stages of one kind, in order."""
 
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] = field(repr=False)  # Tune writes a trial's configuration into messages and records
 
     @property
     def kind(self) -> str:

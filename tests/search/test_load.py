@@ -183,13 +183,15 @@ def test_the_benchmarks_stages_run_where_jobs_run_and_are_counted(driver: Driver
 
 
 def test_rows_of_the_load_by_hand() -> None:
-    ours = [Block(10, 10, 5, 90.0, 0), Block(20, 10, 5, 2.0, 2_000_000), Block(30, 10, 4, 4.0, 2_400_000)]
-    plain = [Block(2, 2, 2, 9.0, 0), Block(4, 2, 2, 0.2, 0), Block(6, 2, 2, 0.2, 0)]
-    turns = {"ours": ours, "plain": plain}
+    """The first block counts for nothing; then 0.2, 0.4, and a disturbed 9 seconds a stage, beside 0.1 a trial."""
+    seconds = (90.0, 2.0, 4.0, 90.0)
+    ours = [Block(10 * n, 10, 5, taken, 400_000 * n) for n, taken in enumerate(seconds, 1)]
+    turns = {"ours": ours, "plain": [Block(2 * n, 2, 2, 0.2, 0) for n in range(1, 5)]}
     stage, job = load._costs(turns, "")
-    assert (stage.ours, stage.reference, stage.met) == (0.3, 0.1, False)
-    assert job.ours == pytest.approx(6 / 9)
-    assert (load._growth(turns).ours, load._growth(turns).reference, load._growth(turns).met) == (0.4, 0.2, False)
+    assert (stage.ours, stage.reference, stage.met) == (0.4, 0.1, False)
+    assert (job.ours, job.reference, job.met) == (0.8, 0.1, None)
+    growth = load._growth({"ours": [ours[0], *ours[1:3] * 5], "plain": [turns["plain"][0]] * 11})
+    assert (growth.ours, growth.reference, growth.met) == (0.4, 0.2, False)
     assert load._memory(turns, "").ours == pytest.approx(40)
 
 
