@@ -39,7 +39,7 @@ demo-seeds: $(VENV)/.installed ## the demo's claim on ten seeds; writes docs/res
 minilm: $(VENV)/.installed-minilm ## an encoder that was really pretrained, on two seeds; writes docs/results/minilm.md
 	$(BIN)/python -m benchmarks.minilm --data-root $(DATA) --storage $(STORAGE)/minilm
 
-benchmark: $(VENV)/.installed ## every stage against its plain reference: docs/results/speed.md (half an hour, 20 GiB)
+benchmark: $(VENV)/.installed ## every stage against its plain reference: docs/results/speed.md (45 minutes, 20 GiB)
 	$(BIN)/python -m benchmarks $(if $(wildcard $(DATA)/nusax),--data-root $(DATA))
 
 full-shape: $(VENV)/.installed ## seconds and memory by stage at XLM-R's full shape, random weights; SHAPE=large: 20 GiB

@@ -1,4 +1,4 @@
-"""Every part against its plain reference, one after the other: about 30 minutes and 20 GiB.
+"""Every part against its plain reference, one after the other: about 45 minutes and 20 GiB.
 
 Writes speed.md, speed.json and growth.png. Each part runs alone too: `python -m benchmarks.train`, and so on.
 """

@@ -28,9 +28,9 @@ from deftx.config import Execution
 from deftx.errors import DeftxError
 from deftx.method import environment
 
-PARTS = ("train", "memory", "select", "denoise", "vectors", "evaluate", "growth")
+PARTS = ("train", "memory", "select", "denoise", "vectors", "evaluate", "growth", "sweep", "makespan")
 """The order of the table. A part that is missing here cannot be published."""
-ON_CPU = ("select", "denoise", "growth")
+ON_CPU = ("select", "denoise", "growth", "sweep", "makespan")
 """These run on a CPU whatever the device."""
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# An MLflow server for the head, on loopback: started again when it dies, ended when Ray's head has ended. Returns at
-# once; run again, it takes over from the one before. Artifacts go to $DEFTX_STORAGE/mlflow; the database is ~/mlflow.db,
-# and a head that is gone takes it along: `python -m orchestrator.tracking STORAGE` makes it anew from the storage.
+# An MLflow server for the head, on loopback, at 5001, since a Mac that browses it has 5000 taken: started again when it
+# dies, ended when Ray's head has ended. Returns at once; run again, it takes over from the one before. Artifacts go to
+# $DEFTX_STORAGE/mlflow; the database is ~/mlflow.db, and a head that is gone takes it along: `python -m
+# orchestrator.tracking STORAGE` makes it anew from the storage.
 set -euo pipefail
 . ~/deftx.sh
 
@@ -13,7 +14,7 @@ serve() {
     trap 'end_server; exit' TERM
     while head_lives; do
         # a session of its own, so that all of its processes can be ended
-        setsid mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+        setsid mlflow server --host 127.0.0.1 --port 5001 --workers 1 \
             --backend-store-uri "sqlite:///$HOME/mlflow.db" --artifacts-destination "$DEFTX_STORAGE/mlflow" &
         server=$!
         while kill -0 "$server" 2>/dev/null && head_lives; do sleep 2 & wait $!; done

@@ -5,7 +5,7 @@
 #   bash clusters/setup.sh STORAGE     STORAGE: what all nodes reach: s3://bucket/deft-x, gs://..., or a shared folder
 set -euo pipefail
 storage=${1:?the storage is missing: bash clusters/setup.sh s3://your-bucket/deft-x}
-case $storage in *REPLACE*)
+case $storage in *REPLACE-*)
     echo "error: the storage is still $storage: put your bucket's name into the cluster file" >&2
     exit 2
     ;;
@@ -30,7 +30,7 @@ fi
 {
     printf 'export DEFTX_STORAGE=%q\n' "$storage"
     echo 'export DEFTX_ADDRESS=auto                          # trials go to the cluster, not to the head alone'
-    echo 'export MLFLOW_TRACKING_URI=http://127.0.0.1:5000   # on the head, where sweeps are driven'
+    echo 'export MLFLOW_TRACKING_URI=http://127.0.0.1:5001   # on the head, where sweeps are driven'
     echo 'export RAY_AUTH_MODE=token                         # by ~/.ray/auth_token, the same on all nodes'
     echo 'export RAY_JOB_STOP_WAIT_TIME_S=60                   # trainings keep a checkpoint when a job is stopped'
     echo 'case :$PATH: in *:$HOME/venv/bin:*) ;; *) export PATH=$HOME/venv/bin:$PATH ;; esac'

@@ -16,8 +16,9 @@ from deftx.cli.command import HELP, Command, example
 from deftx.errors import ConfigError
 from orchestrator.run.node import lacks_gpus
 
-_PLACEHOLDER = "REPLACE"
+_PLACEHOLDER = "REPLACE-"
 _TOKEN = "auth_token"
+_MAKE_TOKEN = "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"
 _KUBERNETES = "RayJob"
 
 app = typer.Typer(
@@ -65,11 +66,11 @@ def _problems(file: Path, config: dict[str, Any]) -> Iterator[str]:
     for value, path in placeholders.items():
         yield f"{file}: {path} is still {value!r}: fill it in (the line is marked FILL IN)"
     for there, here in (config.get("file_mounts") or {}).items():
-        path, token = Path(str(here)).expanduser(), str(here).endswith(_TOKEN)
-        if not path.exists():
-            how = "make it once: ray get-auth-token --generate" if token else "run this, and ray up, in the checkout's root"
+        mounted, token = Path(str(here)).expanduser(), str(here).endswith(_TOKEN)
+        if not mounted.exists():
+            how = f"make it once: {_MAKE_TOKEN}" if token else "run this, and ray up, in the checkout's root"
             yield f"{file}: file_mounts.{there}: there is no {here} here; {how}"
-        elif token and path.stat().st_mode & 0o077:
+        elif token and mounted.stat().st_mode & 0o077:
             yield f"{file}: {here}: other users can read it, and with it command the cluster; chmod 600 {here}"
     key = (config.get("auth") or {}).get("ssh_private_key")
     if key and not Path(str(key)).expanduser().exists():

@@ -186,7 +186,10 @@ def _run(
     with session.held(prepared) as info:
         if retry_failed:
             session.forget_failures(folder)
-        mirror, screen = Mirror(folder.store, folder, info, uri), Screen(console(file=sys.stdout), quiet)
+        mirror, screen = (
+            Mirror(folder.store, folder, info, uri, driver.rows_of),
+            Screen(console(file=sys.stdout), quiet),
+        )
         driver.callbacks += [mirror, screen]
         if driver.finished() and not driver.schedule.failures and not quiet:
             place = without_password(folder.store.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ["NO_GCE_CHECK"] = "true"  # nor does Google's library look for the metadata server of a cloud
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test asks for two threads, none spins on a busy core
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves a worker next to nothing beside another test

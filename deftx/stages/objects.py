@@ -7,6 +7,7 @@ The one door to a storage. What the library of a remote one raises comes out as 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from deftx.atomic import replacing, sync
 from deftx.errors import StoreError, reason
 from deftx.stages import folder as on_disk
 
-_PLACEHOLDER = "REPLACE"
+_PLACEHOLDER = re.compile(r"\bREPLACE\b")
+"""In a cluster file, of what is to be filled in."""
 _LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "urllib3")
 """Whose errors are those of a remote storage."""
 
@@ -42,9 +44,9 @@ class Objects:
             StoreError: for a protocol that fsspec does not know or whose package is not installed, for a file, and for
                 a URL that was not filled in.
         """
-        if _PLACEHOLDER in url:
+        if _PLACEHOLDER.search(url):
             raise StoreError(
-                f"{url}: still holds the placeholder {_PLACEHOLDER}: fill it in, in the cluster file where it comes "
+                f"{url}: still holds the placeholder REPLACE: fill it in, in the cluster file where it comes "
                 "from one; a storage is a folder, s3://BUCKET/... or gs://BUCKET/..."
             )
         try:
@@ -206,11 +208,12 @@ class Objects:
         self.fs.invalidate_cache()
         try:
             with self.asked(FileNotFoundError):
-                entries = [str(entry).rstrip("/") for entry in self.fs.ls(folder, False)]
+                # fsspec asks more of a folder's files than their names, which takes half the time of 100,000 stages
+                found = os.listdir(folder) if self.local else self.fs.ls(folder, False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         # a bucket's console makes an empty object of the folder's own name
-        names = (entry.rsplit("/", 1)[-1] for entry in entries if entry != folder)
+        names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found if str(entry).rstrip("/") != folder)
         return sorted(name for name in names if not name.startswith(on_disk.SILLY))
 
 

@@ -52,6 +52,12 @@ def estimate(stages: Iterable[Stage]) -> Cost | None:
     return Cost(total, flops)
 
 
+def gpu_hours(stage: Stage) -> float:
+    """Hours that one stage trains on one A100; 0 where nothing is trained, or the backbone's size is unknown."""
+    cost = estimate([stage])
+    return cost.gpu_hours if cost else 0.0
+
+
 def _flops(stage: Stage, training: Training, size: Size) -> float:
     """6 operations a weight and token (forward and backward), the LM head at 15 % of the positions."""
     trained = stage.trained or stage

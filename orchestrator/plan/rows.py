@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from deftx.config import EVALUATION_SPLITS, Denoise
 from deftx.sources.published import Published
@@ -74,6 +74,8 @@ class Planner:
 
     def __init__(self, space: Space, resolved: ResolvedInputs) -> None:
         self._space, self._resolved = space, resolved
+        # one object for what many rows share: each knows its address once it was asked for it
+        self._text, self._language, self._task = cache(self._text_of), cache(self._language_of), cache(self._task_of)
 
     def combination(self, number: int, combination: Combination) -> PlannedRow:
         """The row of combination `number` of the search."""
@@ -121,10 +123,10 @@ class Planner:
         evaluation = {split: self._resolved.evaluation[target, split] for split in EVALUATION_SPLITS}
         return grade_stage(task, language_sft, target, self._space.benchmark, evaluation, self._space.task.max_length)
 
-    def _task(self, denoise: Denoise | None) -> Stage:
+    def _task_of(self, denoise: Denoise | None) -> Stage:
         return sparse_stage(self._dense_task, self._space.task, denoise)
 
-    def _language(self, language: str, denoise: Denoise | None) -> Stage:
+    def _language_of(self, language: str, denoise: Denoise | None) -> Stage:
         recipe = self._space.language
         dense = dense_language(self._text(language), recipe.training, self._resolved.lm_head)
         return sparse_stage(dense, recipe, denoise)
@@ -142,7 +144,7 @@ class Planner:
         start = self._source_sft if space.source.start else None
         return dense_task(space.benchmark, resolved.task, space.task, resolved.backbone, start, space.seed)
 
-    def _text(self, language: str) -> Stage:
+    def _text_of(self, language: str) -> Stage:
         space, resolved = self._space, self._resolved
         return text_stage(language, resolved.corpora[language], space.language.text, resolved.backbone, space.seed)
 

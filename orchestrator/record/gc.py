@@ -56,8 +56,8 @@ def _drop_within(store: Store, removed: Removed, remove: bool, address: str, *, 
             # a manifest that is not believed goes with its attempts, as does the claim of a process that died
             removed.attempts += name.startswith(ATTEMPT)
             _drop(store, removed, remove, address, name)
-    if manifest and not keep_delta:
-        deltas = {DELTA, SINGULAR_VECTORS} & set(store.names("stages", address, manifest.attempt))
+    if manifest and not keep_delta and (published := {DELTA, SINGULAR_VECTORS} & manifest.files.keys()):
+        deltas = published & set(store.names("stages", address, manifest.attempt))
         removed.deltas += DELTA in deltas
         for name in deltas:
             _drop(store, removed, remove, address, manifest.attempt, name)

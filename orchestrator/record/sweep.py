@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -211,8 +212,12 @@ class SweepFolder:
 
     def failures(self) -> dict[str, Failure]:
         """The failures on record, by address; a broken record says only that the stage is to be tried again."""
-        names = [name for name in self.store.names("sweeps", self.name, "failures") if name.endswith(".json")]
-        failures = [failure for name in names if (failure := self._failure(name))]
+        names = self.store.names("sweeps", self.name, "failures")
+        return self.failures_of(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+    def failures_of(self, addresses: Iterable[str]) -> dict[str, Failure]:
+        """The same of some stages, by address; the others are not looked at."""
+        failures = [failure for address in addresses if (failure := self._failure(f"{address}.json"))]
         return {failure.address: failure for failure in failures}
 
     def _failure(self, name: str) -> Failure | None:

@@ -13,10 +13,12 @@ from typing import Protocol
 
 from deftx.errors import refusal
 from deftx.stages.claim import claim_on, killed_for_memory
+from deftx.stages.facts import Facts
 from deftx.stages.kinds import F, facts_of
 from deftx.stages.lease import Holder, Lease
 from deftx.stages.manifest import Manifest
 from deftx.stages.stage import Stage
+from orchestrator.plan.cost import gpu_hours
 from orchestrator.plan.rows import PlannedRow, Planner
 from orchestrator.record.sweep import Failure, GradeRow, StageEntry, State, SweepFolder
 from orchestrator.run.machine import Workplace
@@ -28,6 +30,12 @@ from orchestrator.space.schema import Space
 
 NO_MESSAGE = "its worker died without a message"
 """The reason of a failure that nothing else is recorded of."""
+STATE_SECONDS = 1.0
+"""The least time between two writings of the state, which is written whole: each stage once would be n^2 of them."""
+STATE_SHARE = 0.05
+"""The most of a driver's time that goes into writing the state of a sweep that runs."""
+_MANIFESTS = 64
+"""Manifests kept in memory: a stage's is read some times when it has ended, and seldom later."""
 LEAVE_SECONDS = 20.0
 """How long an interrupted driver waits for checkpoints; of two minutes that a spot machine has, enough is left."""
 
@@ -62,6 +70,9 @@ class Driver:
         self.space, self.folder, self.workplace = space, folder, workplace
         self.callbacks: list[Callback] = []
         self._manifests: dict[str, Manifest] = {}
+        """The latest ones."""
+        self._facts: dict[str, Facts] = {}
+        self._unwritten, self._write_at = False, 0.0
         self._told: set[str] = set()
         self._handed_back: Counter[str] = Counter()
         self.jobs: list[Job] = []
@@ -74,7 +85,7 @@ class Driver:
         failures = {} if retry_failed else folder.final_failures()
         reasons = {address: failure.reason for address, failure in failures.items()}
         store, choice = folder.store, Choice(space, self.facts)
-        self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons)
+        self.schedule = Schedule(self._asks, planner, choice, store.has, store.intact, reasons, gpu_hours)
         self.schedule.begin()
 
     @property
@@ -104,21 +115,24 @@ class Driver:
         Args:
             error: the reason for a stage that is neither in the store nor recorded as failed.
         """
-        failures = self.folder.failures()
+        failures = self.folder.failures_of(stage.address for stage in job.stages)
         self.jobs = [other for other in self.jobs if other is not job]
-        for stage in job.stages:
-            if self.folder.store.has(stage.address):
-                self._done(stage, stage.address in failures)
-            else:
-                self._failed(stage, failures.get(stage.address), self._death(stage) or error)
+        ended = [(stage, self._end(stage, failures.get(stage.address), error)) for stage in job.stages]
+        for stage, failure in ended:  # once all are recorded: the last grade of a combination gives it its score
+            for callback in self.callbacks:
+                if failure:
+                    callback.stage_failed(stage, failure)
+                else:
+                    callback.stage_done(stage, False)
         self._tell_reused()
-        with self.refusals():
-            self.write_state()
+        self._unwritten = True
+        self.keep_state()
 
     def hand_back(self, job: Job) -> bool:
         """Whether a job whose worker died is handed out again: where nothing says that it was begun, some times."""
-        failures, claims = self.folder.failures(), (claim_on(self.folder.store, stage.address) for stage in job.stages)
-        begun = any(stage.address in failures for stage in job.stages) or any(map(self._worker, claims))
+        claims = (claim_on(self.folder.store, stage.address) for stage in job.stages)
+        failures = self.folder.failures_of(stage.address for stage in job.stages)
+        begun = bool(failures) or any(map(self._worker, claims))
         self._handed_back[job.name] += not begun
         if begun or self._handed_back[job.name] > max(self.space.max_failures, 1):
             return False
@@ -175,9 +189,19 @@ class Driver:
         """Whether nothing is left to run."""
         return self.schedule.finished()
 
+    def keep_state(self, *, now: bool = False) -> None:
+        """Write the state if a job has ended since, unless it was written just before; called every now and then.
+
+        Args:
+            now: write it however late it was written: before a job that nothing is called in.
+        """
+        if self._unwritten and (now or time.monotonic() >= self._write_at):
+            with self.refusals():
+                self.write_state()
+
     def write_state(self, *, ended: bool = False) -> State:
         """The state of the sweep, after writing it to its folder; with the chosen combination once it has ended."""
-        chosen = self.schedule.chosen if ended else None
+        began, chosen = time.monotonic(), self.schedule.chosen if ended else None
         state = State(
             stages={stage.address: self._entry(stage) for stage in self.schedule.stages.values()},
             rows=[self._row(row) for row in self.schedule.rows],
@@ -185,27 +209,28 @@ class Driver:
             ended=ended,
         )
         self.folder.write_state(state)
+        ended_at = time.monotonic()
+        self._unwritten, self._write_at = False, ended_at + max(STATE_SECONDS, (ended_at - began) / STATE_SHARE)
         return state
 
-    def _done(self, stage: Stage, failed_before: bool) -> None:
-        if failed_before:
-            self.folder.forget_failure(stage.address)
-        self._manifests.pop(stage.address, None)  # a stage that is made again has a new one
-        self.schedule.done(stage.address)
-        for callback in self.callbacks:
-            callback.stage_done(stage, False)
-
-    def _failed(self, stage: Stage, failure: Failure | None, error: str) -> None:
-        log = self.folder.log_path(stage.address)
-        failure = failure or Failure(address=stage.address, label=stage.label, reason=error, final=True, log=log)
+    def _end(self, stage: Stage, recorded: Failure | None, error: str) -> Failure | None:
+        """Record the end of a stage; the failure, where the store has it not."""
+        if self.folder.store.has(stage.address):
+            if recorded:
+                self.folder.forget_failure(stage.address)
+            for known in (self._manifests, self._facts):
+                known.pop(stage.address, None)  # a stage that is made again has a new one
+            self.schedule.done(stage.address)
+            return None
+        reason, log = self._death(stage) or error, self.folder.log_path(stage.address)
+        failure = recorded or Failure(address=stage.address, label=stage.label, reason=reason, final=True, log=log)
         failure = failure.model_copy(update={"final": True})
         if failure.passing:
             self.refused = self.refused or failure.reason
         with self.refusals():
             self.folder.write_failure(failure)
         self.schedule.failed(stage.address, failure.reason)
-        for callback in self.callbacks:
-            callback.stage_failed(stage, failure)
+        return failure
 
     def _tell_reused(self) -> None:
         for address in sorted(self.schedule.done_before - self._told):
@@ -232,6 +257,10 @@ class Driver:
             update={"status": "failed" if reason else "complete", "reason": reason, "score": score}
         )
 
+    def rows_of(self, address: str) -> list[GradeRow]:
+        """The rows that have a grade, as the state has them."""
+        return [self._row(row) for row in self.schedule.rows_of(address)]
+
     def seconds(self, stage: Stage) -> float:
         """How many seconds a published stage took."""
         return self.manifest(stage).seconds
@@ -242,10 +271,16 @@ class Driver:
         Args:
             kind: the class of facts that stages of its kind have.
         """
-        return facts_of(self.manifest(stage), kind)
+        facts = self._facts.get(stage.address)
+        if not isinstance(facts, kind):
+            facts = self._facts[stage.address] = facts_of(self.manifest(stage), kind)
+        return facts
 
     def manifest(self, stage: Stage) -> Manifest:
         """The manifest of a published stage."""
-        if stage.address not in self._manifests:
-            self._manifests[stage.address] = self.folder.store.published(stage.address)
-        return self._manifests[stage.address]
+        address = stage.address
+        if address not in self._manifests:
+            if len(self._manifests) >= _MANIFESTS:
+                del self._manifests[next(iter(self._manifests))]
+            self._manifests[address] = self.folder.store.published(address)
+        return self._manifests[address]

@@ -14,6 +14,7 @@ def run_serial(driver: Driver) -> None:
     An unexpected failure is tried again as often as the space allows, as Tune would.
     """
     while (job := driver.next_job()) is not None:
+        driver.keep_state(now=True)
         why = NO_MESSAGE
         for attempt in range(driver.space.max_failures + 1):
             try:

@@ -105,6 +105,10 @@ class _ProgressCallback(_Unsaved, TrialProgressCallback):
         if "address" in result:
             self._driver.progress(result["address"], result["point"])
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Let the driver write the state that it put off; called ten times a second where nothing else happens."""
+        self._driver.keep_state()
+
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """Note why a trial is tried again, where its worker died and could not."""
         if _short_of_memory(trial):

@@ -43,8 +43,9 @@ class Choice:
 
         Ties go to the smaller ranks, then to the earlier combination.
         """
-        scored = {number: score for number, score in scores.items() if score is not None}
-        return min(scored, key=lambda number: (-scored[number], *self._mean_ranks(rows[number]), number), default=None)
+        best = max((score for score in scores.values() if score is not None), default=None)
+        tied = [number for number, score in scores.items() if score is not None and score == best]
+        return min(tied, key=lambda number: (*self._mean_ranks(rows[number]), number), default=None)
 
     def _mean_ranks(self, row: PlannedRow) -> tuple[float, float]:
         languages = [self._sft_facts(stage).mean_rank or 0.0 for stage in row.languages.values()]

@@ -1,14 +1,15 @@
 """The search as a replay: ask n is a function of (space, seed, n, results of asks 0..n-p). Only importer of optuna.
 
 p is the space's `search_parallelism`, the batch size of the constant liar. Ask n sees asks 0..n-p as finished, told in
-ask order, and asks n-p+1..n-1 as RUNNING; its sampler is seeded from (seed, n). No study is kept: every ask builds one
-from the results, so the combinations are the same for any number of workers, after a resume, and after a crash
-of the driver. A journal for dashboards is an export.
+ask order, and asks n-p+1..n-1 as RUNNING; its sampler is seeded from (seed, n). The study is in memory, grows by what
+each ask may know, and is never read back: every start asks anew against the results, so the combinations are the same
+for any number of workers, after a resume, and after a crash of the driver. A journal for dashboards is an export.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,8 +37,11 @@ class Replay:
         self._cells = space.cells()
         self._total = min(space.combinations or len(self._cells), len(self._cells))
         self._distributions = _distributions(space)
-        self._asked: list[Combination] = []
-        self._repeats: list[tuple[int, Combination]] = []
+        self._asked: dict[Combination, int] = {}
+        """What was asked, and as which ask."""
+        self._running: deque[tuple[int, Combination]] = deque()
+        """Trials of the study that are not told yet, by number, in the order of asking; repeats are among them."""
+        self._study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=0))
 
     @property
     def asked(self) -> list[Combination]:
@@ -67,42 +71,44 @@ class Replay:
         if cell is None:
             self._total = len(self._asked)
         else:
-            self._asked.append(cell)
+            self._asked[cell] = len(self._asked)
         return cell
 
     def _draw(self, scores: Sequence[CombinationScore]) -> Combination | None:
         n = len(self._asked)
         if self._space.search == "grid":
             return self._cells[n]
+        self._tell(scores)
         if n < len(self._space.first) and self._cells[n] not in self._asked:
+            self._study.add_trial(_trial(self._cells[n], self._distributions, None, TrialState.RUNNING))
+            self._running.append((len(self._study.get_trials(deepcopy=False)) - 1, self._cells[n]))
             return self._cells[n]
         for attempt in range(_REPEATS_IN_A_ROW):
-            cell = self._suggest(n, attempt, scores)
+            cell = self._suggest(n, attempt)
             if cell not in self._asked:
                 return cell
-            self._repeats.append((n, cell))
+            self._tell(scores)  # a repeat of what has a result has that at once
         return None
 
-    def _suggest(self, n: int, attempt: int, scores: Sequence[CombinationScore]) -> Combination:
+    def _suggest(self, n: int, attempt: int) -> Combination:
         seed = zlib.crc32(f"{self._space.seed}/{n}/{attempt}".encode())
-        study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed, constant_liar=True))
-        self._tell(study, n, scores)
-        trial = study.ask(self._distributions)
-        return Combination.read(trial.params, self._space.retention_of)
+        self._study.sampler = TPESampler(seed=seed, constant_liar=True)
+        trial = self._study.ask(self._distributions)
+        cell = Combination.read(trial.params, self._space.retention_of)
+        self._running.append((trial.number, cell))
+        return cell
 
-    def _tell(self, study: optuna.Study, n: int, scores: Sequence[CombinationScore]) -> None:
-        """Give the study what ask n may know: finished asks, running asks, and the repeats, in the order of asking."""
-        visible = max(n - self._space.search_parallelism + 1, 0)
-        for number in range(n + 1):
-            for _, cell in (repeat for repeat in self._repeats if repeat[0] == number):
-                self._add(study, cell, self._asked.index(cell) < visible, scores)
-            if number < n:
-                self._add(study, self._asked[number], number < visible, scores)
-
-    def _add(self, study: optuna.Study, cell: Combination, visible: bool, scores: Sequence[CombinationScore]) -> None:
-        score = scores[self._asked.index(cell)] if visible else None
-        state = TrialState.RUNNING if not visible else TrialState.FAIL if score is None else TrialState.COMPLETE
-        study.add_trial(_trial(cell, self._distributions, score, state))
+    def _tell(self, scores: Sequence[CombinationScore]) -> None:
+        """Tell the study what the next ask may know: the results of asks 0..n-p, and of what repeats them."""
+        visible = max(len(self._asked) - self._space.search_parallelism + 1, 0)
+        for _ in range(len(self._running)):
+            number, cell = self._running.popleft()
+            if self._asked[cell] >= visible:
+                self._running.append((number, cell))
+            elif (score := scores[self._asked[cell]]) is None:
+                self._study.tell(number, state=TrialState.FAIL)
+            else:
+                self._study.tell(number, score)
 
 
 def export_journal(path: Path, space: Space, asked: Sequence[Combination], scores: Sequence[CombinationScore]) -> None:

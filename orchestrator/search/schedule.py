@@ -1,8 +1,9 @@
 """Which job may run next. Pure: no Ray, no Optuna, no files; callables tell what the store has.
 
 A job is one stage, or the missing grades of one row (the compose-evaluate trial). The checks of the texts come first,
-then the combinations, which the search proposes as results come in, then the baselines. A stage that failed permanently
-also fails every stage that needs it, with the reason, and the rest goes on; no row needs a check.
+then the combinations, which the search proposes as results come in, then the baselines; of a row first what most of
+its time waits for. A stage that failed permanently also fails every stage that needs it, with the reason, and the rest
+goes on; no row needs a check. The order changes no combination: what an ask sees depends on its number alone.
 
 A row is finished when the store has its grades and its vectors; those of the chosen row are compared byte by byte. The
 stages that they were made from are needed only to make one of them again.
@@ -11,7 +12,7 @@ stages that they were made from are needed only to make one of them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from deftx.stages.kinds import kind_of
@@ -39,7 +40,7 @@ class Job:
     """What one trial makes: stages of one kind, in order."""
 
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] = field(repr=False)  # Tune writes a trial's configuration into messages and records
 
     @property
     def kind(self) -> str:
@@ -58,6 +59,7 @@ class Schedule:
         published: Callable[[str], bool],
         intact: Callable[[str], bool],
         failed_before: Mapping[str, str] | None = None,
+        hours: Callable[[Stage], float] = lambda stage: 0.0,
     ) -> None:
         """Create a schedule without stages; `begin` adds them.
 
@@ -68,6 +70,7 @@ class Schedule:
             published: whether the store has the stage of an address; called once for each stage.
             intact: the same with every byte compared; called for what is read at the end: grades and the chosen parts.
             failed_before: reasons of recorded failures, by address; these stages are not run again.
+            hours: how long a stage is thought to take; where nothing is known, stages run in the order of their rows.
         """
         self._asks, self._planner, self._choice = asks, planner, choice
         self._published, self._intact, self._failed_before = published, intact, dict(failed_before or {})
@@ -82,6 +85,12 @@ class Schedule:
         self.failures: dict[str, str] = {}
         self.scores: dict[int, float | None] = {}
         self._chosen_parts: list[Stage] = []
+        self._open: list[PlannedRow] = []
+        """Rows that something is left to run of: of combinations as many as are in flight, however many were asked."""
+        self._hours = hours
+        self._ahead: dict[str, float] = {}
+        """Hours from the beginning of a stage to the end of the longest chain that it begins in a row."""
+        self._rows_of: dict[str, list[PlannedRow]] = {}
         self._done: set[str] = set()
         self._running: set[str] = set()
 
@@ -89,7 +98,7 @@ class Schedule:
         """Add the checks and the baselines, and ask the search for its first combinations."""
         self._enlist(walk(self.checks))
         for row in self.baselines:
-            self._enlist(row.stages)
+            self._add(row)
         self._advance()
 
     @property
@@ -102,11 +111,12 @@ class Schedule:
         for stage in self._missing([*self.checks, *self._chosen_parts]):
             if self._can_run(stage):
                 return self._start(stage.label, [stage])
-        for row in self.rows:
+        for row in self._open:
             together = {grade.address for grade in row.grades.values()}
-            for stage in self._missing(self._wanted(row)):
-                if stage.address not in together and self._can_run(stage):
-                    return self._start(stage.label, [stage])
+            missing = (stage for stage in self._missing(self._wanted(row)) if stage.address not in together)
+            if runnable := [*filter(self._can_run, missing)]:
+                stage = max(runnable, key=self._longest)
+                return self._start(stage.label, [stage])
             grades = [stage for stage in row.grades.values() if self._waits(stage)]
             if grades and all(self._inputs_settled(stage) for stage in grades):
                 runnable = [stage for stage in grades if self._can_run(stage)]
@@ -133,7 +143,7 @@ class Schedule:
     def finished(self) -> bool:
         """Whether nothing is left to run or to ask."""
         others = all(self._settled(stage) for stage in [*self.checks, *self._chosen_parts])
-        return others and self.complete and all(self.settled(row) for row in self.rows)
+        return others and self.complete and all(self.settled(row) for row in self._open)
 
     @property
     def chosen(self) -> PlannedRow | None:
@@ -160,6 +170,10 @@ class Schedule:
         """Whether nothing of a row is left to run: every grade failed, or is settled with the vectors it composes."""
         return all(self._settled(stage) for stage in self._wanted(row))
 
+    def rows_of(self, address: str) -> list[PlannedRow]:
+        """The rows that have a grade."""
+        return self._rows_of.get(address, [])
+
     def reason(self, row: PlannedRow) -> str | None:
         """Why a row is incomplete: the failures of its grades, or of vectors that could not be made again."""
         reasons = {
@@ -173,9 +187,11 @@ class Schedule:
     def _advance(self) -> None:
         """Score finished combinations and ask for new ones until neither changes anything."""
         while True:
-            for number, row in enumerate(self.combinations):
-                if number not in self.scores and self.settled(row):
-                    self.scores[number] = None if self.reason(row) else self._choice.score(row)
+            ended = [row for row in self._open if self.settled(row)]
+            self._open = [row for row in self._open if not self.settled(row)]
+            for row in ended:
+                if row.number is not None and row.number not in self.scores:
+                    self.scores[row.number] = None if self.reason(row) else self._choice.score(row)
             finished = [number in self.scores for number in range(len(self.combinations))]
             if self._asks.ended() or not self._asks.may_ask(finished):
                 break
@@ -183,15 +199,16 @@ class Schedule:
             if cell is not None:
                 row = self._planner.combination(len(self.combinations), cell)
                 self.combinations.append(row)
-                self._enlist(row.stages)
+                self._add(row)
         if not self.complete and self._asks.ended() and all(finished):
             self.complete = True
             chosen = (self.chosen or self.combinations[0]).combination
             for row in self._planner.controls(chosen) if chosen else ():
                 self.baselines.append(row)
-                self._enlist(row.stages)
+                self._add(row)
             self._chosen_parts = self.chosen.parts if self.chosen else []
             self._recheck(self._chosen_parts)
+            self._open = self.rows  # what is made again may have been settled
 
     def _recheck(self, stages: Iterable[Stage]) -> None:
         """Mark stages of an earlier run as not done where a byte of one is wrong."""
@@ -200,6 +217,18 @@ class Schedule:
                 self.done_before.discard(stage.address)
                 self._done.discard(stage.address)
                 self._inherit_failure(stage)
+
+    def _add(self, row: PlannedRow) -> None:
+        self._enlist(row.stages)
+        after = dict[str, float]()
+        for stage in reversed(row.stages):  # what needs a stage is before it
+            hours = self._hours(stage) + after.get(stage.address, 0.0)
+            self._ahead[stage.address] = max(hours, self._longest(stage))
+            after |= {needed.address: max(hours, after.get(needed.address, 0.0)) for _, needed in stage.inputs}
+        for grade in row.grades.values():
+            self._rows_of.setdefault(grade.address, []).append(row)
+        self._open.append(row)
+        self._open.sort(key=lambda row: row.number is None)  # the baselines after every combination
 
     def _enlist(self, stages: Iterable[Stage]) -> None:
         for stage in stages:
@@ -228,7 +257,7 @@ class Schedule:
 
     def missing(self) -> list[Stage]:
         """Every stage still to be made, inputs first: of each row its grades and vectors, and what these need."""
-        wanted = [*self.checks, *self._chosen_parts, *(stage for row in self.rows for stage in self._wanted(row))]
+        wanted = [*self.checks, *self._chosen_parts, *(stage for row in self._open for stage in self._wanted(row))]
         return list({stage.address: stage for stage in self._missing(wanted)}.values())
 
     def _wanted(self, row: PlannedRow) -> Iterator[Stage]:
@@ -249,6 +278,9 @@ class Schedule:
 
     def _can_run(self, stage: Stage) -> bool:
         return self._waits(stage) and all(needed.address in self._done for _, needed in stage.inputs)
+
+    def _longest(self, stage: Stage) -> float:
+        return self._ahead.get(stage.address, 0.0)
 
     def _start(self, name: str, stages: Sequence[Stage]) -> Job:
         self._running |= {stage.address for stage in stages}

@@ -24,7 +24,15 @@ from deftx.stages.kinds import kind_of
 from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.grades import Grades
-from orchestrator.record.sweep import Failure, StageEntry, SweepFolder, SweepInfo, known_sweep
+from orchestrator.record.sweep import (
+    Failure,
+    GradeRow,
+    StageEntry,
+    State,
+    SweepFolder,
+    SweepInfo,
+    known_sweep,
+)
 from orchestrator.tracking.client import MlflowRuns, is_default
 from orchestrator.tracking.content import (
     PARENT,
@@ -47,6 +55,7 @@ _TELL_SECONDS = 5.0
 _NAMED = 3
 
 Call = Callable[[], object]
+Rows = Callable[[str], list[GradeRow]]
 
 
 class MirrorError(DeftxError):
@@ -61,12 +70,18 @@ class MirrorError(DeftxError):
 class Mirror:
     """Mirrors a running sweep. Only `finish` waits for the tracker, and no call raises what the tracker raises."""
 
-    def __init__(self, store: Store, folder: SweepFolder, info: SweepInfo, tracking_uri: str) -> None:
+    def __init__(
+        self, store: Store, folder: SweepFolder, info: SweepInfo, tracking_uri: str, rows: Rows | None = None
+    ) -> None:
         """Bind a sweep; nothing is sent yet.
+
+        Args:
+            rows: the rows that have a grade, by its address; None: read from the sweep's state.
 
         Raises:
             ConfigError: for a tracking URI that cannot work, or that leaves no place for artifacts.
         """
+        self._rows = rows or (lambda address: _rows_of(address, folder.state()))
         self.warning: str | None = None
         self.notes: list[str] = []
         """What was done to a database that was torn or moved, a line each."""
@@ -98,11 +113,12 @@ class Mirror:
 
     def stage_done(self, stage: Stage, reused: bool) -> None:
         """Mirror a published stage; one that was `reused` points to its SFT in the store."""
-        self._submit(lambda: self._sweep.end(stage, "reused" if reused else "done"))
+        rows = self._rows(stage.address)
+        self._submit(lambda: self._sweep.end(stage, "reused" if reused else "done", rows))
 
     def stage_failed(self, stage: Stage, failure: Failure) -> None:
         """End the stage's run as FAILED, with the reason."""
-        self._submit(lambda: self._sweep.end(stage, "failed", failure))
+        self._submit(lambda: self._sweep.end(stage, "failed", [], failure))
 
     def finish(
         self, status: RunStatus, seconds: float = FINISH_SECONDS, tell: Callable[[str], None] = lambda _: None
@@ -192,15 +208,18 @@ class SweepWriter:
         self._need_parent()
         self.runs.open(stage.address, self._content.running(stage))
 
-    def end(self, stage: Stage, status: str, failure: Failure | None = None) -> None:
+    def end(self, stage: Stage, status: str, rows: list[GradeRow], failure: Failure | None = None) -> None:
         """Write a stage that is done, reused or failed; its test scores stay sealed.
 
         A grade that has its run from an earlier start is left as it is until the end: it may show its test score.
+
+        Args:
+            rows: those that have it as a grade.
         """
         entry = StageEntry.of(stage).model_copy(update={"status": status})
         if kind_of(entry.kind).seals and status == "reused" and stage.address in self.runs.addresses():
             return
-        content = self._content.ended(stage.address, entry, self._folder.state(), failure)
+        content = self._content.ended(stage.address, entry, State(rows=rows), failure)
         if content is not None:
             self._need_parent()
             self.runs.send_files(stage.address, content)
@@ -295,6 +314,10 @@ def mirror_sweep(
     """
     _, info = known_sweep(store, folder.name)
     return SweepWriter(store, folder, info, tracking_uri, tell).everything(sweep_status(folder.state()))
+
+
+def _rows_of(address: str, state: State) -> list[GradeRow]:
+    return [row for row in state.rows if address in row.grades.values()]
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(lacking()), reason=la
 
 IMAGE, PROFILE, BUCKET = "ami-0123456789abcdef0", "deftx-sweeps", "a-bucket"
 REGION = "eu-central-1"
+ALSO = {"~/deftx-sweeps/tiny.yaml": "tiny.yaml", "~/deftx-sweeps/data": "data"}
+"""What a user who has a space and data of their own adds to `file_mounts`."""
 MAKE_PROFILE = f"""
 import boto3
 iam = boto3.client("iam", region_name="{REGION}")
@@ -94,7 +96,7 @@ def test_up_grown_and_down(tmp_path: Path) -> None:
             config = fill(
                 laptop.home / PROJECT / "ray_cluster.yaml",
                 {"REPLACE-region": REGION, "REPLACE-ami": IMAGE, "REPLACE-profile": PROFILE, "REPLACE-bucket": BUCKET},
-                {"provider": {"use_internal_ips": True}, "worker_setup_commands": []},
+                {"provider": {"use_internal_ips": True}, "worker_setup_commands": [], "file_mounts": ALSO},
             )
             up_and_down(laptop, cloud, config)
 

@@ -37,7 +37,7 @@ SUBMIT = (
 READ_BACK = """
 import hashlib, json, pathlib, tempfile
 from mlflow import MlflowClient
-client = MlflowClient("http://127.0.0.1:5000")
+client = MlflowClient("http://127.0.0.1:5001")
 runs = client.search_runs([one.experiment_id for one in client.search_experiments()], max_results=1000)
 vectors = {}
 for run in runs:

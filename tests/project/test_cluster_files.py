@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 ROOT = Path(__file__).parents[2]
 SCHEMA = Path(os.environ.get("DEFTX_KUBERAY_SCHEMA", ROOT.parent / "shared" / "kuberay" / "ray.io_rayjobs.yaml"))
 FILES = ["ray_cluster.yaml", *sorted(f"clusters/{path.name}" for path in (ROOT / "clusters").glob("*.yaml"))]
+FILES_INSTALLED = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
 CLUSTERS = [name for name in FILES if name != "clusters/rayjob.yaml"]
 
 
@@ -23,7 +24,9 @@ def test_a_cluster_file_passes_rays_own_checks(name: str) -> None:
     config = util.prepare_config(shipped)
     util.validate_config(config)
     assert config["provider"]["type"] == shipped["provider"]["type"]
-    assert {*shipped["file_mounts"]} == {"~/deftx-sweeps", "~/.ray/auth_token"}
+    installed = {"deftx", "orchestrator", "search_spaces", "clusters", *FILES_INSTALLED}
+    assert {*shipped["file_mounts"]} == {f"~/deftx-sweeps/{name}" for name in installed} | {"~/.ray/auth_token"}
+    assert all((ROOT / name).exists() for name in installed)
 
 
 def test_the_cluster_files_are_those_that_are_known_here() -> None:

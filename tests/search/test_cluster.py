@@ -66,18 +66,31 @@ def test_every_value_to_fill_in_is_named_once_and_then_the_file_is_right(
     file: str, fields: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_ed25519").write_text("secret")
     code, said = checked(ROOT / file)
     *placeholders, token = said.splitlines()
     assert code == 2
     assert [field in line and "FILL IN" in line for field, line in zip(fields, placeholders, strict=True)] == [True] * 4
-    assert token.endswith("there is no ~/.ray/auth_token here; make it once: ray get-auth-token --generate")
+    assert "there is no ~/.ray/auth_token here; make it once: ray get-auth-token --generate" in token
     text = (ROOT / file).read_text(encoding="utf-8")
     assert len([line for line in text.splitlines() if "# FILL IN" in line]) == 4
     (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("secret")
-    (tmp_path / "filled.yaml").write_text(text.replace("REPLACE", "x"))
-    monkeypatch.chdir(ROOT)
-    assert checked(tmp_path / "filled.yaml")[0] == 0
+    secret = tmp_path / ".ray" / "auth_token"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    filled = tmp_path / "filled.yaml"
+    filled.write_text(text.replace("REPLACE", "x"))
+    assert checked(filled) == (0, f"{filled}: filled in; next: ray up {filled}\n")
+    secret.chmod(0o644)
+    assert "other users can read it" in checked(filled)[1]
+    monkeypatch.chdir(tmp_path)
+    assert checked(filled)[1].count("run this, and ray up, in the checkout's root") == 8
+    (tmp_path / ".ssh" / "id_ed25519").unlink()
+    assert ("auth.ssh_private_key: there is no ~/.ssh/id_ed25519" in checked(filled)[1]) == (
+        file == "clusters/local.yaml"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +136,7 @@ def test_shells_and_ray_start_get_the_settings_of_a_sweep_once(tmp_path: Path) -
             ["bash", "-c", f". ~/{name}; . ~/{name}; {shown}"],
             env={"HOME": str(home), "PATH": "/bin"}, text=True, capture_output=True,
         )  # fmt: skip
-        assert done.stdout.strip() == f"s3://a b$c/deft-x|auto|http://127.0.0.1:5000|token|{home}/venv/bin:/bin"
+        assert done.stdout.strip() == f"s3://a b$c/deft-x|auto|http://127.0.0.1:5001|token|{home}/venv/bin:/bin"
 
 
 def test_a_bucket_that_is_not_filled_in_stops_a_node_at_once(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
 from support.plans import make_space
 
 from orchestrator.search.replay import Replay, export_journal
@@ -49,6 +52,44 @@ def test_ask_n_depends_on_results_up_to_n_minus_lag_alone() -> None:
             scores = [by_rank(i, cell) if i < visible else late for i, cell in enumerate(replay.asked)]
             asks.append(replay.ask(scores))
         assert asks[0] == asks[1] == asks[2]
+
+
+def test_every_ask_is_that_of_a_study_built_anew_of_the_results() -> None:
+    """Over a space so small that repeats are drawn, with combinations that failed and a first one that is given."""
+    first = ({"rank_l": "2", "rank_t": "3", "retention": 0.05},)
+    space = make_space(**{**WIDE, "rank_l": [1, 2, 3, 4], "rank_t": [1, 2, 3, 4, 5], "first": first})
+    distributions = {name: CategoricalDistribution(values) for name, values in space.parameters.items()}
+    replay, repeats, scores = Replay(space), list[tuple[int, Combination]](), list[float | None]()
+
+    def told(study: optuna.Study, cell: Combination, visible: bool) -> None:
+        score = scores[replay.asked.index(cell)] if visible else None
+        state = TrialState.RUNNING if not visible else TrialState.FAIL if score is None else TrialState.COMPLETE
+        values = {**cell.record(), "retention": cell.language.retention}
+        params = {name: values[name] for name in distributions}
+        study.add_trial(create_trial(params=params, distributions=distributions, value=score, state=state))
+
+    def drawn(n: int, attempt: int) -> Combination:
+        seed = zlib.crc32(f"{space.seed}/{n}/{attempt}".encode())
+        study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed, constant_liar=True))
+        visible = max(n - space.search_parallelism + 1, 0)
+        for number in range(n + 1):
+            for cell in (cell for of, cell in repeats if of == number):
+                told(study, cell, replay.asked.index(cell) < visible)
+            if number < n:
+                told(study, replay.asked[number], number < visible)
+        return Combination.read(study.ask(distributions).params, space.retention_of)
+
+    expected = space.cells()[0]
+    while replay.ask(scores) == expected and len(replay.asked) < 18:
+        number, cell = len(replay.asked) - 1, replay.asked[-1]
+        scores.append(None if number % 5 == 2 else by_rank(number, cell))
+        for attempt in range(20):
+            expected = drawn(number + 1, attempt)
+            if expected not in replay.asked:
+                break
+            repeats.append((number + 1, expected))
+    assert len(replay.asked) == 18
+    assert len(repeats) > 3
 
 
 def test_earlier_results_do_steer_the_search() -> None:
