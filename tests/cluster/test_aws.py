@@ -89,7 +89,6 @@ def test_up_grown_and_down(tmp_path: Path) -> None:
 
         with Cloud(laptop, instance) as cloud:
             laptop.environment |= cloud.environment
-            wait_until(lambda: laptop.call(["curl", "-s", cloud.environment["AWS_ENDPOINT_URL"]]).returncode == 0, 60)
             python(laptop, MAKE_PROFILE)
             write_data(checkout(laptop) / "data")
             write_space(laptop.home / PROJECT / "tiny.yaml", resources={"dense": {"gpu": 1}})

@@ -11,12 +11,12 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from support.hosts import Host
+from support.hosts import Host, tail, wait_until
 
 EVENTS, NO_SPOT = "events.jsonl", "no-spot"
 
@@ -60,7 +60,7 @@ class Cloud:
     """
 
     def __init__(self, host: Host, make: Callable[[str, str, dict[str, str]], Host], port: int = 5566) -> None:
-        """A server that answers.
+        """A server, which is waited for by `with`.
 
         Args:
             host: where it runs.
@@ -71,15 +71,19 @@ class Cloud:
             "AWS_ENDPOINT_URL": f"http://{host.address}:{port}", "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
         }  # fmt: skip
+        self.problems: list[str] = []
         self._over = threading.Event()
         self.folder.mkdir()
         (self.folder / EVENTS).touch()
         ours = ["env", f"PYTHONPATH={Path(__file__).parents[1]}", "MOTO_IAM_LOAD_MANAGED_POLICIES=true"]
         command = [f"{host.environment['HOME']}/venv/bin/python", "-m", "support.cloud", port, self.folder]
         self._server = host.start([*ours, *command], self.folder / "server.log")
-        self._watch = threading.Thread(target=self._follow, daemon=True)
+        self._answers = ["bash", "-c", f"exec 3<>/dev/tcp/{host.address}/{port}"]
+        self._host, self._watch = host, threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Cloud:
+        log = self.folder / "server.log"
+        wait_until(lambda: self._host.call(self._answers).returncode == 0, 60, lambda: tail(log.read_text()))
         self._watch.start()
         return self
 
@@ -90,10 +94,12 @@ class Cloud:
         self._server.wait()
         for host in self.instances.values():
             host.close()
+        assert not self.problems, "\n".join(self.problems)
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """What has happened so far, oldest first: all, or the events of one name."""
-        told = [json.loads(line) for line in (self.folder / EVENTS).read_text().splitlines()]
+        whole = (self.folder / EVENTS).read_text().rpartition("\n")[0]
+        told = [json.loads(line) for line in whole.splitlines()]
         return [one for one in told if event in (None, one["event"])]
 
     def refuse_spot(self) -> None:
@@ -102,14 +108,19 @@ class Cloud:
 
     def _follow(self) -> None:
         seen = 0
-        while not self._over.wait(0.2):
+        while not self._over.wait(0.2):  # hosts die with the thread that made them: this one outlives them
             for event in self.events()[seen:]:
                 seen += 1
-                if event["event"] == "launched":
-                    self.instances[event["id"]] = self.make(event["id"], event["address"], self.environment)
-                elif event["event"] == "terminated":
-                    with suppress(KeyError):
-                        self.instances.pop(event["id"]).close()
+                try:
+                    self._make_or_end(event)
+                except Exception:
+                    self.problems.append(traceback.format_exc())
+
+    def _make_or_end(self, event: dict[str, Any]) -> None:
+        if event["event"] == "launched":
+            self.instances[event["id"]] = self.make(event["id"], event["address"], self.environment)
+        elif event["event"] == "terminated" and event["id"] in self.instances:
+            self.instances.pop(event["id"]).close()
 
 
 if __name__ == "__main__":
