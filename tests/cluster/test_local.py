@@ -181,7 +181,7 @@ def went_through(cluster: Cluster, storage: Path) -> None:
     cluster.say("three nodes")
     with Makers(storage) as makers:
         cluster.head.run(SUBMIT.format(name="first"))
-        cluster.until(lambda: {*makers.seen} == {*ADDRESSES}, 120, "first", makers.told)
+        cluster.until(lambda: {*makers.seen} == {*ADDRESSES}, 240, "first", makers.told)
         cluster.say("the first job trains on all")
         cluster.until(lambda: "two" in makers.now().values(), 60, "first", makers.told)
         done = published(storage)
@@ -197,7 +197,7 @@ def went_through(cluster: Cluster, storage: Path) -> None:
         cluster.say("three nodes again")
         makers.seen.clear()
         cluster.head.run(SUBMIT.format(name="second"))
-        cluster.until(lambda: {*makers.seen} == {*ADDRESSES}, 120, "second", makers.told)
+        cluster.until(lambda: {*makers.seen} == {*ADDRESSES}, 240, "second", makers.told)
         cluster.say("the second job trains on all")
         assert cluster.head.kill("mlflow server")
         cluster.until((storage / "sweeps" / "tiny" / "chosen.json").exists, 300, "second")
