@@ -43,7 +43,8 @@ def rows(options: Options) -> list[BenchmarkRow]:
             before, _ = simulate(space, gpus, lambda stage: 0.0)
             chain, work = bounds(schedule)
             note = (
-                f"{len(schedule.stages)} stages; busy {work / gpus / hours * 100:.0f} % of the time; "
+                f"reference: in the order of the rows; {len(schedule.stages)} stages; "
+                f"busy {work / gpus / hours * 100:.0f} % of the time; "
                 f"longest chain {chain:.2f} h, all work {work:.1f} h"
             )
             name = f"{title}, {gpus} GPU{'s' * (gpus > 1)}"

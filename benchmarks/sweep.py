@@ -22,8 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,11 @@ def _in_turns(options: Options, *, tracked: bool, stages: int, blocks: int) -> T
     """The blocks of a sweep and of plain Tune, in processes of their own that wait for each other."""
     size = stages // blocks
     asks = max(size // (5 if tracked else 20), 5)  # trials of plain Tune a block
-    calls = {
-        "ours": partial(start, "benchmarks.sweep:ours", options, tracked=tracked, size=size, blocks=blocks),
-        "plain": partial(start, "benchmarks.sweep:plain", options, tracked=tracked, size=asks, blocks=blocks),
+    processes = {
+        name: start(f"benchmarks.sweep:{name}", options, tracked=tracked, size=each, blocks=blocks)
+        for name, each in (("ours", size), ("plain", asks))
     }
-    processes = {name: call() for name, call in calls.items()}
-    turns: Turns = {name: [] for name in calls}
+    turns: Turns = {name: [] for name in processes}
     for _ in range(blocks):
         for name, process in processes.items():
             assert process.stdin and process.stdout
@@ -171,9 +170,8 @@ def _in_turns(options: Options, *, tracked: bool, stages: int, blocks: int) -> T
                 raise subprocess.CalledProcessError(process.wait(), f"benchmarks.sweep:{name}")
             turns[name].append(Block(**json.loads(line)))
             print(f"  {name} {line.strip()}", file=sys.stderr, flush=True)
-    for name, process in processes.items():
-        told, _ = process.communicate()
-        print(f"  {name} {told.strip()}", file=sys.stderr, flush=True)
+    for process in processes.values():
+        process.communicate()
     return turns
 
 
@@ -190,16 +188,15 @@ class Turn:
     _began: float = 0.0
     _jobs_before: int = 0
     _said: int = 0
-    _out: Any = field(default_factory=lambda: sys.__stdout__)
 
     def wait(self) -> None:
         """Wait for the turn."""
         sys.__stdin__.readline()  # type: ignore[union-attr]
         self._began = time.perf_counter()
 
-    def count(self, stages: int = 1) -> bool:
-        """Count what has ended; at the end of a block it is said, and the next turn waited for. Whether one is left."""
-        self.stages += stages
+    def count(self) -> bool:
+        """Count a stage; at the end of a block that is said, and the next turn waited for. Whether one is left."""
+        self.stages += 1
         if self.stages - self._said < self.size or self.over:
             return not self.over
         self.settle()
@@ -208,7 +205,7 @@ class Turn:
             self.stages, self.stages - self._said, self.jobs - self._jobs_before, seconds, hardware.memory("VmRSS")
         )
         self._said, self._jobs_before, self.blocks = self.stages, self.jobs, self.blocks - 1
-        print(json.dumps(vars(block)), file=self._out, flush=True)
+        print(json.dumps(vars(block)), file=sys.__stdout__, flush=True)
         if not self.over:
             self.wait()
         return not self.over
@@ -300,8 +297,8 @@ class _Counting:
         raise AssertionError(f"{stage.label}: {failure.reason}")
 
 
-def ours(options: Options, tracked: bool, size: int, blocks: int) -> float:
-    """The sweep's side of a comparison; returns the seconds that its tracker still took at the end."""
+def ours(options: Options, tracked: bool, size: int, blocks: int) -> None:
+    """The sweep's side of a comparison."""
     from orchestrator.run import session
     from orchestrator.run.tune import run_tune
     from orchestrator.terminal.progress import Progress
@@ -338,11 +335,9 @@ def ours(options: Options, tracked: bool, size: int, blocks: int) -> float:
         screen.start(Progress(driver, planner, PARALLEL))
         turn.wait()
         session.run(driver, lambda driver: run_tune(driver, machine, None))
-        began = time.perf_counter()
         if tracked:
-            mirror.finish(sweep_status(folder.state()), 600)
+            mirror.finish(sweep_status(folder.state()))
             assert not mirror.warning, mirror.warning
-        return time.perf_counter() - began
 
 
 def _silent() -> Any:
@@ -364,14 +359,12 @@ def info_of(space: Space) -> SweepInfo:
 
 def plain(options: Options, tracked: bool, size: int, blocks: int) -> None:
     """Plain Tune's side of a comparison."""
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
-    os.environ.update(TUNE_GLOBAL_CHECKPOINT_S="600")
-    import ray
-    from ray import tune
+    from orchestrator.run.tune import _connect, tune  # sets what Ray reads when it is imported
+
+    # isort: split
     from ray.tune.search.optuna import OptunaSearch
 
     space, turn = space_of(1), Turn(size, blocks)
-    log = _logger(tempfile.mkdtemp(prefix="deftx-plain-")) if tracked else None
 
     class Counting(tune.Callback):
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
@@ -383,8 +376,9 @@ def plain(options: Options, tracked: bool, size: int, blocks: int) -> None:
     def trial(config: dict[str, Any]) -> None:
         tune.report({"score": int(hashlib.sha256(json.dumps(config).encode()).hexdigest()[:6], 16) / 2**24})
 
-    ray.init(address="local", include_dashboard=False, num_cpus=PARALLEL, log_to_driver=False, logging_level="ERROR")
-    with tempfile.TemporaryDirectory(prefix="deftx-plain-") as scratch:
+    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="deftx-plain-") as scratch:
+        log = _logger(scratch) if tracked else None
+        _connect(Machine(PARALLEL, 0), None, stack)  # the same Ray
         tuner = tune.Tuner(
             tune.with_resources(trial, {"CPU": 1}),
             param_space={name: tune.choice(list(values)) for name, values in space.parameters.items()},
@@ -396,7 +390,6 @@ def plain(options: Options, tracked: bool, size: int, blocks: int) -> None:
         )  # fmt: skip
         turn.wait()
         tuner.fit()
-    ray.shutdown()
 
 
 def _logger(folder: str) -> Callable[[dict[str, Any]], None]:
@@ -411,8 +404,8 @@ def _logger(folder: str) -> Callable[[dict[str, Any]], None]:
     space = space_of(1)
     with tempfile.TemporaryDirectory() as storage:
         store, info = Store(storage), info_of(space)
-        folder_, row = SweepFolder(store, "load"), planner_of(space).combination(0, space.cells()[0])
-        content = SweepContent(folder_, info)
+        row = planner_of(space).combination(0, space.cells()[0])
+        content = SweepContent(SweepFolder(store, "load"), info)
         for stage in (row.grades["ace"], row.languages["ace"]):  # a combination has as many of one as of the other
             attempt = store.attempt(stage.address)
             made = nothing(Context(stage, store, attempt.folder, Execution(), None))
@@ -424,10 +417,9 @@ def _logger(folder: str) -> Callable[[dict[str, Any]], None]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.create_experiment("plain", Path(folder, "artifacts").as_uri())
     files = Path(folder, "files")
-    for content_ in contents:
-        for name in content_.files:
-            files.mkdir(exist_ok=True)
-            (files / name).write_text("{}", encoding="utf-8")
+    files.mkdir()
+    for name in {name for each in contents for name in each.files}:
+        (files / name).write_text("{}", encoding="utf-8")
 
     def log(config: dict[str, Any]) -> None:
         contents.append(it := contents.pop(0))
