@@ -34,7 +34,7 @@ if [ "${1:-}" = serve ]; then
     exit
 fi
 if before=$(cat ~/.mlflow.pid 2>/dev/null) && grep -qs mlflow.sh "/proc/$before/cmdline"; then
-    kill "$before"
+    kill "$before" || true
     while kill -0 "$before" 2>/dev/null; do sleep 0.2; done
 fi
 setsid nohup bash "$0" serve >>~/mlflow.log 2>&1 </dev/null &

@@ -19,7 +19,7 @@ if [ -z "$python" ]; then
     echo "error: no Python 3.11 or newer on $(hostname): choose an image that has one, such as Ubuntu 24.04" >&2
     exit 2
 fi
-if [ ! -x ~/venv/bin/python ]; then
+if [ ! -x ~/venv/bin/pip ]; then # what venv makes last
     for _ in 1 2 3 4 5 6; do # a machine that has just booted may be installing updates
         "$python" -c 'import ensurepip' 2>/dev/null && break
         (sudo apt-get update -q && sudo DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$(basename "$python")-venv") || sleep 20

@@ -23,6 +23,15 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
-exec srun --export=ALL ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_NNODES" \
+# symmetric-run ends with 0 where Ray could not be started: the sweep removes this when it begins
+unstarted=$(mktemp "$PWD/.ray-not-started-XXXXXX")
+code=0
+srun --export=ALL ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_NNODES" \
     --num-cpus "${SLURM_CPUS_PER_TASK:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" \
-    -- python -m orchestrator.sweep "$@"
+    -- bash -c 'rm -f "$0"; exec python -m orchestrator.sweep "$@"' "$unstarted" "$@" || code=$?
+if [ -e "$unstarted" ]; then
+    rm -f "$unstarted"
+    echo "error: Ray did not start on $head:$port; what it says is above" >&2
+    exit 1
+fi
+exit $code

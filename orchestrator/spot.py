@@ -27,6 +27,8 @@ def score(
         node_type: its name in the cluster file.
         node_availability_summary: of the last half hour, which kinds were refused (Ray's NodeAvailabilitySummary).
     """
+    if node_resources.get("GPU") and not any(each.get("GPU") for each in resources):
+        return None  # the head has room for it sooner or later, and costs a hundredth
     fits = _default_utilization_scorer(
         node_resources, resources, node_type, node_availability_summary=node_availability_summary
     )

@@ -105,10 +105,10 @@ def run_sweep(
     title, loaded = load_space(space, set_ or [], **options)
     store = Store(_absolute(storage))
     folder = SweepFolder(store, name or title)
-    uri = None if plan else _tracking(store, tracking_uri)
+    uri = "" if plan else _tracking(store, tracking_uri)
     reachable(store, writes=not plan)
     root = _absolute(data_root) if data_root else None
-    if uri is None:
+    if plan:
         _print_plan(session.prepare(title, loaded, folder, root, lenient=True), on_cluster=address is not None)
         return
     prepared = session.prepare(title, loaded, folder, root)

@@ -1,6 +1,7 @@
 """The first look at a remote storage: what is wrong with it is said before anything is resolved, downloaded or trained.
 
-A folder is not looked at: its first use says as much at once. Nor is a storage that a worker opens: the driver looked.
+A folder is not looked at: its first use says as much at once. Nor is a storage that a trial opens: the driver looked,
+and asked every node to.
 """
 
 from __future__ import annotations

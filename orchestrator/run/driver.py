@@ -208,9 +208,12 @@ class Driver:
             chosen=chosen.number if chosen else None,
             ended=ended,
         )
-        self.folder.write_state(state)
-        ended_at = time.monotonic()
-        self._unwritten, self._write_at = False, ended_at + max(STATE_SECONDS, (ended_at - began) / STATE_SHARE)
+        try:
+            self.folder.write_state(state)
+            self._unwritten = False
+        finally:  # one that is refused is not tried at once again either
+            now = time.monotonic()
+            self._write_at = now + max(STATE_SECONDS, (now - began) / STATE_SHARE)
         return state
 
     def _end(self, stage: Stage, recorded: Failure | None, error: str) -> Failure | None:

@@ -114,19 +114,27 @@ class Machine:
         return max(int(min(self.cpus // cpu, self.gpus / gpu if gpu else self.cpus)), 1)
 
 
-def check_fit(workplace: Workplace, stages: Iterable[Stage], nodes: Iterable[Mapping[str, float]]) -> None:
+def check_fit(
+    workplace: Workplace,
+    stages: Iterable[Stage],
+    nodes: Iterable[Mapping[str, float]],
+    to_come: Iterable[Mapping[str, float]] = (),
+) -> None:
     """Check that each stage fits a node of a cluster, since Ray waits for ever for one that does.
 
     Args:
         stages: those to be made.
-        nodes: what each node has that there is or that may be started, by Ray's names; one that is empty is not known.
+        nodes: what each node has, by Ray's names.
+        to_come: the same of nodes that may be started; of one that is empty nothing is known, and one with GPUs is
+            started for stages that ask for one alone.
 
     Raises:
         ConfigError: naming what does not fit, and what would, a line for each kind of stage.
     """
-    nodes, kinds = list(nodes), {stage.kind for stage in stages}
+    there, may_come, kinds = list(nodes), list(to_come), {stage.kind for stage in stages}
     problems = []
     for kind, need in ((kind, workplace.resources[kind]) for kind in KINDS if kind in kinds):
+        nodes = there + [node for node in may_come if need.gpu or not node.get("GPU")]
         if not any(not n or (n.get("CPU", 0) >= need.cpu and n.get("GPU", 0) >= need.gpu) for n in nodes):
             asked = f"{need.cpu} CPUs and {need.gpu:g} GPUs"
             have = " or ".join(sorted({f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes}))

@@ -23,7 +23,7 @@ from deftx.stages.store import Store
 from orchestrator.record.sweep import SweepFolder
 
 _COUNT = "import torch; print(torch.__version__, torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-_COUNT_SECONDS = 120
+_COUNT_SECONDS = 400
 _RIGHT = (
     "install a torch that is built for CUDA, and an NVIDIA driver that is new enough for it (`nvidia-smi` says which)"
 )

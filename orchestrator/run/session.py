@@ -89,8 +89,12 @@ def prepare(title: str, space: Space, folder: SweepFolder, data_root: str | None
 
 def run(driver: Driver, work: Run) -> int:
     """The exit code of a sweep that is run to its end; its state was recorded as not ended before."""
-    with suppress(KeyboardInterrupt), interruptible(driver):
-        work(driver)
+    try:
+        with suppress(KeyboardInterrupt), interruptible(driver):
+            work(driver)
+    except BaseException:
+        driver.keep_state(now=True)
+        raise
     finished = driver.finished() and not driver.interrupted and not driver.refused
     with driver.refusals():
         driver.write_state(ended=finished)

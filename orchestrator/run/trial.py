@@ -45,14 +45,13 @@ def carry_out(job: Job, workplace: Workplace, progress: ReportPoint) -> Status:
     folder = SweepFolder(store, workplace.sweep)
     if folder.info() is None:
         raise RuntimeError(f"this node does not see the storage {store.url}: it must be one that all nodes share")
-    if words := workplace.unfit(job.kind):
-        for stage in job.stages:
-            _record(stage, folder, _Unfit(words), final=False)
-        return "failed"
+    unfit = workplace.unfit(job.kind)
     outcomes = []
     for stage in job.stages:
         with logging_to(folder, stage.address):
-            outcomes.append(_make(stage, folder, workplace, progress))
+            if unfit:
+                _record(stage, folder, _Unfit(unfit), final=False)
+            outcomes.append("failed" if unfit else _make(stage, folder, workplace, progress))
     # an error in one language must not keep the others of its row from being graded
     for error in (outcome for outcome in outcomes if isinstance(outcome, Exception)):
         raise error
@@ -97,6 +96,6 @@ def _write_record(stage: Stage, folder: SweepFolder, error: Exception, *, final:
     passing = refused is not None or isinstance(error, _Unfit)
     failure = Failure(
         address=stage.address, label=stage.label, reason=reason, final=final, passing=passing,
-        trace=traceback.format_exc(), log=folder.log_path(stage.address),
+        trace="".join(traceback.format_exception(error)), log=folder.log_path(stage.address),
     )  # fmt: skip
     folder.write_failure(failure)

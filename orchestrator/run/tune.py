@@ -24,10 +24,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import yaml
 from ray import tune
-from ray._private import node, ray_constants, services, worker
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
-from ray.experimental.internal_kv import _internal_kv_get
+from ray._common.usage.usage_constants import KUBERAY_ENV
+from ray._private import node, services, worker
+from ray.exceptions import AuthenticationError, NodeDiedError, RayError, TaskUnschedulableError
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
@@ -48,7 +47,7 @@ ANSWER_SECONDS = 10
 _HOST = "NodeManagerHostname"
 _BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """The cluster file, as `ray up` leaves it on the head; Ray itself keeps no record of what may be started."""
-NODE_SECONDS = 180
+NODE_SECONDS = 600
 """How long a node has to say what it is, at the start of a sweep; importing torch on it for the first time is in it."""
 
 
@@ -223,7 +222,10 @@ def _connect(machine: Machine | None, address: str | None, stack: ExitStack) -> 
         if port.isdigit():  # Ray itself takes minutes to find that nobody answers
             socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
         ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except AuthenticationError as error:
+        words = f"~/.ray/auth_token is not the cluster's, or not there ({str(error).splitlines()[0]})"
+        raise ConfigError(f"--address {address}: {words}") from None
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         raise ConfigError(f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]})") from None
 
 
@@ -234,12 +236,14 @@ def _check_cluster(driver: Driver) -> None:
         ConfigError: with everything that is wrong, a line each.
     """
     alive = [each for each in ray.nodes() if each["Alive"]]  # type: ignore[no-untyped-call]
-    check_fit(driver.workplace, driver.schedule.missing(), [each["Resources"] for each in alive] + _to_come())
-    asked, workplace = dict[Any, str](), driver.workplace
+    missing, workplace = driver.schedule.missing(), driver.workplace
+    check_fit(workplace, missing, [each["Resources"] for each in alive], _to_come())
+    want_gpus = any(workplace.resources[stage.kind].gpu for stage in missing)
+    asked = dict[Any, str]()
     shared = workplace.code, workplace.storage, workplace.sweep
     for each in alive:
         here = NodeAffinitySchedulingStrategy(each["NodeID"], soft=False)
-        gpus = int(each["Resources"].get("GPU", 0))
+        gpus = int(each["Resources"].get("GPU", 0)) if want_gpus else 0
         asked[_look_over.options(scheduling_strategy=here).remote(gpus, *shared)] = each[_HOST]
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
     problems = [f"node {asked[told]} did not answer within {NODE_SECONDS} s" for told in silent]
@@ -268,9 +272,4 @@ def _to_come() -> list[dict[str, float]]:
     if file.is_file():
         kinds = yaml.safe_load(file.read_text(encoding="utf-8"))["available_node_types"].values()
         return [kind.get("resources") or {} for kind in kinds if kind.get("max_workers")]
-    return [{}] if _autoscaled() else []
-
-
-def _autoscaled() -> bool:
-    """Whether an autoscaler of either version has told Ray of itself, as that of KubeRay does."""
-    return bool(_internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)) or is_autoscaler_v2(fetch_from_server=True)
+    return [{}] if KUBERAY_ENV in os.environ else []

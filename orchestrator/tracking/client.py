@@ -305,7 +305,7 @@ def default_tracking_uri(store: Store) -> str:
     if store.local:
         return database.sqlite_uri(store.path("mlflow.db"))
     raise ConfigError(
-        f"{store.url}: a remote storage needs --tracking-uri (or MLFLOW_TRACKING_URI), such as http://HOST:5000 of an "
+        f"{store.url}: a remote storage needs --tracking-uri, such as http://HOST:5000 of an "
         f"`mlflow server`, or sqlite:////absolute/path/mlflow.db on this machine"
     )
 

@@ -120,7 +120,8 @@ def set_up(home: Path, storage: str) -> subprocess.CompletedProcess[str]:
     """What clusters/setup.sh does on a node, where a venv is already."""
     (home / "venv" / "bin").mkdir(parents=True, exist_ok=True)
     if not (home / "venv" / "bin" / "python").exists():
-        (home / "venv" / "bin" / "python").symlink_to("/bin/true")
+        for name in ("python", "pip"):
+            (home / "venv" / "bin" / name).symlink_to("/bin/true")
     variables = {"HOME": str(home), "PATH": os.environ["PATH"]}
     script = ROOT / "clusters" / "setup.sh"
     return subprocess.run(["bash", str(script), storage], env=variables, text=True, capture_output=True)
@@ -192,7 +193,11 @@ def test_a_stage_that_fits_no_node_is_told_with_what_there_is(driver: Driver) ->
     resources["dense"], resources["sparse"] = Resources(cpu=4, gpu=2), Resources(cpu=4, gpu=0.5)
     workplace = Workplace("s", "tiny", resources, "code")
     check_fit(workplace, stages, [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 2.0, "memory": 1e9}])
-    check_fit(workplace, stages, [{"CPU": 2.0}, {}])  # a node that may come, of which nothing is known
+    check_fit(workplace, stages, [{"CPU": 2.0}], [{}])  # a node that may come, of which nothing is known
+    resources["text"] = Resources(cpu=8)
+    with pytest.raises(ConfigError, match="a stage 'text' asks for 8 CPUs and 0 GPUs, and a node of the cluster has 4"):
+        check_fit(workplace, stages, [{"CPU": 4.0}], [{"CPU": 96, "GPU": 8}])  # started for GPUs alone
+    resources["text"] = Resources()
     with pytest.raises(ConfigError) as told:
         check_fit(workplace, stages, [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}])
     assert str(told.value) == (
@@ -230,6 +235,8 @@ def test_a_node_that_joined_later_and_does_not_fit_ends_the_sweep_and_no_stage(
     assert driver.refused is not None
     assert {"code": "another version of the project", "gpu": "torch sees none"}[fault] in driver.refused
     assert driver.folder.final_failures() == {}
+    (failure,) = driver.folder.failures().values()
+    assert failure.trace.startswith("orchestrator.run.trial._Unfit: node ")
     assert not driver.folder.store.has(job.stages[0].address)
 
 
@@ -265,8 +272,13 @@ def test_every_node_is_looked_over_before_anything_is_trained(driver: Driver) ->
 
     with ExitStack() as stack:
         _connect(Machine(2, 99), None, stack)
-        driver.workplace = Workplace(**{**driver.workplace.__dict__, "code": "0" * 16})
+        _check_cluster(driver)  # no stage asks for a GPU, so that none has to be right
+        resources = {**driver.workplace.resources, "dense": Resources(gpu=1)}
+        driver.workplace = Workplace(**{**driver.workplace.__dict__, "code": "0" * 16, "resources": resources})
         with pytest.raises(ConfigError) as told:
+            _check_cluster(driver)
+        driver.workplace.resources["dense"] = Resources(gpu=100)
+        with pytest.raises(ConfigError, match="a stage 'dense' asks for 1 CPUs and 100 GPUs"):
             _check_cluster(driver)
     version, gpus = str(told.value).splitlines()
     assert f"another version of the project (deftx-sweeps 0.1.0, code {node.code()}) than the driver" in version

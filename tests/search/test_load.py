@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,9 +25,11 @@ from deftx.stages.stage import Stage
 from deftx.stages.store import Store
 from orchestrator.record.sweep import Failure, SweepFolder
 from orchestrator.run import driver as driver_module
+from orchestrator.run import session
 from orchestrator.run.driver import _MANIFESTS, Driver
 from orchestrator.run.machine import Machine, Workplace
 from orchestrator.run.serial import run_serial
+from orchestrator.run.tune import ScheduleSearcher, _ProgressCallback
 from orchestrator.search.replay import Replay
 from orchestrator.search.schedule import Job, Schedule
 
@@ -256,3 +259,49 @@ def test_a_tiny_plan_is_simulated_exactly(monkeypatch: pytest.MonkeyPatch) -> No
         assert makespan.bounds(schedule) == (6.0, 12.0)
     # in the order of the row the task is first, and ban's text waits for a worker
     assert makespan.simulate(space, 2, lambda stage: 0.0, make_planner(space))[0] == 8.0
+
+
+def settled(driver: Driver) -> int:
+    """How many stages are done in the state on record, after one more is in fact."""
+    job = driver.next_job()
+    assert job
+    publish(driver, job)
+    driver.settle(job)
+    return sum(entry.status == "done" for entry in driver.folder.state().stages.values())
+
+
+def test_what_was_put_off_is_written_at_a_step_of_tune_and_before_an_error_ends_the_run(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(driver_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    driver.write_state()
+    assert settled(driver) == 0
+    clock[0] += 60
+    _ProgressCallback(driver, ScheduleSearcher(driver)).on_step_end(1, [])
+    assert sum(entry.status == "done" for entry in driver.folder.state().stages.values()) == 1
+
+    def work(driver: Driver) -> None:
+        assert settled(driver) == 1
+        raise RuntimeError("the head of the cluster is gone")
+
+    with pytest.raises(RuntimeError, match="is gone"):
+        session.run(driver, work)
+    assert sum(entry.status == "done" for entry in driver.folder.state().stages.values()) == 2
+
+
+def test_a_state_that_cannot_be_written_is_not_tried_at_every_step(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def full(*_: Any) -> None:
+        tried.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    driver.write_state()
+    monkeypatch.setattr(Objects, "write", full)
+    driver._unwritten, driver._write_at = True, -1.0
+    for _ in range(20):
+        driver.keep_state()
+    assert (len(tried), driver.refused is not None) == (1, True)

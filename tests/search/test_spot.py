@@ -55,9 +55,9 @@ def test_spot_machines_come_first_and_others_while_there_is_none(refused: tuple[
 
 
 def test_no_gpu_is_started_for_work_without() -> None:
-    assert score({"CPU": 4}, [{"CPU": 1}], "cpu", node_availability_summary=refusals("cpu")) > score(  # type: ignore[operator]
-        {"CPU": 4, "GPU": 1}, [{"CPU": 1}], SPOT, node_availability_summary=refusals()
-    )
+    assert started([{"CPU": 4.0}] * 7, refusals()) == {}
+    assert score({"CPU": 4, "GPU": 1}, [{"CPU": 1}], SPOT, node_availability_summary=refusals()) is None
+    assert score({"CPU": 4}, [{"CPU": 1}], "cpu", node_availability_summary=refusals("cpu")) is not None
     assert score({"CPU": 4}, [{"GPU": 1}], "cpu", node_availability_summary=refusals()) is None
 
 
