@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(lacking()), reason=la
 
 ADDRESSES = {"head": "10.77.0.2", "one": "10.77.0.3", "two": "10.77.0.4"}
 SHARED = "/run/shared"
-LONG = {**TRAINING, "max_steps": 800, "validate_every": 200}
+LONG = {**TRAINING, "max_steps": 2000, "validate_every": 500}
 RAY = "cd ~/deftx-sweeps && . ~/venv/bin/activate && ray"
 SUBMIT = (
     "ray job submit --address http://127.0.0.1:8265 --no-wait --submission-id {name} -- "
@@ -201,7 +201,7 @@ def went_through(cluster: Cluster, storage: Path) -> None:
         cluster.until(lambda: len(makers.seen) > 1, 240, "second", makers.told)
         cluster.say("the second job trains on more than one")
         assert cluster.head.kill("mlflow server")
-        cluster.until((storage / "sweeps" / "tiny" / "chosen.json").exists, 300, "second")
+        cluster.until((storage / "sweeps" / "tiny" / "chosen.json").exists, 600, "second")
         cluster.say("the sweep has ended")
     wait_until(lambda: "running" not in cluster.job("second"), 120, lambda: cluster.printed("second"))
     assert "succeeded" in cluster.job("second"), cluster.printed("second")
