@@ -1,6 +1,7 @@
-"""Four sparse phases of a language on one GPU: all at once against one after the other, and at once under MPS.
+"""Four sparse phases of a language on one GPU: told to begin at once, against one after the other, and under MPS.
 
-Each is a process that makes its run, takes a few steps and then waits for a word, so that no start is measured.
+Each is a process that makes its run, takes a few steps and then waits for a word, so that no start is measured. As in
+`train` they take turns on the GPU, but under MPS.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
 from benchmarks.gpu.rows import Piece, Row
 from benchmarks.gpu.steps import SPARSE, training
 from benchmarks.measure import Options, median, start, wait
+from deftx.train.turn import turn
 
 RUNS, STEPS, WARM, ROUNDS = 4, 150, 10, 2
 _MPS = "nvidia-cuda-mps-control"
@@ -61,9 +65,10 @@ def steps_when_told(options: Options) -> None:
         print("ready", flush=True)
         for _ in sys.stdin:
             began = time.monotonic()
-            for _ in range(_steps(options)):
-                run.train_step()
-            wait(options.device)
+            with turn(torch.device(options.device)):
+                for _ in range(_steps(options)):
+                    run.train_step()
+                wait(options.device)
             print(json.dumps([began, time.monotonic()]), flush=True)
 
 

@@ -34,6 +34,7 @@ from deftx.train.memory import memory_errors
 from deftx.train.objectives import Batch, Objective
 from deftx.train.step import Step
 from deftx.train.trainable import Trainable
+from deftx.train.turn import turn
 
 log = logging.getLogger("deftx")
 
@@ -84,6 +85,8 @@ def train(
 ) -> TrainResult:
     """The result of training a model, which is left at its best checkpoint by validation.
 
+    On a GPU that other trainings share it waits for its turn.
+
     Args:
         model: moved to the execution's device and left there.
         objective: the loss, its data and its validation.
@@ -105,7 +108,7 @@ def train(
     if objective.examples == 0:
         raise DataError("there are no training examples")
     execution = execution or Execution()
-    with _gradient_checkpointing(model, execution.gradient_checkpointing):
+    with turn(torch.device(execution.device)), _gradient_checkpointing(model, execution.gradient_checkpointing):
         with memory_errors(settings, execution):
             run = Run(model, objective, settings, seed, trainable, execution)
         # closed after a failure too, so that the model can be trained again
