@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -88,9 +87,11 @@ def test_a_turn_ends_with_its_process_however_that_ends(card: SimpleNamespace, t
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, card.uuid], env=environment, stdout=subprocess.PIPE, text=True
     ) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "in\n"
-        assert waits_here()
-        os.kill(holder.pid, signal.SIGKILL)
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "in\n"
+            assert waits_here()
+        finally:
+            holder.kill()
     assert not waits_here()
 
 
