@@ -101,7 +101,7 @@ class Peak:
     _before: int = 0
 
     def __enter__(self) -> Peak:
-        environment.reset_peak_memory()
+        environment.reset_peak_memory(self.device)
         self._before = self._peak()
         return self
 

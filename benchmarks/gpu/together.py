@@ -38,7 +38,7 @@ def rows(options: Options) -> Iterator[Row]:
     with _runs(options) as runs:
         took = [(_at_once(runs), sum(_at_once([run]) for run in runs)) for _ in range(1 if options.small else ROUNDS)]
     at_once, in_turn = (median([pair[place] for pair in took]) for place in (0, 1))
-    name, note = f"{RUNS} sparse phases, {_steps(options)} steps each", "the reference is one after the other"
+    name, note = f"{RUNS} sparse phases, {_steps(options)} steps each", "in turns; the reference is one after the other"
     yield Row(name, "seconds at once", at_once, in_turn, note=note)
     yield Row(name, "in turn over at once", in_turn / at_once, limit="at once")
 

@@ -112,19 +112,19 @@ def restored() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
-def reset_peak_memory() -> None:
-    """Begin to measure peak memory anew."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def reset_peak_memory(device: str) -> None:
+    """Begin to measure peak memory anew, on a GPU too if it is the device."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         # 5 resets the high-water mark of the resident set (proc(5))
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def peak_memory() -> int:
+def peak_memory(device: str) -> int:
     """Most bytes since `reset_peak_memory`: of GPU memory where a GPU was used, else resident; 0 where unknown."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+    if torch.device(device).type == "cuda" and (most := torch.cuda.max_memory_allocated(device)):
+        return most
     return hardware.memory("VmHWM")
 
 

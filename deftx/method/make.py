@@ -96,7 +96,7 @@ def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None, 
     started, report = time.monotonic(), watch(stage) if watch else None
     log.info("%s: starts (%s)", stage.label, stage.address)
     environment.prepare(stage.seed, execution, stage.precision)
-    environment.reset_peak_memory()
+    environment.reset_peak_memory(execution.device)
     attempt: Attempt = store.attempt(stage.address)
     try:
         with memory_errors(stage.training, execution):
@@ -107,7 +107,7 @@ def _run(stage: Stage, store: Store, execution: Execution, watch: Watch | None, 
     seconds = time.monotonic() - started
     manifest = attempt.publish(
         stage, metrics=made.facts.metrics(), curve=made.curve, details={**made.details, **details}, seconds=seconds,
-        peak_bytes=environment.peak_memory(), execution=execution.model_dump(mode="json"),
+        peak_bytes=environment.peak_memory(execution.device), execution=execution.model_dump(mode="json"),
         versions=environment.versions(), git_commit=environment.git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attention as a model's SDPA computes it, with a mask only where a batch has one.
+"""Attention as a model computes it, with a mask only where a batch has one, and so that a GPU can capture it.
 
 transformers leaves out the mask of a batch without padding, so that the fastest kernels can be taken, but not while a
 CUDA graph is captured or a model is compiled: there it makes a mask of ones, which no fast kernel takes. Which kernels
@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import Tensor
 
 _NAME = "deftx"
 """Under which it is registered with transformers."""
@@ -37,6 +40,42 @@ def masks_where_given(model: Any) -> Iterator[bool]:
         yield all(kind == "full_attention" for kind in getattr(model.config, "layer_types", None) or ())
     finally:
         model.config._attn_implementation = before
+
+
+@contextmanager
+def positions_on_the_device(model: Any) -> Iterator[None]:
+    """Within the block DeBERTa puts relative positions into buckets without copying a number from the CPU.
+
+    A copy that is waited for ends the capture of a graph. What is computed is the same to the bit.
+    """
+    if getattr(getattr(model, "config", None), "model_type", None) != "deberta-v2":
+        yield
+        return
+    from transformers.models.deberta_v2 import modeling_deberta_v2
+
+    before = modeling_deberta_v2.make_log_bucket_position
+    modeling_deberta_v2.make_log_bucket_position = _log_buckets
+    try:
+        yield
+    finally:
+        modeling_deberta_v2.make_log_bucket_position = before
+
+
+def _log_buckets(relative_pos: Tensor, bucket_size: int, max_position: int) -> Tensor:
+    """The bucket of each relative position (He et al., 2021): near ones have their own, far ones share by logarithm.
+
+    Args:
+        relative_pos: int64, of any shape.
+        bucket_size: twice the number of positions that count as near.
+        max_position: the largest distance that is told apart.
+    """
+    middle = bucket_size // 2
+    near = (relative_pos < middle) & (relative_pos > -middle)
+    distance = torch.where(near, middle - 1, relative_pos.abs())
+    # a tensor of the CPU without a dimension goes with the operation, as a number
+    share = torch.log(distance / middle) / torch.log(torch.tensor((max_position - 1) / middle))
+    far = torch.ceil(share * (middle - 1)) + middle
+    return torch.where(distance <= middle, relative_pos.type_as(far), far * relative_pos.sign())
 
 
 def _mask(*sizes: Any, **options: Any) -> Any:

@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deftx.errors import reason
+from deftx.train.memory import is_out_of_gpu_memory
 
 log = logging.getLogger("deftx")
 
@@ -117,9 +118,9 @@ class Graphs:
             return
         try:
             self._graphs[key] = self._capture(function)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if is_out_of_gpu_memory(error):
+                raise
             log.warning("a training step cannot be captured as a CUDA graph and runs slower, as Python: %s",
                         reason(error))  # fmt: skip
             self.way = "eager"
@@ -169,13 +170,24 @@ class Graphs:
                     function()
                 except BaseException:
                     with suppress(RuntimeError):  # which would hide why
-                        graph.capture_end()
+                        self._end(graph)
                     raise
-                graph.capture_end()
+                self._end(graph)
         finally:
             if collects:
                 gc.enable()
         return graph
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # torch 2.11 leaves the pool open where a capture has failed, and then frees no memory any more
+            device = torch.cuda.current_device()
+            with suppress(RuntimeError):  # it was closed
+                torch._C._cuda_endAllocateToPool(device, self._pool)
+                torch._C._cuda_releasePool(device, self._pool)
+            raise
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn, Protocol
@@ -26,7 +27,7 @@ from torch import nn
 
 from deftx.config import Execution, Training
 from deftx.errors import DataError, TrainingError
-from deftx.models.attention import masks_where_given
+from deftx.models.attention import masks_where_given, positions_on_the_device
 from deftx.train.ahead import Ahead
 from deftx.train.capture import ATTENTION, Runner, runner_for
 from deftx.train.leave import Left, asked, heeding
@@ -200,6 +201,7 @@ class Run:
                 stack.enter_context(torch.cuda.device(self._device))
             self._runner = runner or runner_for(self._device, execution.gradient_checkpointing)
             biased = stack.enter_context(masks_where_given(model))
+            stack.enter_context(positions_on_the_device(model))
             self._step = Step(
                 model, objective, settings, trainable, self._device, self._runner,
                 self._micro_batch < self._examples, compiled, biased,
@@ -222,6 +224,7 @@ class Run:
             "attention": ", ".join(backend.name.lower() for backend in ATTENTION),
             "micro_batch": str(self._micro_batch),
             "torch": str(torch.__version__),
+            "transformers": version("transformers"),
         }
 
     def train_step(self) -> None:
@@ -236,6 +239,14 @@ class Run:
         self.step += 1
         if self._step.noticed:
             self._stop_for_bad_step()
+
+    def prepare_largest(self) -> None:
+        """Capture what the largest batch takes: a GPU without room for it is told at once, not after hours.
+
+        Smaller batches take the same memory then; captured before it they would leave it too little in one piece.
+        """
+        batch = self._objective.batch(self._objective.largest(self._micro_batch), np.random.default_rng(0))
+        self._step.prepare(self._objective.prepare_batch(batch, self._micro_batch))
 
     def repeat(self) -> None:
         """Compute the last step again on the same batch, by graphs where there are any: for a benchmark."""
@@ -324,6 +335,7 @@ class Run:
         if self._device.type == "cpu":
             return self._ready(self.step)
         if self._ahead is None:
+            self.prepare_largest()
             self._ahead = Ahead(self._ready, range(self.step, self.result.steps))
         return self._ahead.take()
 

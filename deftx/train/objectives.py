@@ -69,6 +69,10 @@ class Objective(ABC):
         """What is doubtful about the data, a sentence each."""
         return []
 
+    def largest(self, number: int) -> NDArray[np.int64]:
+        """The numbers of as many training examples, of those that make the largest batch."""
+        return np.arange(number)
+
     @abstractmethod
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """The training examples of these numbers as CPU tensors with the batch first; `labels` are among them."""
@@ -182,6 +186,10 @@ class MaskedLanguageModelling(Objective):
     def examples(self) -> int:
         """How many training blocks there are."""
         return len(self._blocks)
+
+    def largest(self, number: int) -> NDArray[np.int64]:
+        """The blocks with the most tokens."""
+        return np.argsort(-(self._blocks != self.pad_id).sum(axis=1), kind="stable")[:number]
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Blocks with a new mask, [batch, tokens], cut after the longest of them."""
@@ -322,6 +330,10 @@ class Classification(Objective):
             for number, label in enumerate(self._labels)
             if not (rows.labels == number).any() and (side == "training" or self._metric == "macro_f1")
         ]
+
+    def largest(self, number: int) -> NDArray[np.int64]:
+        """The longest sentences."""
+        return np.argsort([-len(ids) for ids in self._train.ids], kind="stable")[:number]
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Sentences padded to the longest one of the batch, [batch, tokens]."""

@@ -108,9 +108,9 @@ class Step:
             rate: the learning rate.
             seeds: of the draws in each part.
         """
-        keys = [self._key(part) for part in parts]
-        for key in [*keys, _APPLY] if self._gradients else keys:
-            self._prepare(key)
+        keys = [self.prepare(part) for part in parts]
+        if self._gradients:
+            self._prepare(_APPLY)
         self._rate.fill_(rate)
         self._targets.fill_(targets)
         for key, part, seed in zip(keys, parts, seeds, strict=True):
@@ -122,6 +122,12 @@ class Step:
             self._runner.run(_APPLY, self._function(_APPLY))
         self._runner.end_step()
         self._last = keys
+
+    def prepare(self, part: Batch) -> Any:
+        """The key under which a part of these shapes is computed, for which the inputs and what is captured exist."""
+        key = self._key(part)
+        self._prepare(key)
+        return key
 
     def repeat(self) -> None:
         """Carry out the functions of the last step again on what their inputs hold."""

@@ -54,4 +54,5 @@ def _take(stack: ExitStack, card: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         log.info("waits for its turn on the GPU: another training is on it")
+        torch.cuda.empty_cache()  # which that one may need
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -75,3 +75,15 @@ def test_a_card_that_only_emulates_bf16_is_refused_by_its_name(monkeypatch: pyte
     environment.check_precision("tf32", "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     environment.check_precision("bf16", "cuda")
+
+
+def test_peak_memory_is_of_the_gpu_that_a_stage_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {"cuda:0": 5, "cuda:1": 7}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.__getitem__)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peaks.update({device: 0}))
+    monkeypatch.setattr(hardware, "memory", lambda field: 3)
+    assert [environment.peak_memory(device) for device in ("cuda:0", "cuda:1", "cpu")] == [5, 7, 3]
+    environment.reset_peak_memory("cuda:1")
+    environment.reset_peak_memory("cpu")
+    assert peaks == {"cuda:0": 5, "cuda:1": 0}
+    assert environment.peak_memory("cuda:1") == 3  # a stage that used none of it

@@ -16,7 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from deftx.train.capture import exact
 
-WAITS = ("_local_scalar_dense", "nonzero", "_unique2", "equal", "masked_select")
+WAITS = {
+    "_local_scalar_dense", "nonzero", "equal", "allclose", "masked_select", "bincount", "_unique", "_unique2",
+    "unique_dim", "unique_consecutive", "unique_dim_consecutive",
+}  # fmt: skip
 
 
 class Tape(TorchDispatchMode):
@@ -30,6 +33,12 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operation.name().removeprefix("aten::").split(".")[0]
         assert name not in WAITS, f"{name} waits for a value"
+        of_a_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        assert not of_a_mask, f"{name} waits for how many places a mask has"
+        counted = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        assert not counted, "repeat_interleave waits for how many there will be"
         out = operation(*args, **(kwargs or {}))
         self.operations.append((operation, args, kwargs or {}, out))
         self.count[name] += not operation.is_view
@@ -47,6 +56,28 @@ class Tape(TorchDispatchMode):
             again = operation(*tree_map(current, args), **tree_map(current, kwargs))
             for old, new in zip(tree_flatten(out)[0], tree_flatten(again)[0], strict=True):
                 made[id(old)] = new
+
+
+class CopyFromTheCPU(AssertionError):
+    """A tensor of the CPU would be copied to the GPU, which is waited for."""
+
+
+class OnAGPU(TorchDispatchMode):
+    """Stands for a GPU by the device `meta`: nothing is computed, and what would be copied from the CPU is an error.
+
+    A number of the CPU that an operation of the GPU takes, a tensor without a dimension, goes with the operation.
+    """
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operation.name().removeprefix("aten::").split(".")[0]
+        out = operation(*args, **(kwargs or {}))
+        before = [value for value in tree_flatten((args, kwargs or {}))[0] if isinstance(value, torch.Tensor)]
+        after = [value for value in tree_flatten(out)[0] if isinstance(value, torch.Tensor)]
+        if any(value.device.type == "meta" for value in [*before, *after]):
+            for value in before:
+                if value.device.type == "cpu" and (value.dim() or name in ("_to_copy", "copy_")):
+                    raise CopyFromTheCPU(f"{name} copies {tuple(value.shape)} from the CPU")
+        return out
 
 
 class Recorder:

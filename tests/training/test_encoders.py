@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.encoders import CONFIGS, write_encoder
-from support.recorder import Recorder
+from support.recorder import CopyFromTheCPU, OnAGPU, Recorder
 from support.tiny import END, LABELS, PAD, START, make_encoded, make_mlm, make_tokenizer, same_bits, weights_of
 from support.trainings import HARD, SEED, half_mask
 from tokenizers.processors import TemplateProcessing
@@ -81,6 +81,37 @@ def test_the_recorded_step_equals_the_eager_one_bit_for_bit(
     found, same = trained(folders[kind], objective, precision, Recorder())
     assert curve == same
     assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize("objective", ["mlm", "pairs"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_nothing_is_copied_from_the_cpu_within_a_step(
+    tmp_path: Path, kind: str, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU could not capture it."""
+    monkeypatch.setattr("transformers.modeling_utils.is_tracing", lambda *_: True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # nothing is known of this device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    model, data = start(write_encoder(tmp_path, kind), objective, 0.2)
+    trainable = phase(model, SETTINGS)
+    with closing(Run(model, data, SETTINGS, SEED, trainable, Execution())) as run:
+        parts = [run._ready(step).parts[0] for step in range(3)]
+        assert any("attention_mask" in part for part in parts)
+        model.to("meta")
+        for part in parts:
+            part = {name: tensor.to("meta") for name, tensor in part.items()}
+            with OnAGPU():
+                loss = data.loss(model, part)
+                torch.autograd.grad(loss, list(trainable.parameters.values()), materialize_grads=True)
+
+
+def test_what_is_copied_from_the_cpu_is_seen() -> None:
+    there = torch.ones(3, device="meta")
+    with OnAGPU():
+        there * torch.tensor(2.0)
+        for copies in (lambda: there * torch.tensor(2.0).type_as(there), lambda: there[torch.tensor([0, 1])]):
+            with pytest.raises(CopyFromTheCPU):
+                copies()
 
 
 @pytest.mark.parametrize("objective", ["mlm", "pairs"])
