@@ -73,9 +73,10 @@ def parts(
     # a copy with padded rows, whatever the table is
     output = 0 if task else -(-shape.vocabulary // 64) * 64 * shape.hidden
     chosen = 0 if k is None else (4 + 8) * trained  # values and where they are
+    waiting = linear if gpu and k is not None else 0  # what is multiplied in bf16 is on the CPU in float32
     tokens = examples * length
     return Parts(
-        weights=4 * (body + head) + (width * linear if gpu else 0) + width * output + chosen,
+        weights=4 * (body + head - waiting) + (width * linear if gpu else 0) + width * output + chosen,
         moments=8 * trained,
         best=4 * trained,
         gradients=4 * (body + head - linear) + width * linear + _gathered(shape, trained, linear, k, gpu),

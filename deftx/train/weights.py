@@ -2,6 +2,7 @@
 
     flat     W, in the model's precision; each parameter begins at a multiple of 128 entries
     narrow   S, bfloat16: the linear layers' part of W as matrix products read it, where they are computed in bfloat16
+    waiting  that part of W in a sparse phase, on the CPU: nothing reads it before the end
     values   what an optimiser steps: W itself in a dense phase, its chosen entries W[idx] in a sparse one
 
 With a mask the optimiser never sees the weights, so the entries off it stay bit-identical whatever weight decay,
@@ -76,6 +77,7 @@ class Weights:
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
         self._moved: list[str] = []
+        self._device = device
         _freeze_all_but(model, by_name)
         self._output = _FrozenOutput(model)
         try:
@@ -100,21 +102,26 @@ class Weights:
         sizes = {name: -(-by_name[name].numel() // _ALIGNMENT) * _ALIGNMENT for name in self.names}
         self._start = dict(zip(self.names, _sums(sizes[name] for name in self.names), strict=False))
         self._shapes = {name: by_name[name].shape for name in self.names}
-        self._flat = torch.zeros(sum(sizes.values()), dtype=self.parameters[0].dtype, device=device)
-        for name, parameter in by_name.items():
-            parameter.data = self._view(self._flat, name).copy_(parameter.detach())
-            self._moved.append(name)
-        model.to(device)
-        self._sparse = mask is not None
-        self._parts = self._divided(groups, sizes, mask)
-        self.values = self._flat
-        if self._sparse:
-            self.values = torch.cat([self._flat[p.start : p.stop].index_select(0, p.index) for p in self._parts])
         linear = [name for name in groups[0] if id(by_name[name]) in products]
-        self._narrow = torch.zeros(sum(sizes[name] for name in linear), dtype=torch.bfloat16, device=device)
-        self._narrow.copy_(self._flat[: len(self._narrow)])
+        wide, split = self.parameters[0].dtype, sum(sizes[name] for name in linear)
+        self._sparse = mask is not None
+        self._waiting = torch.zeros(split if self._sparse else 0, dtype=wide)
+        self._flat = torch.zeros(sum(sizes.values()) - len(self._waiting), dtype=wide, device=device)
+        self.values = self._flat
+        for name, parameter in by_name.items():
+            parameter.data = self._wide(name).copy_(parameter.detach())
+            self._moved.append(name)
+        self._narrow = torch.zeros(split, dtype=torch.bfloat16, device=device)
+        self._narrow.copy_(self._waiting if self._sparse else self._flat[:split])
         for name in linear:
             by_name[name].data = self._view(self._narrow, name)
+        model.to(device)
+        self._parts = self._divided(groups, sizes, mask)
+        if self._sparse:
+            chosen = ((self._stretch(part), part.index) for part in self._parts)
+            self.values = torch.cat(
+                [whole.index_select(0, index.to(whole.device)).to(device) for whole, index in chosen]
+            )
 
     def views(self, whole: Tensor) -> list[Tensor]:
         """A tensor like `values` as a list of vectors, in the order of `gather`."""
@@ -142,16 +149,13 @@ class Weights:
     @torch.no_grad()
     def write_back(self) -> None:
         """Make the parameters what `values` are."""
-        linear = len(self._narrow)
         if not self._sparse:
-            self._narrow.copy_(self._flat[:linear])
+            self._narrow.copy_(self._flat[: len(self._narrow)])
             return
         with deterministic(False):  # the places are distinct
             for part in self._parts:
-                self._flat[part.start : part.stop].index_copy_(0, part.index, self.values[part.place])
-            if linear:
-                first = self._parts[0]
-                self._narrow.index_copy_(0, first.index, self.values[first.place].to(self._narrow.dtype))
+                whole = self._narrow if self._waits(part) else self._stretch(part)
+                whole.index_copy_(0, part.index, self.values[part.place].to(whole.dtype))
 
     @torch.no_grad()
     def load(self, values: Tensor) -> None:
@@ -161,7 +165,8 @@ class Weights:
 
     def by_name(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter that trains, in the precision of `values`."""
-        return ((name, self._view(self._flat, name)) for name in self.names)
+        self._settle()
+        return ((name, self._wide(name)) for name in self.names)
 
     @torch.no_grad()
     def close(self) -> None:
@@ -171,15 +176,36 @@ class Weights:
         """
         self._output.close()
         by_name = dict(zip(self.names, self.parameters, strict=True))
+        if self._moved:
+            self._settle()
         while self._moved:
-            view = self._view(self._flat, self._moved[-1])
+            view = self._wide(self._moved[-1])
             try:
-                by_name[self._moved[-1]].data = view.clone()
+                by_name[self._moved[-1]].data = view.to(self._device, copy=True)
             except torch.OutOfMemoryError:
                 by_name[self._moved[-1]].data = view.cpu()
             self._moved.pop()
         self.names, self.parameters, self._parts = [], [], []
-        self.values = self._flat = self._narrow = torch.empty(0)
+        self.values = self._flat = self._narrow = self._waiting = torch.empty(0)
+
+    def _settle(self) -> None:
+        """Make what waits on the CPU what `values` are."""
+        if len(self._waiting) and self.values is not self._flat:
+            first = self._parts[0]
+            self._waiting.index_copy_(0, first.index.cpu(), self.values[first.place].cpu())
+
+    def _waits(self, part: _Part) -> bool:
+        return part.start < len(self._waiting)
+
+    def _stretch(self, part: _Part) -> Tensor:
+        """A part of W."""
+        before = len(self._waiting)
+        return self._waiting if self._waits(part) else self._flat[part.start - before : part.stop - before]
+
+    def _wide(self, name: str) -> Tensor:
+        """A parameter's place in W."""
+        before = len(self._waiting)
+        return self._view(self._waiting, name) if self._start[name] < before else self._view(self._flat, name, before)
 
     def _view(self, whole: Tensor, name: str, origin: int = 0) -> Tensor:
         start, shape = self._start[name] - origin, self._shapes[name]

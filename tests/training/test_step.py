@@ -206,6 +206,31 @@ def test_nothing_that_stays_ever_moves(backbone: Path, tmp_path: Path, sparse: b
         assert len(model.lm_head.decoder.weight) % 64 == 0
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_linear_layers_of_a_sparse_phase_in_bf16_wait_on_the_cpu(backbone: Path, precision: Any) -> None:
+    model, objective = both("mlm", backbone)
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    trainable = phase(model, settings, half_mask(model))
+    before = {name: parameter.detach().clone() for name, parameter in trainable.parameters.items()}
+    with closing(Run(model, objective, settings, SEED, trainable, Execution())) as run:
+        for _ in range(3):
+            run.train_step()
+        weights = run._step.weights
+        narrow = [name for name, parameter in trainable.parameters.items() if parameter.dtype == torch.bfloat16]
+        assert bool(narrow) == (precision == "bf16")
+        assert len(weights._waiting) == sum(-(-before[name].numel() // 128) * 128 for name in narrow)
+        wide = dict(weights.by_name())
+        assert sum(value.untyped_storage().data_ptr() == weights._waiting.data_ptr() for value in wide.values()) == len(
+            narrow
+        )
+        for name, parameter in trainable.parameters.items():
+            assert torch.equal(wide[name].to(parameter.dtype), parameter)
+            assert wide[name].dtype == torch.float32 and not torch.equal(wide[name], before[name])
+        after = {name: value.clone() for name, value in wide.items()}
+    for name, parameter in trainable.parameters.items():
+        assert torch.equal(parameter, after[name])
+
+
 def test_a_model_comes_back_whole(backbone: Path) -> None:
     model, objective = both("mlm", backbone)
     before = weights_of(model)
