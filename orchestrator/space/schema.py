@@ -54,7 +54,7 @@ class Resources(Settings):
     """
 
     cpu: int = Field(1, ge=1, description="CPUs, and threads of the stage")
-    gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, or whole GPUs")
+    gpu: float = Field(0.0, ge=0.0, description="a share of one GPU, on which trainings take turns, or whole GPUs")
     micro_batch: int | None = Field(
         None, ge=1, description="examples that training computes at once; null: the whole batch; dropout draws by it"
     )
