@@ -42,23 +42,15 @@ def masks_where_given(model: Any) -> Iterator[bool]:
         model.config._attn_implementation = before
 
 
-@contextmanager
-def positions_on_the_device(model: Any) -> Iterator[None]:
-    """Within the block DeBERTa puts relative positions into buckets without copying a number from the CPU.
+def positions_on_the_device(model: Any) -> None:
+    """Let DeBERTa put relative positions into buckets without copying a number from the CPU, in all of its models.
 
     A copy that is waited for ends the capture of a graph. What is computed is the same to the bit.
     """
-    if getattr(getattr(model, "config", None), "model_type", None) != "deberta-v2":
-        yield
-        return
-    from transformers.models.deberta_v2 import modeling_deberta_v2
+    if getattr(getattr(model, "config", None), "model_type", None) == "deberta-v2":
+        from transformers.models.deberta_v2 import modeling_deberta_v2
 
-    before = modeling_deberta_v2.make_log_bucket_position
-    modeling_deberta_v2.make_log_bucket_position = _log_buckets
-    try:
-        yield
-    finally:
-        modeling_deberta_v2.make_log_bucket_position = before
+        modeling_deberta_v2.make_log_bucket_position = _log_buckets
 
 
 def _log_buckets(relative_pos: Tensor, bucket_size: int, max_position: int) -> Tensor:

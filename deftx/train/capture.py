@@ -119,14 +119,14 @@ class Graphs:
         try:
             self._graphs[key] = self._capture(function)
         except RuntimeError as error:
+            # a capture that fails leaves the generator waiting for its end
+            self._generator.graphsafe_set_state(self._generator.clone_state())
             if is_out_of_gpu_memory(error):
                 raise
             log.warning("a training step cannot be captured as a CUDA graph and runs slower, as Python: %s",
                         reason(error))  # fmt: skip
             self.way = "eager"
             self._graphs.clear()
-            # a capture that fails leaves the generator waiting for its end
-            self._generator.graphsafe_set_state(self._generator.clone_state())
 
     def run(self, key: Hashable, function: Function) -> None:
         """Replay the graph: the generator's state at this moment decides its draws."""
@@ -184,7 +184,7 @@ class Graphs:
         except RuntimeError:
             # torch 2.11 leaves the pool open where a capture has failed, and then frees no memory any more
             device = torch.cuda.current_device()
-            with suppress(RuntimeError):  # it was closed
+            with suppress(RuntimeError, AttributeError):  # it was closed; older ones name this otherwise
                 torch._C._cuda_endAllocateToPool(device, self._pool)
                 torch._C._cuda_releasePool(device, self._pool)
             raise

@@ -2,8 +2,8 @@
 
 What trains is in `trainable`, one step in `step`. Every random choice at a step is a function of (seed, step), so a run
 that continues from a checkpoint equals one that was never interrupted. What is dropped depends also on the way a run
-goes: on the micro-batches, the kind of device and the version of torch. A checkpoint of a run that went another way is
-left alone: the run starts over. Whether steps are captured as graphs changes no bit.
+goes: on the micro-batches, the kind of device, the versions of torch and transformers. A checkpoint of a run that went
+another way is left alone: the run starts over. Whether steps are captured as graphs changes no bit.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def train(
         # closed after a failure too, so that the model can be trained again
         with closing(run), memory_errors(settings, execution):
             _drive(run, settings, execution, checkpoints, report)
-    return run.result
+        result = run.result
+        del run  # with what it has on a GPU, before another training's turn
+    return result
 
 
 def _drive(
@@ -201,7 +203,7 @@ class Run:
                 stack.enter_context(torch.cuda.device(self._device))
             self._runner = runner or runner_for(self._device, execution.gradient_checkpointing)
             biased = stack.enter_context(masks_where_given(model))
-            stack.enter_context(positions_on_the_device(model))
+            positions_on_the_device(model)
             self._step = Step(
                 model, objective, settings, trainable, self._device, self._runner,
                 self._micro_batch < self._examples, compiled, biased,
@@ -241,7 +243,7 @@ class Run:
             self._stop_for_bad_step()
 
     def prepare_largest(self) -> None:
-        """Capture what the largest batch takes: a GPU without room for it is told at once, not after hours.
+        """Capture what the largest batch takes, so that a GPU without room for it is told before the first step.
 
         Smaller batches take the same memory then; captured before it they would leave it too little in one piece.
         """

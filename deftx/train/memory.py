@@ -12,7 +12,7 @@ from deftx.config import Execution, Training
 from deftx.errors import OutOfMemory
 from deftx.stages.claim import GIB, MEMORY_ADVICE, of_what_there_is
 
-_OF_A_GPU = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+_OF_A_GPU = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDA driver error: out of memory")
 """What a library says for want of a GPU's memory, in errors that are no `torch.OutOfMemoryError`."""
 
 

@@ -70,7 +70,7 @@ class Objective(ABC):
         return []
 
     def largest(self, number: int) -> NDArray[np.int64]:
-        """The numbers of as many training examples, of those that make the largest batch."""
+        """The numbers of as many training examples that make the largest batch: the longest, with one to be padded."""
         return np.arange(number)
 
     @abstractmethod
@@ -188,8 +188,8 @@ class MaskedLanguageModelling(Objective):
         return len(self._blocks)
 
     def largest(self, number: int) -> NDArray[np.int64]:
-        """The blocks with the most tokens."""
-        return np.argsort(-(self._blocks != self.pad_id).sum(axis=1), kind="stable")[:number]
+        """The blocks with the most tokens, and the one with the fewest."""
+        return _largest((self._blocks != self.pad_id).sum(axis=1), number)
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Blocks with a new mask, [batch, tokens], cut after the longest of them."""
@@ -332,8 +332,8 @@ class Classification(Objective):
         ]
 
     def largest(self, number: int) -> NDArray[np.int64]:
-        """The longest sentences."""
-        return np.argsort([-len(ids) for ids in self._train.ids], kind="stable")[:number]
+        """The longest sentences, and the shortest."""
+        return _largest(np.array([len(ids) for ids in self._train.ids]), number)
 
     def batch(self, numbers: NDArray[np.int64], generator: np.random.Generator) -> Batch:
         """Sentences padded to the longest one of the batch, [batch, tokens]."""
@@ -385,6 +385,12 @@ def _rectangle(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 def _by_length(encoded: Encoded) -> Iterator[NDArray[np.int64]]:
     order = np.argsort([len(ids) for ids in encoded.ids], kind="stable")
     return (order[start : start + _VALIDATION_BATCH] for start in range(0, len(order), _VALIDATION_BATCH))
+
+
+def _largest(lengths: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """The places of the largest lengths, the last of which is the smallest of all: a mask is needed then."""
+    order = np.argsort(-lengths, kind="stable")
+    return order[:1] if number == 1 else np.append(order[: number - 1], order[-1])
 
 
 def _long(array: NDArray[Any]) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch
 
 log = logging.getLogger("deftx")
 
+_FOLDER = Path("/tmp")
+"""Of the files that are locked: the same for all, whatever their TMPDIR."""
 _MPS = "/tmp/nvidia-mps"
 """Where MPS's daemon listens by default; CUDA_MPS_PIPE_DIRECTORY names another place."""
 
@@ -26,7 +27,7 @@ _MPS = "/tmp/nvidia-mps"
 def turn(device: torch.device) -> Iterator[None]:
     """A context in which no other training of this user, on this machine, computes on the GPU; on a CPU, nothing.
 
-    The turn ends with the process, however that ends. Where no file can be locked nobody waits.
+    The turn ends with the process at the latest, however that ends. Where no file can be locked nobody waits.
     """
     with ExitStack() as stack:
         if device.type == "cuda" and not _overlaps(device):
@@ -39,13 +40,13 @@ def turn(device: torch.device) -> Iterator[None]:
 
 def _overlaps(device: torch.device) -> bool:
     """Whether trainings may as well run at once: under MPS, or each on a part of the card of its own."""
-    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _MPS))
-    return (pipes / "control").exists() or " MIG " in torch.cuda.get_device_name(device)
+    pipes = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", _MPS)
+    return os.path.exists(os.path.join(pipes, "control")) or " MIG " in torch.cuda.get_device_name(device)
 
 
 def _take(stack: ExitStack, card: str) -> None:
     """Lock the file that stands for a card, until the stack is closed."""
-    file = Path(tempfile.gettempdir(), f"deftx-{os.geteuid()}-{card}.lock")
+    file = _FOLDER / f"deftx-{os.geteuid()}-{card}.lock"
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     stack.callback(os.close, descriptor)
     if os.fstat(descriptor).st_uid != os.geteuid():  # it could be kept locked
@@ -56,3 +57,5 @@ def _take(stack: ExitStack, card: str) -> None:
         log.info("waits for its turn on the GPU: another training is on it")
         torch.cuda.empty_cache()  # which that one may need
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has the file open too
+    stack.callback(torch.cuda.empty_cache)

@@ -2,7 +2,7 @@
 
     flat     W, in the model's precision; each parameter begins at a multiple of 128 entries
     narrow   S, bfloat16: the linear layers' part of W as matrix products read it, where they are computed in bfloat16
-    waiting  that part of W in a sparse phase, on the CPU: nothing reads it before the end
+    waiting  that part of W in a sparse phase, on the CPU: no step reads it
     values   what an optimiser steps: W itself in a dense phase, its chosen entries W[idx] in a sparse one
 
 With a mask the optimiser never sees the weights, so the entries off it stay bit-identical whatever weight decay,
@@ -189,7 +189,7 @@ class Weights:
         self.values = self._flat = self._narrow = self._waiting = torch.empty(0)
 
     def _settle(self) -> None:
-        """Make what waits on the CPU what `values` are."""
+        """Make what waits on the CPU what `values` are; in a move that failed halfway there are none."""
         if len(self._waiting) and self.values is not self._flat:
             first = self._parts[0]
             self._waiting.index_copy_(0, first.index.cpu(), self.values[first.place].cpu())

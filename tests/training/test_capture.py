@@ -24,7 +24,7 @@ from deftx.train import capture
 from deftx.train.capture import Eager, Graphs
 from deftx.train.loop import Run, train
 from deftx.train.memory import memory_errors
-from deftx.train.objectives import Classification, Encoded, Objective
+from deftx.train.objectives import Batch, Classification, Encoded, Objective
 from deftx.train.trainable import Trainable, phase
 
 SETTINGS = HARD.model_copy(update={"max_steps": 12, "validate_every": 6})
@@ -119,6 +119,7 @@ def test_what_cannot_be_captured_runs_as_python_after_one_warning(
     assert called == ["called"] * 5  # twice for the capture that failed, and a call of each otherwise
 
 
+@pytest.mark.parametrize("end", [None, "operation failed due to a previous error during capture"])
 @pytest.mark.parametrize(
     "error",
     [
@@ -126,8 +127,10 @@ def test_what_cannot_be_captured_runs_as_python_after_one_warning(
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_too_little_memory_is_no_reason_to_go_on_as_python(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    cuda = FakeCUDA(monkeypatch)
+def test_too_little_memory_is_no_reason_to_go_on_as_python(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, end: str | None
+) -> None:
+    cuda = FakeCUDA(monkeypatch, end)
 
     def function() -> None:
         if cuda.calls[-1:] == ["begin"]:
@@ -138,6 +141,7 @@ def test_too_little_memory_is_no_reason_to_go_on_as_python(monkeypatch: pytest.M
         graphs.prepare("key", function)
     assert told.value is error
     assert graphs.way == "graph"
+    assert cuda.closed and cuda.calls[-1] == "generator: clone"  # half of it at once is tried in the same process
 
 
 def test_four_steps_are_under_way_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +169,7 @@ def test_four_steps_are_under_way_at_most(monkeypatch: pytest.MonkeyPatch) -> No
     [
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA driver error: out of memory",
     ],
 )
 def test_a_librarys_word_for_too_little_memory_is_told_too(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
@@ -182,17 +187,37 @@ def test_a_librarys_word_for_too_little_memory_is_told_too(monkeypatch: pytest.M
 @pytest.mark.parametrize(("precision", "narrow"), [("float32", False), ("bf16", True)])
 def test_validation_is_in_the_phases_precision(backbone: Path, precision: Any, narrow: bool) -> None:
     model, objective = start("mlm", backbone)
-    settings, seen = SETTINGS.model_copy(update={"precision": precision}), []
-    objective.validate = lambda model, device: (
-        seen.append(  # type: ignore[method-assign]
-            torch.is_autocast_enabled("cpu")
-        )
-        or {"valid_loss": 1.0}
-    )
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    seen: list[bool] = []
+
+    def validate(model: Any, device: torch.device) -> dict[str, float]:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return {"valid_loss": 1.0}
+
+    objective.validate = validate  # type: ignore[method-assign]
     with closing(Run(model, objective, settings, SEED, phase(model, settings), Execution())) as run:
         run.train_step()
         run.validate()
     assert seen == [narrow]
+
+
+@pytest.mark.parametrize("where", ["to", "cat"])
+def test_a_sparse_phase_in_bf16_that_finds_no_room_leaves_the_model_whole(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    model, objective = start("mlm", backbone)
+    settings = SETTINGS.model_copy(update={"precision": "bf16"})
+    before, trainable = weights_of(model), phase(model, settings, half_mask(model))
+
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(model if where == "to" else torch, where, full)
+        Run(model, objective, settings, SEED, trainable, Execution())
+    assert same_bits(weights_of(model), before)
+    storages = [parameter.untyped_storage().data_ptr() for parameter in model.parameters()]
+    assert len(set(storages)) == len(storages)
 
 
 def start(kind: str, folder: Path, dropout: float = 0.2) -> tuple[Any, Objective]:
@@ -222,7 +247,7 @@ def test_the_largest_batch_is_captured_first_and_changes_nothing(
             if largest_first:
                 run.prepare_largest()
                 (key,) = recorder.tapes
-                assert dict(key)["input_ids"] == (micro_batch or 4, length)
+                assert dict(key)["input_ids"] == (micro_batch or 4, length) == dict(key)["attention_mask"]
             for _ in range(SETTINGS.max_steps):
                 run.train_step()
             lengths = [dict(key)["input_ids"][1] for key in recorder.tapes if key != "apply"]
@@ -340,13 +365,12 @@ def test_a_stage_leaves_no_memory_behind(
     for _ in range(3):
         model, objective = start("mlm", backbone)
         plain = objective.loss
-        if waits:
-            objective.loss = lambda model, batch, plain=plain: (
-                plain(  # type: ignore[method-assign]
-                    model, batch
-                )
-                * float(batch["input_ids"].max() > 0)
-            )
+
+        def loss(model: Any, batch: Batch, plain: Any = plain) -> torch.Tensor:
+            loss: torch.Tensor = plain(model, batch)
+            return loss * float(batch["input_ids"].max() > 0) if waits else loss
+
+        objective.loss = loss  # type: ignore[method-assign]
         ballast = torch.empty(2**28, device="cuda")  # of the ordinary pool
         result = train(
             model, objective, SETTINGS, seed=SEED, trainable=phase(model, SETTINGS), execution=Execution(device="cuda")

@@ -21,47 +21,57 @@ from deftx.train.turn import turn
 
 GPU = torch.device("cuda")
 HOLDER = """
-import sys, time, types, torch
+import pathlib, sys, time, types, torch
+import deftx.train.turn as here
+here._FOLDER = pathlib.Path(sys.argv[2])
 torch.cuda.get_device_name = lambda device: "NVIDIA A100-SXM4-80GB"
 torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid=sys.argv[1])
-from deftx.train.turn import turn
-with turn(torch.device("cuda")):
+with here.turn(torch.device("cuda")):
     print("in", flush=True)
     time.sleep(600)
 """
 
 
 @pytest.fixture
-def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A card that can be another one, in a machine of its own: locks and MPS's pipes lie in the test's folder."""
     card = SimpleNamespace(name="NVIDIA A100-SXM4-80GB", uuid="5a6e")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card.name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("deftx.train.turn._FOLDER", tmp_path)
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "mps"))
-    yield card
+    return card
 
 
-def waits_here() -> bool:
-    """Whether another training that begins now has to wait."""
+def another() -> tuple[threading.Thread, threading.Event]:
+    """Another training that begins now, and whether it has its turn."""
     inside = threading.Event()
 
     def begin() -> None:
         with turn(GPU):
             inside.set()
 
-    other = threading.Thread(target=begin, daemon=True)
-    other.start()
-    return not inside.wait(0.3)
+    thread = threading.Thread(target=begin, daemon=True)
+    thread.start()
+    return thread, inside
+
+
+def waits_here() -> bool:
+    thread, inside = another()
+    return not inside.wait(0.3) and thread.is_alive()
+
+
+def begins_here() -> bool:
+    return another()[1].wait(20)
 
 
 def test_one_training_at_a_time_is_on_a_card(card: SimpleNamespace) -> None:
     with turn(GPU):
         assert waits_here()
         card.uuid = "77f0"
-        assert not waits_here()
+        assert begins_here()
     card.uuid = "5a6e"
-    assert not waits_here()
+    assert begins_here()
 
 
 def test_whoever_waits_begins_when_the_turn_ends(card: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
@@ -83,16 +93,14 @@ def test_whoever_waits_begins_when_the_turn_ends(card: SimpleNamespace, caplog: 
 
 
 def test_a_turn_ends_with_its_process_however_that_ends(card: SimpleNamespace, tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, card.uuid], env=environment, stdout=subprocess.PIPE, text=True
-    ) as holder:
+    command = [sys.executable, "-c", HOLDER, card.uuid, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None and holder.stdout.readline() == "in\n"
             assert waits_here()
         finally:
             holder.kill()
-    assert not waits_here()
+    assert begins_here()
 
 
 def test_nobody_waits_under_mps_nor_on_a_part_of_a_card(card: SimpleNamespace, tmp_path: Path) -> None:
@@ -100,10 +108,10 @@ def test_nobody_waits_under_mps_nor_on_a_part_of_a_card(card: SimpleNamespace, t
         assert waits_here()
         (tmp_path / "mps").mkdir()
         (tmp_path / "mps" / "control").touch()
-        assert not waits_here()
+        assert begins_here()
         (tmp_path / "mps" / "control").unlink()
         card.name = "NVIDIA A100-SXM4-80GB MIG 1g.10gb"
-        assert not waits_here()
+        assert begins_here()
 
 
 def test_a_file_that_cannot_be_locked_keeps_nobody(
@@ -111,7 +119,7 @@ def test_a_file_that_cannot_be_locked_keeps_nobody(
 ) -> None:
     caplog.set_level("INFO", "deftx")
     (tmp_path / f"deftx-{os.geteuid()}-5a6e.lock").symlink_to(tmp_path / "elsewhere")
-    assert not waits_here()
+    assert begins_here()
     assert "take no turns on this GPU" in caplog.text and not (tmp_path / "elsewhere").exists()
     with turn(GPU), pytest.raises(ZeroDivisionError), turn(GPU):  # nor does it hide what happens within
         raise ZeroDivisionError
@@ -121,7 +129,7 @@ def test_a_file_that_cannot_be_locked_keeps_nobody(
         file = tmp_path / f"deftx-{user}-77f0.lock"
         other = os.stat_result([*file.stat()[:4], user + 1, *file.stat()[5:10]])
         monkeypatch.setattr(os, "fstat", lambda descriptor: other)
-        assert not waits_here()
+        assert begins_here()
     assert f"{file} is another user's" in caplog.text
 
 
