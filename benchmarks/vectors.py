@@ -52,7 +52,7 @@ def _applied(options: Options) -> list[BenchmarkRow]:
     floor = rates(options.device, options.small).seconds(0, moved)
     return [
         BenchmarkRow(work, "seconds", seconds, floor=floor),
-        below(BenchmarkRow(work, "times the floor", seconds / floor), 3),
+        below(BenchmarkRow(work, "times the floor", seconds / floor), 4),
         above(BenchmarkRow(work, "weights as before", float(same)), 1),
     ]
 
