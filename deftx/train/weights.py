@@ -183,7 +183,7 @@ class Weights:
             try:
                 by_name[self._moved[-1]].data = view.to(self._device, copy=True)
             except torch.OutOfMemoryError:
-                by_name[self._moved[-1]].data = view.cpu()
+                by_name[self._moved[-1]].data = view.to("cpu", copy=True)
             self._moved.pop()
         self.names, self.parameters, self._parts = [], [], []
         self.values = self._flat = self._narrow = self._waiting = torch.empty(0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.encoders import CONFIGS, write_encoder
-from support.recorder import Recorder
+from support.recorder import Recorder, Tape
 from support.tiny import LABELS, make_encoded, make_mlm, same_bits, weights_of
 from support.trainings import HARD, SEED, Always, half_mask
 from transformers import XLMRobertaForMaskedLM
@@ -199,6 +199,47 @@ def test_validation_is_in_the_phases_precision(backbone: Path, precision: Any, n
         run.train_step()
         run.validate()
     assert seen == [narrow]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_what_a_full_gpu_has_no_room_for_gets_memory_of_its_own_on_the_cpu(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+) -> None:
+    model, objective = start("mlm", backbone)
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    trainable = phase(model, settings, half_mask(model))
+    run = Run(model, objective, settings, SEED, trainable, Execution())
+    plain = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, where: Any, *rest: Any, **how: Any) -> torch.Tensor:
+        if isinstance(where, torch.device) and how.get("copy"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(tensor, where, *rest, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "to", to)
+        run.close()
+    storages = [parameter.untyped_storage() for parameter in trainable.parameters.values()]
+    assert len({storage.data_ptr() for storage in storages}) == len(storages)
+    sizes = [parameter.numel() * 4 for parameter in trainable.parameters.values()]
+    assert [storage.nbytes() for storage in storages] == sizes
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x[x > 0], lambda x: x.masked_select(x > 0), lambda x: x.index_put_((x > 0,), torch.tensor(0.0)),
+        lambda x: x.long().bincount(), lambda x: x.unique(), lambda x: x.unique_consecutive(), lambda x: x.nonzero(),
+        lambda x: x.repeat_interleave(x.long()), lambda x: torch.equal(x, x), lambda x: torch.allclose(x, x),
+        lambda x: float(x[0]),
+    ],
+)  # fmt: skip
+def test_the_recorder_sees_what_a_gpu_would_be_waited_for(waits: Any) -> None:
+    x = torch.tensor([1.0, 2.0, 3.0])
+    with Tape():
+        x[torch.tensor([0, 2])].repeat_interleave(2)  # whose shapes are known
+    with pytest.raises(AssertionError, match="waits for"), Tape():
+        waits(x)
 
 
 @pytest.mark.parametrize("where", ["to", "cat"])
